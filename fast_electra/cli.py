@@ -1,0 +1,178 @@
+"""`fast-electra ...`: everything that needs no distributed launch. Each command imports what it needs when it runs."""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from fast_electra.settings import UserError
+
+_INPUT = """files (.txt with a blank line between documents, .jsonl, .parquet; each also .gz, .xz, .zst), folders,
+quoted globs, or `sample`, the corpus that ships"""
+
+
+class Command(NamedTuple):
+    """A subcommand: one line of help, a function that adds its arguments, and one that runs it."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=_INPUT)
+    parser.add_argument("--field", default="text", help="key or column that holds the text (default: %(default)s)")
+    parser.add_argument(
+        "--max-document-bytes", type=int, default=2**24, metavar="N", help="reject larger documents (default: 16 MiB)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    _add_input(parser)
+    parser.add_argument("--output", default="data/tokenizer", metavar="FOLDER", help="where to (default: %(default)s)")
+    parser.add_argument(
+        "--vocabulary", type=int, default=128_000, metavar="N", help="exact number of tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-train-bytes",
+        type=int,
+        default=2**28,
+        metavar="N",
+        help="learn from a random sample of the documents of at most N bytes (default: 256 MiB)",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=0.99999,
+        metavar="SHARE",
+        help="share of the text whose characters get tokens; the rest is spelt in bytes (default: %(default)s)",
+    )
+
+
+def _run_tokenizer(arguments: argparse.Namespace) -> None:
+    from fast_electra.corpus.tokenizer import train_tokenizer
+
+    start = time.monotonic()
+    card = train_tokenizer(
+        inputs=arguments.input,
+        output=arguments.output,
+        vocabulary=arguments.vocabulary,
+        field=arguments.field,
+        max_document_bytes=arguments.max_document_bytes,
+        max_train_bytes=arguments.max_train_bytes,
+        character_coverage=arguments.character_coverage,
+        overwrite=arguments.overwrite,
+    )
+    text = card["text"]
+    print(f"tokenizer {arguments.output}: {card['vocabulary_size']:,} tokens, sha256 {card['sha256'][:16]}")
+    print(
+        f"learnt    {_megabytes(text['sampled_bytes'])} of {_megabytes(text['bytes'])}, {text['documents']:,} documents"
+    )
+    if text["rejected"]:
+        print(f"rejected  {text['rejected']:,} documents; `fast-electra corpus` lists each with its reason")
+    print(f"took      {time.monotonic() - start:.1f} s")
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    _add_input(parser)
+    parser.add_argument("--tokenizer", default="data/tokenizer", metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--output", default="data/shards", metavar="FOLDER", help="where to (default: %(default)s)")
+    parser.add_argument(
+        "--heldout",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="share of the documents kept for evaluation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="tokenising processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-bytes", type=int, default=2**30, metavar="N", help="start a new shard at this size (default: 1 GiB)"
+    )
+
+
+def _run_corpus(arguments: argparse.Namespace) -> None:
+    from fast_electra.corpus.building import build_shards
+    from fast_electra.corpus.shards import QUARANTINE, SPLITS
+
+    start = reported = time.monotonic()
+
+    def progress(documents: int, size: int) -> None:
+        nonlocal reported
+        if (now := time.monotonic()) >= reported + 10:
+            reported = now
+            print(
+                f"{documents:,} documents, {_megabytes(size)}, {size / 1e6 / (now - start):.1f} MB/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    manifest = build_shards(
+        inputs=arguments.input,
+        tokenizer=arguments.tokenizer,
+        output=arguments.output,
+        heldout=arguments.heldout,
+        workers=arguments.workers,
+        field=arguments.field,
+        max_document_bytes=arguments.max_document_bytes,
+        shard_bytes=arguments.shard_bytes,
+        overwrite=arguments.overwrite,
+        progress=progress,
+    )
+    seconds = time.monotonic() - start
+    for split in SPLITS:
+        shards = manifest.splits[split]
+        documents, tokens = (sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens"))
+        print(f"{split:<8} {documents:>12,} documents {tokens:>15,} tokens {len(shards):>4} shards")
+    print(f"text     {_megabytes(manifest.bytes)}, {manifest.bytes / manifest.tokens:.2f} bytes a token")
+    for reason, count in manifest.rejected.items():
+        print(f"rejected {count:>12,} {reason}")
+    if manifest.rejected:
+        print(f"         each is listed in {arguments.output}/{QUARANTINE}")
+    print(f"took     {seconds:.1f} s, {manifest.bytes / 1e6 / seconds:.1f} MB/s")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+COMMANDS = {
+    "tokenizer": Command("train a SentencePiece tokenizer on text", _add_tokenizer, _run_tokenizer),
+    "corpus": Command("tokenise text into shards", _add_corpus, _run_corpus),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's mistake is one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="fast-electra", description="Pre-train discriminators by replaced-token detection."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
+    parsed = parser.parse_args(arguments)
+    # What a command cleans up on Ctrl-C it also cleans up when it is terminated.
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        COMMANDS[parsed.command].run(parsed)
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        print(f"fast-electra: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fast-electra: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

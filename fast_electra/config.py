@@ -1,0 +1,173 @@
+"""One JSON file to a checked, resolved configuration of a run.
+
+The file is a DeepSpeed config with one more section, `fast_electra`. DeepSpeed's keys own batch, optimizer, precision,
+ZeRO and clipping; `fast_electra` owns model, corpus, curriculum, replacement and run folder, on top of a recipe. Both
+parts are checked key by key before any process group starts, because DeepSpeed takes a misspelt top-level key in silence.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from fast_electra import recipes
+from fast_electra.corruption.corrupt import CorruptionSettings
+from fast_electra.curriculum import CurriculumSettings
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.replacement.auxiliary import AuxiliarySettings, ReplacementSettings
+from fast_electra.settings import Settings, UserError
+from fast_electra.training import deepspeed_config
+from fast_electra.training.checkpoint import CheckpointSettings
+from fast_electra.training.deepspeed_config import nearest
+from fast_electra.training.evaluation import EvaluationSettings
+
+SECTION = "fast_electra"
+
+
+class CorpusSettings(Settings):
+    """Where the text is, and how it is cut."""
+
+    shards: str = "data/shards"
+    tokenizer: str = "data/tokenizer"
+    sequence_length: int = Field(default=512, ge=8)
+
+
+class RunConfig(Settings):
+    """The section `fast_electra` of a config, with the recipe's values filled in."""
+
+    objective: Literal["rtd", "mlm"]
+    recipe: Literal["tiny", "small", "base", "large"]
+    run: str
+    seed: int = Field(default=0, ge=0, lt=2**62)
+    updates: int = Field(ge=1)
+    log_every: int = Field(default=20, ge=1)
+    model: EncoderSettings
+    corpus: CorpusSettings
+    corruption: CorruptionSettings = CorruptionSettings()
+    auxiliary: AuxiliarySettings | None = None
+    replacement: ReplacementSettings = ReplacementSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _fits_objective(self) -> "RunConfig":
+        if self.objective == "rtd" and (self.auxiliary is None or self.auxiliary.run is None):
+            raise ValueError("objective rtd needs auxiliary.run: the run folder of an auxiliary trained by objective mlm")
+        return self
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration: our part, and DeepSpeed's part as plain JSON without `auto`."""
+
+    run: RunConfig
+    deepspeed: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {SECTION: self.run.model_dump(), "deepspeed": self.deepspeed}
+
+
+def load(path: str | Path, overrides: list[str] | None = None, world: int | None = None) -> Config:
+    """Reads, overrides, checks and resolves a config.
+
+    Args:
+        overrides: `KEY=VALUE` strings, KEY a dotted path into either part, VALUE JSON or a plain string.
+        world: number of processes; by default the launcher's WORLD_SIZE.
+
+    Raises:
+        UserError: naming the key, the file and the remedy.
+    """
+    tree = _read(Path(path))
+    for override in overrides or []:
+        _override(tree, override)
+    section = tree.pop(SECTION, None)
+    if not isinstance(section, dict):
+        raise UserError(f'{path}: there is no section "{SECTION}"; see ds_configs/tiny.json for one')
+    run = _run_config(section, str(path))
+    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
+    return Config(run, deepspeed_config.resolve(tree, run.updates, world, str(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        tree = dict(pairs)
+        if len(tree) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: the key {twice!r} stands twice in one section; keep one")
+        return tree
+
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"there is no config file {path}; those that ship stand in ds_configs/") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold one JSON object")
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, name = key.split(".")
+    if not equals or not all([*sections, name]):
+        raise UserError(f"--set {override}: write KEY=VALUE, e.g. --set fast_electra.curriculum.rate=0.3")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+    tree[name] = value
+
+
+def _merge(preset: Any, own: Any) -> Any:
+    if isinstance(preset, dict) and isinstance(own, dict):
+        return {key: _merge(preset.get(key), own[key]) if key in own else preset[key] for key in preset | own}
+    return own
+
+
+def _run_config(section: dict[str, Any], where: str) -> RunConfig:
+    names = {"recipe": tuple(recipes.NAMES), "objective": tuple(recipes.OBJECTIVES)}
+    for key, allowed in names.items():
+        if section.get(key) not in allowed:
+            given = json.dumps(section.get(key))
+            raise UserError(f"{where}: {SECTION}.{key} must be one of {', '.join(allowed)}, not {given}")
+    preset = recipes.recipe(section["recipe"], section["objective"])
+    try:
+        return RunConfig.model_validate(_merge(preset, section))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_error(error)}") from None
+
+
+def _first_error(error: ValidationError) -> str:
+    """One line for the first thing that pydantic found wrong: the key, what is wrong, the nearest name."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join([SECTION, *path])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{nearest(path[-1], _fields(path[:-1]))}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | BaseModel) else f", not {json.dumps(first['input'], default=str)}"
+    return f"{key}: {message[:1].lower() + message[1:]}{given}"
+
+
+def _fields(path: list[str]) -> list[str]:
+    """Names of the fields of the settings class at a dotted path."""
+    model: Any = RunConfig
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,196 @@
+"""Files of text -> documents, one at a time, in constant memory.
+
+What cannot be used is yielded as `Rejected`, with its place and the reason: nothing is dropped in silence.
+"""
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fast_electra.corpus.documents import EXCERPT, Document, Rejected, checked, decoded, excerpt_of, of_value
+from fast_electra.corpus.parquet import read_parquet
+from fast_electra.corpus.streams import OPENERS, StreamError, chunks
+from fast_electra.settings import UserError
+
+SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
+DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20  # no book is longer, and a few of them in flight fit any memory
+
+
+def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Names files, folders (searched recursively), globs and the alias `sample` -> files, each once, in a fixed order.
+
+    Raises:
+        UserError: when a name matches nothing, cannot be read, or is of an unknown kind.
+    """
+    found: dict[Path, Path] = {}
+    for name in map(str, inputs):
+        files = _matches(name)
+        for path in files:
+            if not os.access(path, os.R_OK):
+                raise UserError(f"cannot read {path}: permission denied; check the file's owner and mode")
+            found.setdefault(path.resolve(), path)
+    if not found:
+        raise UserError("no input: name files, folders, globs, or `sample` for the corpus that ships")
+    return list(found.values())
+
+
+def _matches(name: str) -> list[Path]:
+    if name == "sample":
+        return [SAMPLE]
+    path = Path(name)
+    if path.is_dir():
+        every = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        files = [p for p in every if _kind(p) is not None]
+        if not files:
+            raise UserError(f"no {_supported()} files under {name}")
+        if skipped := [p.name for p in every if _kind(p) is None]:
+            print(f"{name}: {len(skipped)} files of other kinds left out: {', '.join(skipped[:5])}", file=sys.stderr)
+        return files
+    files = [path] if path.exists() else [p for p in map(Path, _glob(name)) if p.is_file()]
+    if not files:
+        raise UserError(f"no file matches {name}: check the path, or quote the glob")
+    for file in files:
+        if _kind(file) is None:
+            raise UserError(f"{file}: unknown kind of file; supported: {_supported()}, each also .gz, .xz or .zst")
+    return files
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _glob(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+
+
+def _kind(path: Path) -> str | None:
+    """The suffix that decides the format, below any suffix of compression; None when it is unknown."""
+    suffix = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+    return suffix if suffix in _FORMATS else None
+
+
+def _supported() -> str:
+    return ", ".join(_FORMATS)
+
+
+def read_documents(
+    files: Iterable[Path], field: str = "text", max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES
+) -> Iterator[Document | Rejected]:
+    """Yields what the files hold, in order.
+
+    Args:
+        files: as `expand` gives them.
+        field: the key (jsonl) or column (parquet) that holds the text.
+        max_document_bytes: larger documents are rejected without ever being held in memory.
+    """
+    for path in files:
+        kind = _kind(path)
+        assert kind is not None, path
+        seen = False
+        for item in _FORMATS[kind](path, field, max_document_bytes):
+            seen = True
+            yield checked(item, max_document_bytes) if isinstance(item, Document) else item
+        if not seen:
+            yield Rejected(str(path), "empty file", "")
+
+
+class _Line(NamedTuple):
+    number: int
+    data: bytes  # without its line end; only the beginning of a line over the limit
+    size: int  # bytes of the whole line
+
+
+def _lines(path: Path, limit: int) -> Iterator[_Line | Rejected]:
+    """Lines of a file, never holding much more than `limit` bytes of one; a broken stream ends in a `Rejected`."""
+    number, size = 1, 0
+    held: list[bytes] = []  # what came of the current line
+    try:
+        for chunk in chunks(path):
+            *ended, rest = chunk.split(b"\n")
+            for part in ended:
+                yield _line(number, [*held, part], size + len(part), limit)
+                number, held, size = number + 1, [], 0
+            size += len(rest)
+            # A line over the limit is known by its beginning alone, so the rest of it is let go.
+            held = [*held, rest] if size <= limit else [b"".join([*held, rest])[: 4 * EXCERPT]]
+    except StreamError as error:
+        # The line that was cut short is not a line: it is reported with the break.
+        yield Rejected(f"{path}:{number}", error.reason, excerpt_of(b"".join(held)) or str(error)[:EXCERPT])
+        return
+    if size:
+        yield _line(number, held, size, limit)
+
+
+def _line(number: int, parts: list[bytes], size: int, limit: int) -> _Line:
+    data = b"".join(parts) if size <= limit else b"".join(parts[:2])[: 4 * EXCERPT]
+    if number == 1:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    return _Line(number, data.removesuffix(b"\r"), size)
+
+
+def _txt(path: Path, field: str, limit: int) -> Iterator[Document | Rejected]:
+    """Blank lines stand between documents; a document keeps its inner line ends, as plain newlines."""
+    start, size = 0, 0
+    parts: list[bytes] = []  # lines of the current document
+    for line in _lines(path, limit):
+        if isinstance(line, Rejected) or not line.data.strip():
+            if parts:
+                # The document that a broken stream cut short is not a document either.
+                if isinstance(line, Rejected):
+                    line = line._replace(source=f"{path}:{start}", excerpt=excerpt_of(b"\n".join(parts)))
+                else:
+                    yield _txt_document(f"{path}:{start}", parts, size, limit)
+                parts, size = [], 0
+            if isinstance(line, Rejected):
+                yield line
+            continue
+        if not parts:
+            start = line.number
+        size += line.size + 1
+        if size - 1 <= limit:
+            parts.append(line.data)
+        else:
+            parts = [b"\n".join([*parts, line.data])[: 4 * EXCERPT]]
+    if parts:
+        yield _txt_document(f"{path}:{start}", parts, size, limit)
+
+
+def _txt_document(source: str, parts: list[bytes], size: int, limit: int) -> Document | Rejected:
+    if size - 1 > limit:
+        return Rejected(source, "over the size limit", excerpt_of(b"\n".join(parts)))
+    return decoded(b"\n".join(parts), source)
+
+
+def _jsonl(path: Path, field: str, limit: int) -> Iterator[Document | Rejected]:
+    """One JSON object a line; a line may be longer than its text, by escapes and other fields."""
+    line_limit = 2 * limit + 2**20
+    for line in _lines(path, line_limit):
+        if isinstance(line, Rejected):
+            yield line
+        elif line.size > line_limit:
+            yield Rejected(f"{path}:{line.number}", "over the size limit", excerpt_of(line.data))
+        elif line.data.strip():
+            item = decoded(line.data, f"{path}:{line.number}")
+            yield _json_document(item, field) if isinstance(item, Document) else item
+
+
+def _json_document(line: Document, field: str) -> Document | Rejected:
+    excerpt = line.text[:EXCERPT]
+    try:
+        value = json.loads(line.text)
+    except (ValueError, RecursionError):
+        return Rejected(line.source, "malformed JSON", excerpt)
+    if not isinstance(value, dict):
+        return Rejected(line.source, "not a JSON object", excerpt)
+    return of_value(value.get(field), line.source, excerpt)
+
+
+_FORMATS: dict[str, Callable[[Path, str, int], Iterator[Document | Rejected]]] = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".parquet": read_parquet,
+}

@@ -1,0 +1,83 @@
+"""Sequences within one document, and their order in each epoch (paper, appendix B).
+
+A document of n tokens is cut into ceil(n / (L - 2)) pieces of nearly equal length, so that nothing is truncated away and
+no short tail is left; each piece is framed as [CLS] ... [SEP]. Documents are never joined. Only documents below a
+minimal length are left out, and they are counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fast_electra import randomness
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.settings import UserError
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What the cutting leaves out."""
+
+    documents: int
+    tokens: int
+
+
+class Sequences:
+    """All sequences of one split, addressed by number; nothing but two small tables per document is held in memory."""
+
+    def __init__(self, shards: Shards, tokenizer: Tokenizer, length: int, minimum: int = 8) -> None:
+        """
+        Args:
+            length: L, positions of a sequence with its [CLS] and [SEP].
+            minimum: documents with fewer tokens are left out.
+        """
+        if tokenizer.hash != shards.tokenizer_hash:
+            raise UserError(
+                f"the shards were made with another tokenizer (sha256 {shards.tokenizer_hash[:12]}) than the one given "
+                f"({tokenizer.hash[:12]}); name the one that made them in fast_electra.corpus.tokenizer, or run "
+                "`fast-electra corpus` again"
+            )
+        self.shards, self.tokenizer, self.length = shards, tokenizer, length
+        lengths = shards.lengths
+        kept = lengths >= minimum
+        self.dropped = Dropped(int((~kept).sum()), int(lengths[~kept].sum()))
+        pieces = np.where(kept, -(-lengths // (length - 2)), 0)
+        self._first = np.concatenate([[0], np.cumsum(pieces)])  # number of each document's first sequence
+        if len(self) == 0:
+            raise UserError(f"the corpus has no document of at least {minimum} tokens; add text to it")
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def _span(self, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Document, first token and end of each sequence."""
+        document = np.searchsorted(self._first, sequence, side="right") - 1
+        piece = sequence - self._first[document]
+        pieces = self._first[document + 1] - self._first[document]
+        tokens = self.shards.lengths[document]
+        return document, tokens * piece // pieces, tokens * (piece + 1) // pieces
+
+    def lengths(self, sequence: Tensor) -> Tensor:
+        """Positions of each sequence, [CLS] and [SEP] included: int64, without reading any token."""
+        _, start, stop = self._span(sequence.numpy())
+        return torch.from_numpy(stop - start + 2)
+
+    def tokens(self, sequence: Tensor, multiple: int = 8) -> Tensor:
+        """int64 [B, l]: padded to the longest, rounded up to a multiple of `multiple` but never over L."""
+        spans = list(zip(*(part.tolist() for part in self._span(sequence.numpy())), strict=True))
+        longest = max(stop - start for _, start, stop in spans) + 2
+        width = min(self.length, -(-longest // multiple) * multiple)
+        tokens = np.full((len(spans), width), self.tokenizer.pad_id, dtype=np.int64)
+        for row, (document, start, stop) in zip(tokens, spans, strict=True):
+            row[0], row[stop - start + 1] = self.tokenizer.cls_id, self.tokenizer.sep_id
+            row[1 : stop - start + 1] = self.shards.tokens(document, start, stop)
+        return torch.from_numpy(tokens)
+
+    def order(self, seed: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequence and epoch of each sample of the endless training stream: a function of (seed, sample)."""
+        epoch = sample // len(self)
+        rounds = randomness.key(seed, randomness.ORDER, epoch[:, None], torch.arange(4))
+        return randomness.permute(sample % len(self), len(self), rounds), epoch

@@ -1,0 +1,249 @@
+"""SentencePiece BPE over cased text: every text comes back unchanged, and no text can forge a special token."""
+
+import hashlib
+import heapq
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from fast_electra.corpus.folders import atomic_folder
+from fast_electra.corpus.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, expand, read_documents
+from fast_electra.settings import UserError
+
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+DEFAULT_MAX_TRAIN_BYTES = 2**28
+_MODEL, _CARD = "tokenizer.model", "tokenizer.json"
+_FORMAT = 1
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+_SENTENCE_CHARACTERS = 1024
+
+# A word with the spaces before it, or one newline. No piece reaches over such a border: training sees no newline, and
+# lets a space stand only before a word or among spaces. So encoding word by word gives what encoding the whole gives.
+_WORD = re.compile(r"\n| *[^ \n]+| +")
+_BORDER = re.compile(rf"[^{_SPACE}]{_SPACE}|\n")
+
+
+class Tokenizer:
+    """Text <-> token ids: [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4, the bytes 5 to 260; pieces of text follow.
+
+    Attributes:
+        vocabulary_size: number of ids.
+        hash: sha256 of the model file: what shards, checkpoints and auxiliary models are checked against.
+    """
+
+    pad_id, unk_id, cls_id, sep_id, mask_id = special_ids = (0, 1, 2, 3, 4)
+
+    def __init__(self, model: bytes):
+        """Takes the bytes of a SentencePiece model; `load` reads a folder."""
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocabulary_size: int = self._processor.vocab_size()
+        self.hash = hashlib.sha256(model).hexdigest()
+        self._words = _Words(self._processor)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Opens a folder written by `train_tokenizer`.
+
+        Raises:
+            UserError: when the folder is missing, incomplete, altered, or holds another kind of tokenizer.
+        """
+        folder = Path(folder)
+        try:
+            model = (folder / _MODEL).read_bytes()
+            card = json.loads((folder / _CARD).read_text())
+            expected = card["sha256"]
+        except FileNotFoundError as error:
+            raise UserError(
+                f"no tokenizer in {folder}: {error.filename} is missing; train one with `fast-electra tokenizer`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / _CARD} cannot be read ({error}): train the tokenizer again") from None
+        if hashlib.sha256(model).hexdigest() != expected:
+            raise UserError(
+                f"{folder / _MODEL} was altered (its sha256 is not that of {_CARD}): restore or train it again"
+            )
+        try:
+            tokenizer = cls(model)
+        except RuntimeError as error:
+            raise UserError(f"{folder / _MODEL} is no SentencePiece model ({error}): train it again") from None
+        if tuple(map(tokenizer.piece, cls.special_ids)) != SPECIAL_PIECES or tokenizer.piece(5) != "<0x00>":
+            raise UserError(
+                f"{folder / _MODEL} has other special tokens than {' '.join(SPECIAL_PIECES)}: "
+                "train one with `fast-electra tokenizer`"
+            )
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without [CLS] or [SEP]. NUL and lone surrogates are refused by the readers."""
+        return list(chain.from_iterable(map(self._words.__getitem__, _WORD.findall(text))))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens leave nothing behind, bytes that form no character become U+FFFD."""
+        return str(self._processor.decode([int(i) for i in ids if i not in self.special_ids]))
+
+    def piece(self, token: int) -> str:
+        """How a token is shown: a space is U+2581, a byte looks like `<0x0A>`, a special token like `[CLS]`."""
+        return str(self._processor.id_to_piece(int(token)))
+
+
+class _Words(dict[str, list[int]]):
+    """Word -> token ids, found by SentencePiece when first asked for: some four times as fast as asking each time."""
+
+    _LIMIT, _LENGTH = 2**19, 64  # words kept, and characters of the longest kept
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+        super().__init__()
+        self._processor = processor
+        self._space = [5 + byte for byte in _SPACE.encode()]
+
+    def __missing__(self, word: str) -> list[int]:
+        # SentencePiece reads its own sign for a space as a space: spelt in bytes, it stays itself.
+        first, *others = word.split(_SPACE)
+        ids: list[int] = self._processor.encode(first)
+        for part in others:
+            ids += self._space + self._processor.encode(part)
+        if len(word) <= self._LENGTH:
+            if len(self) >= self._LIMIT:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+def train_tokenizer(
+    inputs: Iterable[str | Path],
+    output: str | Path,
+    vocabulary: int,
+    field: str = "text",
+    max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
+    max_train_bytes: int = DEFAULT_MAX_TRAIN_BYTES,
+    character_coverage: float = 0.99999,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Trains on the documents of `inputs` and writes the folder `output`; the same text gives the same bytes.
+
+    Args:
+        inputs: files, folders, globs, or `sample`.
+        output: the folder to write, whole or not at all.
+        vocabulary: exact number of ids, special tokens and bytes included.
+        field: the key or column that holds the text.
+        max_document_bytes: larger documents are left out.
+        max_train_bytes: of a longer text, only a random sample of documents of at most so many bytes is learnt from.
+        character_coverage: share of all characters that get a token of their own; the rest is spelt in bytes.
+        overwrite: replace a tokenizer that exists.
+
+    Returns:
+        What was written to tokenizer.json.
+
+    Raises:
+        UserError: when the text cannot fill the vocabulary (the message says what it can), or the output exists.
+    """
+    floor = len(SPECIAL_PIECES) + 256
+    if vocabulary <= floor:
+        raise UserError(f"--vocabulary {vocabulary} is too small: special tokens and bytes alone take {floor}")
+    with atomic_folder(Path(output), marker=_CARD, overwrite=overwrite) as folder:
+        files = expand(inputs)
+        sample, counts = _sample(files, field, max_document_bytes, max_train_bytes)
+        if not sample:
+            raise UserError(f"no documents to learn from in {', '.join(map(str, files[:3]))}: {counts}")
+        model = _train(sample, vocabulary, character_coverage)
+        tokenizer = Tokenizer(model)
+        assert tokenizer.vocabulary_size == vocabulary, (tokenizer.vocabulary_size, vocabulary)
+        assert not any(_BORDER.search(tokenizer.piece(i)) for i in range(vocabulary))
+        options = {
+            "algorithm": "bpe",
+            "character_coverage": character_coverage,
+            "max_train_bytes": max_train_bytes,
+            "field": field,
+        }
+        card = {"format": _FORMAT, "vocabulary_size": vocabulary, "sha256": tokenizer.hash, "options": options}
+        card |= {"inputs": [str(file) for file in files], "text": counts, "sentencepiece": sentencepiece.__version__}
+        (folder / _MODEL).write_bytes(model)
+        (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _sample(
+    files: Sequence[Path], field: str, max_document_bytes: int, limit: int
+) -> tuple[list[bytes], dict[str, int]]:
+    """Documents, UTF-8, in order: all of them, or those whose texts hash smallest and together fit in `limit` bytes."""
+    import xxhash
+
+    kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top
+    counts = {"documents": 0, "bytes": 0, "rejected": 0, "sampled_documents": 0, "sampled_bytes": 0}
+    held = 0
+    for item in read_documents(files, field, max_document_bytes):
+        if not isinstance(item, Document):
+            counts["rejected"] += 1
+            continue
+        text = item.text.encode()
+        counts["documents"] += 1
+        counts["bytes"] += len(text)
+        heapq.heappush(kept, (-xxhash.xxh3_64_intdigest(text), counts["documents"], text))
+        held += len(text)
+        while held > limit and len(kept) > 1:
+            held -= len(heapq.heappop(kept)[2])
+    counts |= {"sampled_documents": len(kept), "sampled_bytes": held}
+    return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])], counts
+
+
+def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: float) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(documents),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocabulary,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=SPECIAL_PIECES[0],
+            unk_piece=SPECIAL_PIECES[1],
+            bos_piece=SPECIAL_PIECES[2],
+            eos_piece=SPECIAL_PIECES[3],
+            control_symbols=[SPECIAL_PIECES[4]],
+            max_sentence_length=4 * _SENTENCE_CHARACTERS,  # bytes
+            num_threads=4,  # fixed, for it is written into the model
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _too_large_or_small(vocabulary, str(error)) from None
+    return model.getvalue()
+
+
+def _too_large_or_small(vocabulary: int, message: str) -> Exception:
+    if found := re.search(r"set it to a value <= (\d+)", message):
+        return UserError(
+            f"--vocabulary {vocabulary} is more than this text can fill: at most {found[1]}; take more text, or that"
+        )
+    if found := re.search(r"required_chars.*?(\d+) vs (\d+)", message):
+        return UserError(
+            f"--vocabulary {vocabulary} is too small for the characters of this text: take more than {found[2]}"
+        )
+    return RuntimeError(message)
+
+
+def _sentences(documents: Iterable[bytes]) -> Iterator[str]:
+    """Lines, the long ones cut before a space, for SentencePiece skips what is too long."""
+    for document in documents:
+        for line in document.decode().replace(_SPACE, "\n").split("\n"):
+            start = 0
+            while start < len(line):
+                stop = start + _SENTENCE_CHARACTERS
+                space = line.rfind(" ", start + 1, stop) if stop < len(line) else -1
+                stop = space if space > 0 else stop
+                yield line[start:stop]
+                start = stop

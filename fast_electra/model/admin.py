@@ -1,0 +1,57 @@
+"""Initialisation: BERT's normal weights, and Admin's residual scales (Liu et al., 2020a) found by profiling."""
+
+import torch
+from torch import nn
+
+from fast_electra import randomness
+from fast_electra.model.encoder import Encoder, EncoderLayer
+
+PROFILE_SEQUENCES, PROFILE_LENGTH = 4, 128
+
+
+def initialize(model: nn.Module, encoder: Encoder, seed: int) -> None:
+    """Fills every weight of `model`, whose encoder is `encoder`, from `seed` alone: equal on every rank.
+
+    Linear and embedding weights are normal with the settings' standard deviation, biases 0, LayerNorms 1 and 0; the
+    relative bias keeps its start. With `admin`, the residual scales omega are then profiled.
+    """
+    std = encoder.settings.initial_std
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, std, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    if encoder.settings.initialization == "admin":
+        profile(encoder, seed)
+
+
+@torch.no_grad()
+def profile(encoder: Encoder, seed: int) -> None:
+    """Sets omega_i = sqrt(sum over j < i of Var[f_j]), with the embedding's output as f_0, on random tokens.
+
+    Admin sends one batch through the network with all omega = 1 and measures the variance of each residual branch:
+    each residual connection then weighs as much as all the branches that it carries.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    counters = torch.arange(PROFILE_SEQUENCES * PROFILE_LENGTH).view(PROFILE_SEQUENCES, PROFILE_LENGTH)
+    tokens_BL = randomness.key(seed, counters) % encoder.settings.vocabulary_size
+    x_BLD = encoder.embed(tokens_BL)
+    bias = encoder.attention_bias(PROFILE_LENGTH, None)
+    total = x_BLD.var()
+    scales = []
+    for layer in encoder.layers:
+        assert isinstance(layer, EncoderLayer)
+        branch = layer.attend(x_BLD, bias)
+        scales.append((layer.attention_omega, total.sqrt()))
+        total = total + branch.var()
+        x_BLD = layer.attention_norm(x_BLD + branch)
+        branch = layer.feed(x_BLD)
+        scales.append((layer.ffn_omega, total.sqrt()))
+        total = total + branch.var()
+        x_BLD = layer.ffn_norm(x_BLD + branch)
+    for omega, scale in scales:
+        omega.fill_(float(scale))
+    encoder.train(was_training)

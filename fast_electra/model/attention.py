@@ -1,0 +1,86 @@
+"""Attention with T5 relative position bias: one function, several backends that agree."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
+    """T5's bidirectional bucket of every (query, key) pair, int64 [L, L].
+
+    Half of the buckets serve keys to the right of the query. In each half, half of the buckets hold one distance each;
+    the others grow logarithmically up to `max_distance`, beyond which all distances share the last.
+    """
+    position = torch.arange(length)
+    offset = position[None, :] - position[:, None]  # key - query
+    half = buckets // 2
+    exact = half // 2
+    distance = offset.abs()
+    logarithmic = torch.log(distance.clamp(min=1).double() / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + logarithmic.long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, far) + half * (offset > 0)
+
+
+class RelativePositionBias(nn.Module):
+    """One table of biases, [buckets, H], shared by all layers (Table 3 gives buckets and maximal distance).
+
+    `start` chooses its values before training: `zero` as in T5, or `local`, see `_local_start`.
+    """
+
+    def __init__(self, buckets: int, max_distance: int, heads: int, start: str) -> None:
+        super().__init__()
+        self.buckets, self.max_distance, self.start = buckets, max_distance, start
+        self.table = nn.Parameter(torch.zeros(buckets, heads))
+        self._bucket_LL: Tensor | None = None
+        if start == "local":
+            _local_start(self.table, max_distance)
+
+    def forward(self, length: int) -> Tensor:
+        """The bias of every (query, key) pair: [H, L, L], dtype of the table."""
+        if self._bucket_LL is None or len(self._bucket_LL) < length or self._bucket_LL.device != self.table.device:
+            self._bucket_LL = relative_buckets(length, self.buckets, self.max_distance).to(self.table.device)
+        return F.embedding(self._bucket_LL[:length, :length], self.table).permute(2, 0, 1).contiguous()
+
+
+@torch.no_grad()
+def _local_start(table: Tensor, max_distance: int) -> None:
+    """Starts each head near its query, on one side: even heads look left, odd heads right.
+
+    The bias falls with the logarithm of the distance, and a token's other side starts a constant lower. A small model
+    that starts from zero spends over a thousand updates before it finds out that near tokens matter most.
+    """
+    buckets, heads = table.shape
+    bucket_LL = relative_buckets(max_distance + 1, buckets, max_distance)
+    distance_L = torch.arange(max_distance + 1).float()
+    for side, row in ((0, bucket_LL[-1].flip(0)), (1, bucket_LL[0])):  # buckets by distance: to the left, to the right
+        for distance, bucket in zip(distance_L.tolist(), row.tolist(), strict=True):
+            bias = -math.log1p(distance)
+            other = torch.arange(heads) % 2 != side
+            table[bucket] = torch.where(other, bias - 2.0, bias) if distance > 0 else bias
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)) + bias
+    return torch.matmul(F.dropout(F.softmax(scores_BHLL, dim=-1), dropout), v)
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {"sdpa": _sdpa, "matmul": _matmul}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0, backend: str | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(head size) + bias) v, with dropout on the probabilities.
+
+    Args:
+        q, k, v: [B, H, L, D/H].
+        bias: [1, H, L, L] or [B, H, L, L], same dtype, differentiable; a large negative number where never attended to.
+        backend: a key of BACKENDS. By default `sdpa` on a GPU, whose memory-efficient kernel takes a differentiable
+            bias; `matmul` on a CPU, where it is the faster of the two.
+    """
+    return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, dropout)

@@ -1,0 +1,122 @@
+"""The BERT encoder of the paper: post-LN layers, T5 relative position bias, Admin's residual scales (C.1)."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from fast_electra.model.attention import RelativePositionBias, attention
+from fast_electra.settings import Settings
+
+
+class EncoderSettings(Settings):
+    """Sizes of an encoder (Table 2) and its position encoding (Table 3)."""
+
+    vocabulary_size: int = Field(ge=6)
+    layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    ffn_size: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    embedding_size: int | None = Field(default=None, ge=1)  # None: hidden_size; smaller as in ELECTRA-small
+    relative_buckets: int = Field(default=32, ge=4)
+    relative_max_distance: int = Field(default=128, ge=2)
+    relative_start: Literal["zero", "local"] = "zero"
+    initialization: Literal["admin", "bert"] = "admin"
+    initial_std: float = Field(default=0.02, gt=0.0)
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    attention_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "EncoderSettings":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 4:
+            raise ValueError(
+                f"relative_buckets ({self.relative_buckets}) must be a multiple of 4, and "
+                f"relative_max_distance ({self.relative_max_distance}) over a quarter of it"
+            )
+        return self
+
+
+class EncoderLayer(nn.Module):
+    """x = LN(x * omega + f(x)) for f attention, then feed-forward; omega is Admin's scale, 1 unless profiled."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        d = settings.hidden_size
+        self.heads, self.dropout, self.attention_dropout = settings.heads, settings.dropout, settings.attention_dropout
+        self.qkv = nn.Linear(d, 3 * d)
+        self.attention_output = nn.Linear(d, d)
+        self.attention_norm = nn.LayerNorm(d)
+        self.attention_omega = nn.Parameter(torch.ones(d))
+        self.ffn_input = nn.Linear(d, settings.ffn_size)
+        self.ffn_output = nn.Linear(settings.ffn_size, d)
+        self.ffn_norm = nn.LayerNorm(d)
+        self.ffn_omega = nn.Parameter(torch.ones(d))
+
+    def attend(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+        """The attention branch, before dropout and residual."""
+        b, length, d = x_BLD.shape
+        q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        mixed_BHLd = attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
+        return self.attention_output(mixed_BHLd.transpose(1, 2).reshape(b, length, d))
+
+    def feed(self, x_BLD: Tensor) -> Tensor:
+        """The feed-forward branch, before dropout and residual."""
+        return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))
+
+    def forward(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+        branch = F.dropout(self.attend(x_BLD, bias), self.dropout, self.training)
+        x_BLD = self.attention_norm(x_BLD * self.attention_omega + branch)
+        branch = F.dropout(self.feed(x_BLD), self.dropout, self.training)
+        return self.ffn_norm(x_BLD * self.ffn_omega + branch)
+
+
+class Encoder(nn.Module):
+    """Token ids to hidden states, [B, L] to [B, L, D]. Padding is never attended to; its own rows mean nothing."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        embedding_size = settings.embedding_size or settings.hidden_size
+        self.embedding = nn.Embedding(settings.vocabulary_size, embedding_size)
+        self.embedding_projection = (
+            nn.Linear(embedding_size, settings.hidden_size) if embedding_size != settings.hidden_size else nn.Identity()
+        )
+        self.embedding_norm = nn.LayerNorm(settings.hidden_size)
+        self.relative_bias = RelativePositionBias(
+            settings.relative_buckets, settings.relative_max_distance, settings.heads, settings.relative_start
+        )
+        self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
+        # Set by the training engine to its activation checkpointing; called as checkpoint(layer, x, bias).
+        self.checkpoint: Callable[..., Any] | None = None
+
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        x_BLD = self.embedding_norm(self.embedding_projection(self.embedding(tokens_BL)))
+        return F.dropout(x_BLD, self.settings.dropout, self.training)
+
+    def attention_bias(self, length: int, real_BL: Tensor | None) -> Tensor:
+        """Relative bias, with the lowest finite number at padding keys: [1 or B, H, L, L]."""
+        bias_1HLL = self.relative_bias(length)[None]
+        if real_BL is None:
+            return bias_1HLL
+        return bias_1HLL.masked_fill(~real_BL[:, None, None, :], torch.finfo(bias_1HLL.dtype).min)
+
+    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            tokens_BL: int64.
+            real_BL: bool, False at padding; None where there is none, which is faster.
+        """
+        x_BLD = self.embed(tokens_BL)
+        bias = self.attention_bias(tokens_BL.shape[1], real_BL)
+        for layer in self.layers:
+            if self.checkpoint is not None and self.training and torch.is_grad_enabled():
+                x_BLD = self.checkpoint(layer, x_BLD, bias)
+            else:
+                x_BLD = layer(x_BLD, bias)
+        return x_BLD

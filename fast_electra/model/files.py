@@ -1,0 +1,55 @@
+"""A trained model as a folder: model.safetensors, and model.json with all that is needed to use it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fast_electra.files import file_hash, write_json
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.settings import UserError
+
+KINDS: dict[str, type[nn.Module]] = {"mlm": MaskedLanguageModel, "rtd": Discriminator}
+
+
+def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> None:
+    """Writes the folder in one step; an older one is replaced.
+
+    Args:
+        kind: a key of KINDS.
+        facts: recorded beside the sizes: the tokenizer's hash, the figures of the last evaluation.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(weights, temporary / "model.safetensors")
+    description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(temporary / "model.safetensors")}
+    write_json(temporary / "model.json", description | facts)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any]]:
+    """The model in fp32 on the CPU, and its description.
+
+    Args:
+        remedy: what to tell a user whose folder holds no such model.
+    """
+    try:
+        description = json.loads((folder / "model.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no trained model; {remedy}") from None
+    if description["kind"] != kind:
+        raise UserError(f"{folder} holds a model of objective {description['kind']!r}, not {kind!r}; {remedy}")
+    if file_hash(folder / "model.safetensors") != description["hash"]:
+        raise UserError(f"{folder / 'model.safetensors'} is not what was written (its hash differs); {remedy}")
+    settings = EncoderSettings(**description["encoder"])
+    model = KINDS[kind](settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model, description

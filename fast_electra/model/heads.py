@@ -1,0 +1,53 @@
+"""The two models: an encoder with a masked-language-model head, and one with a replaced-token-detection head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fast_electra.model.admin import initialize
+from fast_electra.model.encoder import Encoder, EncoderSettings
+
+
+class MaskedLanguageModel(nn.Module):
+    """p(. | i, x_masked): the auxiliary model. The vocabulary head is tied to the embedding and sees masked rows only."""
+
+    def __init__(self, settings: EncoderSettings, seed: int = 0) -> None:
+        super().__init__()
+        self.encoder = Encoder(settings)
+        embedding_size = self.encoder.embedding.embedding_dim
+        self.transform = nn.Linear(settings.hidden_size, embedding_size)
+        self.norm = nn.LayerNorm(embedding_size)
+        self.bias = nn.Parameter(torch.zeros(settings.vocabulary_size))
+        initialize(self, self.encoder, seed)
+
+    def masked_hidden(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor) -> Tensor:
+        """What the vocabulary head multiplies, at the masked positions only: [M, E]."""
+        hidden_MD = self.encoder(tokens_BL, real_BL).flatten(0, 1).index_select(0, positions_M)
+        return self.norm(F.gelu(self.transform(hidden_MD)))
+
+    def forward(
+        self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor, hidden_only: bool = False
+    ) -> Tensor:
+        """Logits at the masked positions, [M, V]; with `hidden_only`, the [M, E] from which a sampler makes them."""
+        hidden_ME = self.masked_hidden(tokens_BL, real_BL, positions_M)
+        return hidden_ME if hidden_only else F.linear(hidden_ME, self.encoder.embedding.weight, self.bias)
+
+
+class Discriminator(nn.Module):
+    """The main model: for each position, the logit of "this token was replaced"."""
+
+    def __init__(self, settings: EncoderSettings, seed: int = 0) -> None:
+        super().__init__()
+        self.encoder = Encoder(settings)
+        self.transform = nn.Linear(settings.hidden_size, settings.hidden_size)
+        self.output = nn.Linear(settings.hidden_size, 1)
+        initialize(self, self.encoder, seed)
+
+    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None) -> Tensor:
+        """Logits of replacement, [B, L]."""
+        return self.output(F.gelu(self.transform(self.encoder(tokens_BL, real_BL)))).squeeze(-1)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones once: the figures of Table 2."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,42 @@
+"""What every objective gives to the training loop."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from fast_electra.batch import TokenBatch
+
+Forward = Callable[..., Tensor]  # the model itself, or the DeepSpeed engine around it
+
+
+class Objective(Protocol):
+    """A model and its loss. `fit` knows nothing else of what is trained.
+
+    `loss` returns this micro-batch's share of the global batch's mean loss (its sum over the whole batch is the mean),
+    and a vector of sums that add over micro-batches and ranks; `summary` turns such sums into a row of figures.
+    """
+
+    name: str
+    model: nn.Module
+    heldout_size: int
+
+    def value(self, u: float) -> float | None:
+        """The curriculum's value at the fraction u of the updates; None where there is no curriculum."""
+        ...
+
+    def loss(self, forward: Forward, batch: TokenBatch, value: float | None) -> tuple[Tensor, Tensor]:
+        """Share of the mean loss, and sums."""
+        ...
+
+    def summary(self, sums: Tensor) -> dict[str, float | None]:
+        """A row of metrics.jsonl from summed sums."""
+        ...
+
+    def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
+        """As the sums of `loss`, on held-out sequences: float64 [heldout_size]."""
+        ...
+
+    def heldout_summary(self, sums: Tensor) -> dict[str, float | None]:
+        """An evaluation row from summed held-out sums."""
+        ...

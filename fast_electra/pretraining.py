@@ -1,0 +1,120 @@
+"""One pre-training run from its config: what `launch/pretrain.py` starts on every rank."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fast_electra.assembly import build_loader, build_objective, open_corpus
+from fast_electra.config import SECTION, Config
+from fast_electra.files import write_json
+from fast_electra.model.files import save_model
+from fast_electra.model.heads import count_parameters
+from fast_electra.settings import UserError
+from fast_electra.training import checkpoint, ops
+from fast_electra.training.engines import Ranks, full_weights, start_ranks, stop_ranks, training_engine, wait_for_ranks
+from fast_electra.training.examples import write_examples
+from fast_electra.training.loop import NotFinite, Plan, fit
+from fast_electra.training.monitor import Monitor
+from fast_electra.training.report import write_report
+
+# What may differ between the sessions of one run: none of it changes what is learnt.
+FREE = {
+    SECTION: {"run", "log_every", "checkpoint", "evaluation"},
+    "deepspeed": {
+        *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
+        *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
+        *("comms_logger", "flops_profiler", "checkpoint"),
+    },
+}
+
+
+def pretrain(config: Config) -> None:
+    """One run in processes of its own: joins the launcher's process group, trains, leaves it."""
+    ops.ensure(fused_adam=not config.deepspeed["optimizer"]["params"].get("torch_adam", False))
+    ranks = start_ranks()
+    train(config, ranks)
+    stop_ranks()
+
+
+def train(config: Config, ranks: Ranks) -> None:
+    """Trains to the end of the run, continuing where its folder stands; then exports the model and writes the report."""
+    run, folder = config.run, Path(config.run.run)
+    corpus = open_corpus(run, verify=ranks.rank == 0)
+    objective, facts = build_objective(run, corpus.tokenizer, ranks)
+    settled = config.to_json() | {"corpus_hash": corpus.hash, **facts}
+    resumed = checkpoint.newest(folder / "checkpoints", ranks.world)
+    if resumed is not None:
+        _check_same_run(folder / "config.json", settled)
+
+    engine = training_engine(objective.model, objective.model.encoder, config.deepspeed)
+    start = checkpoint.load(resumed, engine) if resumed is not None else 0
+    plan = Plan(run.updates, run.seed, run.log_every, run.checkpoint, run.evaluation)
+    loader = build_loader(config, corpus, ranks)
+
+    accuracy = {name: facts[name] for name in ("heldout_mlm_accuracy",) if name in facts}
+    monitor = None
+    if ranks.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", settled)
+        print(_headline(config, corpus, objective, ranks), flush=True)
+        monitor = Monitor(folder, run.updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
+        monitor.status("running", start)
+    try:
+        evaluation = fit(objective, engine, loader, corpus.heldout, plan, ranks, folder, monitor, start, accuracy)
+    except BaseException as error:
+        if monitor is not None:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            monitor.status(state, start, f"{type(error).__name__}: {error}")
+            monitor.close()
+        if isinstance(error, NotFinite):
+            raise UserError(str(error)) from None
+        raise
+    weights = full_weights(engine)
+    if ranks.rank == 0 and monitor is not None:
+        save_model(folder / "model", run.objective, run.model, weights, tokenizer=corpus.tokenizer.hash, evaluation=evaluation)
+        if corpus.heldout is not None:
+            write_examples(folder, objective, engine, corpus.heldout, corpus.tokenizer, run.updates, run.seed, ranks)
+        monitor.status("completed", run.updates)
+        monitor.close()
+        print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
+    wait_for_ranks()  # what was written is there for whatever a rank does next
+
+
+def _headline(config: Config, corpus: Any, objective: Any, ranks: Ranks) -> str:
+    run, batch = config.run, config.deepspeed["train_batch_size"]
+    millions = count_parameters(objective.model) / 1e6
+    dropped = corpus.train.dropped
+    precision = next((name for name in ("bf16", "fp16") if config.deepspeed.get(name, {}).get("enabled")), "fp32")
+    return (
+        f"{run.objective} {run.recipe}: {millions:.{0 if millions >= 20 else 2}f} M parameters, {precision}, "
+        f"{ranks.world} process{'es' if ranks.world > 1 else ''} on {ranks.device.type}; "
+        f"{len(corpus.train):,} sequences of {run.corpus.sequence_length}, {batch} an update, {run.updates:,} updates "
+        f"= {run.updates * batch / len(corpus.train):.2f} epochs; "
+        f"left out: {dropped.documents} documents too short ({dropped.tokens} tokens)"
+    )
+
+
+def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
+    """Refuses to continue a run under a config, corpus or auxiliary other than it began with."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path} cannot be read, so its checkpoints cannot be continued; name another run folder") from None
+    now = json.loads(json.dumps(settled))
+    for part in before.keys() | now.keys():
+        old, new = before.get(part), now.get(part)
+        if part in FREE:
+            old = {key: value for key, value in (old or {}).items() if key not in FREE[part]}
+            new = {key: value for key, value in (new or {}).items() if key not in FREE[part]}
+        for key, was, is_now in _differences(old, new, part):
+            raise UserError(
+                f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}: "
+                f"set it back, or name another run folder with --set {SECTION}.run=FOLDER"
+            )
+
+
+def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
+    return [] if old == new else [(path, old, new)]

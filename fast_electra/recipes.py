@@ -1,0 +1,69 @@
+"""The paper's Tables 2 and 3 as named presets, and two smaller ones: the values of `fast_electra` that a config may leave out.
+
+`base` and `large` are the paper's. `small` has ELECTRA-small's size (Clark et al., 2020). `tiny` is for trying things on
+two CPU cores; where it departs from the paper, docs/tiny.md says so.
+
+What DeepSpeed's keys own (batch, optimizer, learning rate, warm-up, clipping, precision, ZeRO) stands in ds_configs/.
+"""
+
+from typing import Any
+
+_BASE = {
+    "vocabulary_size": 128_000,
+    "hidden_size": 768,
+    "ffn_size": 3072,
+    "heads": 12,
+    "relative_buckets": 32,
+    "relative_max_distance": 128,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_checkpointing": True,
+}
+_LARGE = _BASE | {
+    "hidden_size": 1024,
+    "ffn_size": 4096,
+    "heads": 16,
+    "relative_buckets": 128,
+    "relative_max_distance": 256,
+}
+_SMALL = _BASE | {
+    "vocabulary_size": 30_522,
+    "hidden_size": 256,
+    "embedding_size": 128,
+    "ffn_size": 1024,
+    "heads": 4,
+    "activation_checkpointing": False,
+}
+_TINY = {
+    "vocabulary_size": 4096,
+    "hidden_size": 128,
+    "ffn_size": 512,
+    "heads": 4,
+    "relative_start": "local",
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+# Encoder, its depth as main model and as auxiliary (Table 2: the layers are alike), sequence length, updates.
+_SIZES: dict[str, tuple[dict[str, Any], dict[str, int], int, int]] = {
+    "tiny": (_TINY, {"rtd": 3, "mlm": 2}, 64, 3500),
+    "small": (_SMALL, {"rtd": 12, "mlm": 4}, 128, 1_000_000),
+    "base": (_BASE, {"rtd": 12, "mlm": 4}, 512, 125_000),
+    "large": (_LARGE, {"rtd": 24, "mlm": 6}, 512, 125_000),
+}
+
+NAMES = tuple(_SIZES)
+OBJECTIVES = ("rtd", "mlm")
+
+
+def recipe(name: str, objective: str) -> dict[str, Any]:
+    """The preset `name` (tiny, small, base, large) for an objective: the main model for rtd, the auxiliary for mlm."""
+    encoder, depth, length, updates = _SIZES[name]
+    preset: dict[str, Any] = {
+        "updates": updates,
+        "model": {**encoder, "layers": depth[objective]},
+        "corpus": {"sequence_length": length},
+    }
+    if objective == "rtd":
+        preset["curriculum"] = {"schedule": "exponential", "initial": 2.0, "rate": 0.1}  # C.1
+    return preset

@@ -1,0 +1,97 @@
+"""Checkpoints that are whole or not there, and the resumption that never starts again from zero in silence.
+
+    checkpoints/update-00001000/   DeepSpeed's files, and complete.json with their sizes and hashes, written last
+    checkpoints/latest             the name of the newest one
+
+The auxiliary model is never inside: the run's config.json names it and its hash.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from fast_electra.files import file_hash, write_json, write_text
+from fast_electra.settings import Settings, UserError
+from fast_electra.training.engines import Engine, Ranks, wait_for_ranks
+
+COMPLETE = "complete.json"
+
+
+class CheckpointSettings(Settings):
+    """When checkpoints are written and how many are kept. The end of a run always writes one."""
+
+    every: int = Field(default=5000, ge=1)  # updates
+    keep: int = Field(default=2, ge=1)
+
+
+def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> None:
+    """Writes the state after `update` updates. All ranks call it; they share the file system."""
+    name = f"update-{update:08d}"
+    partial = folder / f"partial-{name}"
+    if ranks.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    wait_for_ranks()
+    engine.save_checkpoint(str(folder), tag=partial.name, client_state={"update": update}, save_latest=False)
+    wait_for_ranks()
+    if ranks.rank == 0:
+        files = {file.name: [file.stat().st_size, file_hash(file)] for file in sorted(partial.iterdir())}
+        write_json(partial / COMPLETE, {"update": update, "ranks": ranks.world, "files": files})
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.rename(folder / name)
+        write_text(folder / "latest", name + "\n")
+        for old in sorted(folder.glob("update-*"))[:-keep]:
+            shutil.rmtree(old)
+    wait_for_ranks()
+
+
+def newest(folder: Path, ranks: int) -> Path | None:
+    """The checkpoint to resume from, checked; None only where no checkpoint was ever written.
+
+    Raises:
+        UserError: where there are checkpoints, or traces of them, but the newest cannot be trusted or does not fit.
+    """
+    names = sorted(path.name for path in folder.glob("update-*"))
+    latest = folder / "latest"
+    if not names and not latest.exists():
+        return None
+    remedy = f"write the name of a whole one into {latest} ({', '.join(names) or 'there is none'}), or name another run folder"
+    if not latest.exists():
+        raise UserError(f"{latest} is missing beside checkpoints; {remedy}")
+    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if name not in names:
+        raise UserError(f"{latest} names {name!r}, which is not there; {remedy}")
+    checkpoint = folder / name
+    _verify(checkpoint, remedy)
+    saved = _description(checkpoint, remedy)["ranks"]
+    if saved != ranks:
+        raise UserError(
+            f"{checkpoint} was written by {saved} processes and this run has {ranks}: resume with {saved} "
+            f"(on one machine: deepspeed --num_gpus {saved} ...)"
+        )
+    return checkpoint
+
+
+def _description(checkpoint: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((checkpoint / COMPLETE).read_text()))
+    except (OSError, ValueError):
+        raise UserError(f"{checkpoint} has no readable {COMPLETE}: it was never finished; {remedy}") from None
+
+
+def _verify(checkpoint: Path, remedy: str) -> None:
+    for name, (size, digest) in _description(checkpoint, remedy)["files"].items():
+        file = checkpoint / name
+        if not file.exists():
+            raise UserError(f"{file} is missing; {remedy}")
+        if file.stat().st_size != size or file_hash(file) != digest:
+            raise UserError(f"{file} is not what was written; {remedy}")
+
+
+def load(checkpoint: Path, engine: Engine) -> int:
+    """Puts the engine where it was and returns the number of updates done."""
+    path, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    assert path is not None, checkpoint
+    return int(state["update"])

@@ -1,0 +1,104 @@
+"""DeepSpeed's engines, and the only place (with ops.py) that imports it."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import deepspeed.comm
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from fast_electra.model.encoder import Encoder
+from fast_electra.training.precision import DTYPES
+
+Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def start_ranks() -> Ranks:
+    """Joins the process group that the launcher describes in the environment; alone without a launcher."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "29500")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(verbose=False)
+    device = torch.device(get_accelerator().device_name(local_rank) if torch.cuda.is_available() else "cpu")
+    return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
+
+
+def stop_ranks() -> None:
+    """Leaves the process group. The pause lets gloo's threads end before the interpreter, which else may abort."""
+    deepspeed.comm.barrier()
+    deepspeed.comm.destroy_process_group()
+    time.sleep(0.5)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The element-wise sum over all ranks, in place."""
+    deepspeed.comm.all_reduce(values)
+    return values
+
+
+def wait_for_ranks() -> None:
+    deepspeed.comm.barrier()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for the optimizer: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
+    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "relative_bias" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() <= 1 or "relative_bias" in name]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def training_engine(model: nn.Module, encoder: Encoder, config: dict[str, Any]) -> Engine:
+    """A ZeRO engine that trains `model` under a resolved DeepSpeed config.
+
+    Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
+    """
+    params = config["optimizer"].get("params", {})
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
+        config=config,
+        dist_init_required=False,
+    )
+    engine.optimizer.check_grad_overflow = True  # DeepSpeed's default leaves it off in fp32
+    if encoder.settings.activation_checkpointing:
+        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=engine._config)
+        encoder.checkpoint = deepspeed.checkpointing.checkpoint
+    return engine
+
+
+def inference_engine(model: nn.Module, dtype: str) -> Engine:
+    """Freezes `model`, puts it in eval mode and in `dtype`, and gives it to DeepSpeed's inference engine."""
+    model.requires_grad_(False)
+    model.eval()
+    return deepspeed.init_inference(model, config={"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}})
+
+
+def skipped(engine: Engine) -> bool:
+    """Whether the last step found gradients that are not finite and left the weights alone."""
+    return bool(engine.optimizer.overflow)
+
+
+def full_weights(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter in fp32, gathered from the ranks' master copies. All ranks must call this; CPU tensors."""
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        weights[name] = (parameter.detach() if full is None else full).float().cpu().clone()
+    return weights

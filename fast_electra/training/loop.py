@@ -1,0 +1,153 @@
+"""One `fit` for every objective: the updates, what is logged of them, and what is kept."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fast_electra import randomness
+from fast_electra.corpus.loader import Loader
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.objectives.objective import Objective
+from fast_electra.training import checkpoint
+from fast_electra.training.checkpoint import CheckpointSettings
+from fast_electra.training.engines import Engine, Ranks, skipped, sum_over_ranks
+from fast_electra.training.evaluation import EvaluationSettings, evaluate
+from fast_electra.training.monitor import Monitor
+
+MOST_SKIPPED = 10  # updates in a row that were not finite, after which a run stops
+
+
+class NotFinite(RuntimeError):
+    """Losses or gradients stayed not finite; the weights are those of the last good update."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and when it stops to look around."""
+
+    updates: int
+    seed: int
+    log_every: int
+    checkpoint: CheckpointSettings
+    evaluation: EvaluationSettings
+
+
+@dataclass
+class _Pending:
+    """Rows whose sums are still this rank's own: they are added over ranks together, every `log_every` updates."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+
+    def flush(self, objective: Objective) -> list[dict[str, Any]]:
+        if not self.rows:
+            return []
+        totals = sum_over_ranks(torch.stack(self.sums)).cpu()
+        rows = [row | objective.summary(total) for row, total in zip(self.rows, totals, strict=True)]
+        self.rows, self.sums = [], []
+        return rows
+
+
+def fit(
+    objective: Objective,
+    engine: Engine,
+    loader: Loader,
+    heldout: Sequences | None,
+    plan: Plan,
+    ranks: Ranks,
+    run: Path,
+    monitor: Monitor | None,
+    start: int = 0,
+    facts: dict[str, float] | None = None,
+) -> dict[str, float | None]:
+    """Trains from update `start` to the end and returns the last evaluation row.
+
+    Update n = 1 ... N reads global batch n - 1, with the curriculum at u = n / N.
+
+    Args:
+        heldout: held-out sequences, or None if the corpus has none.
+        monitor: on rank 0, what shows and keeps the rows.
+        facts: figures to repeat in each evaluation row: the auxiliary's held-out accuracy.
+
+    Raises:
+        NotFinite: after MOST_SKIPPED updates in a row without finite loss and gradients.
+    """
+    pending, in_a_row = _Pending(), 0
+    evaluation: dict[str, float | None] = {}
+    began = time.perf_counter()
+
+    def log() -> None:
+        rows = pending.flush(objective)
+        if monitor is not None:
+            monitor.rows(rows)
+
+    engine.train()
+    for n in range(start + 1, plan.updates + 1):
+        value = objective.value(n / plan.updates)
+        update_began = time.perf_counter()
+        row, sums = _update(objective, engine, loader, n, value, plan.seed, ranks)
+        now = time.perf_counter()
+        row |= {"tokens_per_second": row["tokens"] / (now - update_began), "seconds": now - began}
+        pending.rows.append({"update": n, "updates": plan.updates, **row})
+        pending.sums.append(sums)
+
+        in_a_row = in_a_row + 1 if row["skipped"] else 0
+        if row["skipped"]:
+            log()
+            if monitor is not None:
+                monitor.event(n, "skipped", f"loss or gradients not finite ({in_a_row} in a row); weights unchanged")
+            if in_a_row == MOST_SKIPPED and not _still_scaling(engine):
+                raise NotFinite(
+                    f"{MOST_SKIPPED} updates in a row had a loss or gradients that are not finite, up to update {n}; "
+                    "the weights are those of the last good one. Lower optimizer.params.lr or check the data, and "
+                    "start again from a checkpoint"
+                )
+        last = n == plan.updates
+        if last or n % plan.log_every == 0:
+            log()
+        if heldout is not None and (last or n % plan.evaluation.every == 0):
+            evaluation = evaluate(objective, engine, heldout, plan.evaluation.sequences, value, ranks, plan.seed)
+            if monitor is not None:
+                curriculum = {} if value is None else {"temperature": value}
+                monitor.evaluation({"update": n, "updates": plan.updates, **curriculum, **(facts or {}), **evaluation})
+        if last or n % plan.checkpoint.every == 0:
+            log()
+            checkpoint.save(run / "checkpoints", engine, ranks, n, plan.checkpoint.keep)
+    return evaluation
+
+
+def _update(
+    objective: Objective, engine: Engine, loader: Loader, n: int, value: float | None, seed: int, ranks: Ranks
+) -> tuple[dict[str, Any], Tensor]:
+    """One update of the weights; returns its row so far and this rank's sums."""
+    # Dropout is the only noise that is not counter-based: reseeding it here makes a resumed run equal an uninterrupted one.
+    torch.manual_seed(int(randomness.key(seed, n, ranks.rank)))
+    learning_rate = engine.get_lr()[0]
+    parts = loader.batch(n - 1)
+    # DeepSpeed averages over ranks and accumulation steps; the shares of the global mean are to be summed.
+    shares = len(parts) * ranks.world
+    total = None
+    for part in parts:
+        loss, sums = objective.loss(engine, part.to(ranks.device), value)
+        loss = loss * torch.where(loss.isfinite(), float(shares), torch.nan)  # not finite: no gradient may look sound
+        engine.backward(loss)
+        engine.step()
+        total = sums if total is None else total + sums
+    assert total is not None
+    norm = engine.get_global_grad_norm()
+    row = {
+        "learning_rate": learning_rate,
+        "gradient_norm": None if norm is None else float(norm),
+        "tokens": parts[0].global_tokens,
+        "skipped": skipped(engine),
+    }
+    return row | ({} if value is None else {"temperature": value}), total
+
+
+def _still_scaling(engine: Engine) -> bool:
+    """Whether fp16's loss scale can still fall: a skipped update is then its search, not a failure."""
+    return bool(engine.fp16_enabled()) and float(engine.optimizer.loss_scale) > 1.0

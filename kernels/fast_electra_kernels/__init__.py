@@ -1,0 +1,9 @@
+"""Kernels of fast_electra, usable without it: draws from softmax(scale * logits + prior) by counter-based Gumbel noise.
+
+`sample` is the one public function. Its implementations stand in a file each; `reference` is plain PyTorch.
+"""
+
+from fast_electra_kernels.noise import gumbel
+from fast_electra_kernels.sample import IMPLEMENTATIONS, sample
+
+__all__ = ["IMPLEMENTATIONS", "gumbel", "sample"]

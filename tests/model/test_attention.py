@@ -1,0 +1,67 @@
+"""T5's buckets, the agreement of the backends, and padding that is never attended to."""
+
+import pytest
+import torch
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from fast_electra.model.attention import BACKENDS, RelativePositionBias, attention, relative_buckets
+from fast_electra.model.encoder import Encoder, EncoderSettings
+
+SMALL = EncoderSettings(vocabulary_size=50, layers=2, hidden_size=32, ffn_size=64, heads=4)
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (128, 256)])  # Table 3, base and large
+def test_buckets_are_those_of_t5(buckets: int, max_distance: int) -> None:
+    position = torch.arange(512)
+    offset = position[None, :] - position[:, None]
+    expected = T5Attention._relative_position_bucket(offset, True, buckets, max_distance)
+    assert torch.equal(relative_buckets(512, buckets, max_distance), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backends_agree_in_value_and_gradient(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 4, 17, 8, generator=generator).to(dtype) for _ in range(3))
+    bias = torch.randn(3, 4, 17, 17, generator=generator).to(dtype)
+    bias[1, :, :, 12:] = torch.finfo(dtype).min
+    results = []
+    for backend in BACKENDS:
+        leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v, bias)]
+        attention(*leaves, backend=backend).square().sum().backward()
+        results.append([attention(q, k, v, bias, backend=backend)] + [leaf.grad for leaf in leaves])
+    for found, expected in zip(results[0], results[1], strict=True):
+        assert torch.allclose(found.float(), expected.float(), atol=1e-5 if dtype is torch.float32 else 0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_changes_nothing(dtype: torch.dtype) -> None:
+    encoder = Encoder(SMALL).to(dtype).eval()
+    tokens = torch.randint(5, 50, (2, 24), generator=torch.Generator().manual_seed(1))
+    real = torch.ones(2, 24, dtype=torch.bool)
+    real[1, 15:] = False
+    other = tokens.clone()
+    other[1, 15:] = 7
+    assert torch.equal(encoder(tokens, real)[real], encoder(other, real)[real])
+    alone = encoder(tokens[1:, :15])
+    assert torch.allclose(encoder(tokens, real)[1:, :15], alone, atol=1e-5 if dtype is torch.float32 else 0.05)
+
+
+def test_every_layer_shares_one_bias_table_and_there_are_no_absolute_positions() -> None:
+    encoder = Encoder(SMALL)
+    assert [name for name, _ in encoder.named_parameters() if "table" in name or "position" in name] == [
+        "relative_bias.table"
+    ]
+    with torch.no_grad():
+        encoder.eval().relative_bias.table.zero_()
+        tokens = torch.randint(5, 50, (1, 20), generator=torch.Generator().manual_seed(2))
+        order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+        assert torch.allclose(encoder(tokens)[:, order], encoder(tokens[:, order]), atol=1e-5)
+
+
+def test_local_start_falls_with_distance_and_has_a_side_per_head() -> None:
+    bias = RelativePositionBias(32, 128, 4, "local")(40).detach()
+    zero = RelativePositionBias(32, 128, 4, "zero")(40)
+    assert not zero.any()
+    right, left = bias[:, 0, 1:], bias[:, -1, :-1].flip(-1)  # by distance 1, 2, ...
+    assert (right.diff() <= 0).all() and (left.diff() <= 0).all()
+    assert (left[0::2] > right[0::2]).all() and (right[1::2] > left[1::2]).all()
