@@ -1,4 +1,4 @@
-"""Packaging of fast_electra. Tools (ruff, mypy, pytest) are configured in pyproject.toml, verified versions are in constraints.txt."""
+"""Packaging. Tools (ruff, mypy, pytest) are configured in pyproject.toml; verified versions are in constraints.txt."""
 
 import re
 from pathlib import Path

@@ -33,9 +33,8 @@ def main() -> int:
     print(f"auxiliary's held-out MLM accuracy   {last(auxiliary, 'heldout_mlm_accuracy'):.3f}")
     print(f"discriminator's held-out AUC        {auc:.3f}   (goal {AUC_GOAL:.2f})")
     print(f"beyond what the token alone allows  {beyond:.3f}   (goal {CONTEXT_GOAL:.2f})")
-    print(
-        f"training                            {sum(seconds):.0f} s   (goal {SECONDS_GOAL}; {' + '.join(f'{s:.0f}' for s in seconds)})"
-    )
+    parts = " + ".join(f"{part:.0f}" for part in seconds)
+    print(f"training                            {sum(seconds):.0f} s   ({parts}; goal {SECONDS_GOAL})")
     print(f"report                              {folder / 'report.html'}")
     reached = auc >= AUC_GOAL and beyond >= CONTEXT_GOAL
     if strict and sum(seconds) > SECONDS_GOAL:  # a busy machine is slower: no reason to fail

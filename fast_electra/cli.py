@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from fast_electra.settings import UserError
@@ -136,6 +137,25 @@ def _run_corpus(arguments: argparse.Namespace) -> None:
     print(f"took     {seconds:.1f} s, {manifest.bytes / 1e6 / seconds:.1f} MB/s")
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order of the page")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the last run's folder")
+
+
+def _run_report(arguments: argparse.Namespace) -> None:
+    from fast_electra.training.report import write_report
+
+    output = arguments.output or arguments.runs[-1] / "report.html"
+    print(f"report   {write_report(arguments.runs, output)}")
+
+
+def _run_doctor(arguments: argparse.Namespace) -> None:
+    from fast_electra import doctor
+
+    if code := doctor.main():
+        sys.exit(code)
+
+
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
@@ -143,6 +163,8 @@ def _megabytes(size: int) -> str:
 COMMANDS = {
     "tokenizer": Command("train a SentencePiece tokenizer on text", _add_tokenizer, _run_tokenizer),
     "corpus": Command("tokenise text into shards", _add_corpus, _run_corpus),
+    "report": Command("write one HTML page on one or more runs", _add_report, _run_report),
+    "doctor": Command("see whether this machine is ready, and what it lacks", lambda parser: None, _run_doctor),
 }
 
 

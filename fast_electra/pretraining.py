@@ -64,7 +64,7 @@ def train(config: Config, ranks: Ranks) -> None:
     except BaseException as error:
         if monitor is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            monitor.status(state, start, f"{type(error).__name__}: {error}")
+            monitor.status(state, monitor.update, f"{type(error).__name__}: {error}")
             monitor.close()
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None

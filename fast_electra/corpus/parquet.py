@@ -39,7 +39,7 @@ def read_parquet(path: Path, field: str, limit: int) -> Iterator[Document | Reje
         for group in range(file.num_row_groups):
             next_row = row + file.metadata.row_group(group).num_rows
             try:
-                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[field]):
+                for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=[field]):
                     yield from _cells(batch.column(0), path, row)
                     row += batch.num_rows
             except broken as error:

@@ -32,6 +32,7 @@ from torch.utils import cpp_extension
 from fast_electra.settings import UserError
 
 BUILDERS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "fused_adam": "FusedAdamBuilder"}
+SHARED_MEMORY, SHARED_BUFFER = Path("/dev/shm"), "deepspeed_allreduce_buffer"
 STAMP = "fast_electra.json"
 BUILD_TIMEOUT = 1200.0  # seconds; both operators take about 70 s on two idle cores, several minutes on busy ones
 
@@ -146,6 +147,16 @@ def toolchain_problems() -> list[str]:
     return problems
 
 
+def cpu_flags() -> set[str]:
+    """The CPU's features, in the kernel's words; empty where there is no /proc."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return set(line.partition(":")[2].split())
+
+
 def prepare_environment() -> None:
     """Let torch find this environment's ninja first, and build into this environment, unless the user said where.
 
@@ -157,6 +168,17 @@ def prepare_environment() -> None:
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
+def unlink_shared_buffers(rank: int) -> None:
+    """Free deepspeed_shm_comm's 66 MiB of shared memory when this rank ends, however it ends; DeepSpeed never does.
+
+    Call it on every rank once all have joined the process group and passed a barrier: by then each has mapped the
+    buffers of all, and the names are needed no more. Without it every run leaves its buffers in /dev/shm.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    buffer = SHARED_MEMORY / f"{SHARED_BUFFER}_{os.getuid()}_{address}_{port}_{rank}"
+    buffer.unlink(missing_ok=True)
 
 
 def _build(name: str) -> None:
@@ -192,18 +214,13 @@ def _is_built(folder: Path) -> bool:
 
 def _fingerprint() -> dict[str, str | None]:
     """What an operator is built for. The compiler uses all that this CPU has, and a home folder may move to another."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = ""
     return {
         "python": f"{sys.prefix} {sys.version}",
         "ninja": shutil.which("ninja"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu() else None,
         "deepspeed": importlib.metadata.version("deepspeed"),
-        "cpu": hashlib.sha256(flags.encode()).hexdigest(),
+        "cpu": hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest(),
     }
 
 

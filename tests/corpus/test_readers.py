@@ -1,4 +1,4 @@
-"""Whatever the files hold, the good documents come out unchanged and each bad one comes out once, with its place and the reason."""
+"""The good documents come out unchanged, and each bad one once, with its place and the reason."""
 
 import gzip
 import json
@@ -129,7 +129,7 @@ def test_a_truncated_archive_gives_what_comes_before_the_cut(tmp_path: Path, kin
 def test_a_damaged_archive_is_reported(tmp_path: Path, packer: str) -> None:
     data = bytearray(PACKERS[packer](jsonl([f"{i} {i * i} {i**3}" for i in range(20_000)])))
     data[len(data) // 2] ^= 0xFF
-    good, bad = read(tmp_path / f"a.jsonl{packer}", bytes(data))
+    _, bad = read(tmp_path / f"a.jsonl{packer}", bytes(data))
     assert bad
     assert bad[-1][1] in ("damaged archive", "truncated archive")
     assert read(tmp_path / f"b.jsonl{packer}", b"this is no archive")[1][0][1] in (

@@ -174,12 +174,12 @@ def test_an_existing_folder_is_replaced_only_on_demand(tmp_path: Path) -> None:
 
 
 def test_a_missing_altered_or_foreign_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tokenizer.model is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.model is missing"):
         Tokenizer.load(tmp_path)
     model = bytearray((folder / "tokenizer.model").read_bytes())
     model[len(model) // 2] ^= 1
     (tmp_path / "tokenizer.model").write_bytes(model)
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match="was altered"):

@@ -1,0 +1,60 @@
+"""Global batch n is a function of n; ranks and accumulation only divide it."""
+
+import pytest
+import torch
+from conftest import Corpus
+
+from fast_electra.batch import TokenBatch
+from fast_electra.corpus.loader import Loader, Split, masked_counts
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def sequences(tiny_corpus: Corpus) -> Sequences:
+    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 32)
+
+
+def named(parts: list[TokenBatch]) -> dict[tuple[int, int], list[int]]:
+    """Tokens of each sequence by (epoch, sequence), without padding."""
+    return {
+        (int(epoch), int(which)): row[: int(n)].tolist()
+        for part in parts
+        for epoch, which, row, n in zip(part.epochs_B, part.sequences_B, part.tokens_BL, part.lengths_B, strict=True)
+    }
+
+
+@pytest.mark.parametrize("n", [0, 3, 10_000])
+def test_any_division_gives_the_same_global_batch(sequences: Sequences, n: int) -> None:
+    whole = Loader(sequences, Split(24, 1), seed=1, mask_fraction=0.15).batch(n)
+    expected = named(whole)
+    assert len(expected) == 24
+    for micro, accumulation, ranks in ((12, 1, 2), (3, 4, 2), (6, 2, 2), (2, 3, 4), (1, 24, 1)):
+        parts = [
+            part
+            for rank in range(ranks)
+            for part in Loader(sequences, Split(micro, accumulation, ranks, rank), 1, 0.15).batch(n)
+        ]
+        assert named(parts) == expected
+        assert {(part.global_tokens, part.global_masked) for part in parts} == {
+            (whole[0].global_tokens, whole[0].global_masked)
+        }
+
+
+def test_global_counts_are_those_of_the_batch(sequences: Sequences) -> None:
+    parts = Loader(sequences, Split(8, 3), seed=1, mask_fraction=0.15).batch(5)
+    assert parts[0].global_tokens == sum(int(part.real_BL.sum()) for part in parts)
+    assert parts[0].global_masked == sum(int(masked_counts(part.lengths_B, 0.15).sum()) for part in parts)
+
+
+def test_one_epoch_reads_every_sequence_once(sequences: Sequences) -> None:
+    loader = Loader(sequences, Split(16, 1), seed=1, mask_fraction=0.15)
+    batches = -(-len(sequences) // 16)
+    seen = [key for n in range(batches) for key in named(loader.batch(n))]
+    assert sorted(which for epoch, which in seen if epoch == 0) == list(range(len(sequences)))
+
+
+def test_masked_counts_are_the_nearest_integers_and_at_least_one() -> None:
+    lengths = torch.tensor([3, 5, 12, 66, 512])
+    assert masked_counts(lengths, 0.15).tolist() == [1, 1, 2, 10, 77]  # 0.15, 0.45, 1.5, 9.6, 76.5

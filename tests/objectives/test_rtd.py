@@ -1,0 +1,98 @@
+"""The losses are the paper's, their shares add up to the global mean, and the figures beside them are right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Corpus
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
+
+from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.curriculum import CurriculumSettings
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.objectives.mlm import MLM
+from fast_electra.objectives.rtd import RTD, auc, auc_token_identity
+from fast_electra.replacement.auxiliary import Auxiliary
+
+NOISE = {"seed": 2, "mask_fraction": 0.15, "mask_id": Tokenizer.mask_id}
+
+
+@pytest.fixture(scope="module")
+def sequences(tiny_corpus: Corpus) -> Sequences:
+    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
+
+
+@pytest.fixture(scope="module")
+def sizes(tiny_corpus: Corpus) -> EncoderSettings:
+    return EncoderSettings(
+        vocabulary_size=tiny_corpus.vocabulary_size, layers=1, hidden_size=32, ffn_size=64, heads=2, initial_std=0.3
+    )
+
+
+@pytest.fixture(scope="module")
+def rtd(sizes: EncoderSettings) -> RTD:
+    model = MaskedLanguageModel(sizes, seed=1).eval()
+    return RTD(Discriminator(sizes, seed=3).eval(), Auxiliary(model, model), CurriculumSettings(), **NOISE)
+
+
+@torch.no_grad()
+def test_rtd_loss_is_the_mean_over_all_real_tokens(rtd: RTD, sequences: Sequences) -> None:
+    parts = Loader(sequences, Split(4, 4), 2, 0.15).batch(1)
+    share = sum(rtd.loss(rtd.model, part, 1.5)[0] for part in parts)
+    losses = []
+    for part in parts:
+        corrupted = rtd.corrupt(part, 1.5)
+        for row in range(4):
+            n = int(part.lengths_B[row])
+            logits = rtd.model(corrupted.tokens_BL[row : row + 1, :n], None)[0]
+            losses.append(F.binary_cross_entropy_with_logits(logits, corrupted.replaced_BL[row, :n].float(), reduction="none"))
+    assert float(share) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
+@torch.no_grad()
+def test_mlm_loss_is_the_mean_over_masked_positions(sizes: EncoderSettings, sequences: Sequences) -> None:
+    mlm = MLM(MaskedLanguageModel(sizes, seed=4).eval(), **NOISE)
+    one = Loader(sequences, Split(16, 1), 2, 0.15).batch(1)[0]
+    loss, sums = mlm.loss(mlm.model, one, None)
+    parts = Loader(sequences, Split(4, 4), 2, 0.15).batch(1)
+    assert float(sum(mlm.loss(mlm.model, part, None)[0] for part in parts)) == pytest.approx(float(loss), rel=1e-5)
+    row = mlm.summary(sums)
+    assert row["loss"] == pytest.approx(float(loss), rel=1e-6) and int(sums[1]) == one.global_masked
+    assert 0 <= row["accuracy"] <= 1
+
+
+def test_figures_agree_with_scikit_learn(rtd: RTD, sequences: Sequences) -> None:
+    batch = Loader(sequences, Split(64, 1), 2, 0.15).batch(0)[0]
+    row = rtd.summary(rtd.loss(rtd.model, batch, 1.0)[1])
+    corrupted = rtd.corrupt(batch, 1.0)
+    logits = rtd.model(corrupted.tokens_BL, batch.attended_BL)[batch.real_BL].detach()
+    labels = corrupted.replaced_BL[batch.real_BL]
+    assert row["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=2e-3)
+    assert row["replaced_fraction"] == pytest.approx(float(labels.float().mean()))
+    assert row["recall"] == pytest.approx(recall_score(labels, logits > 0))
+    assert row["precision"] == pytest.approx(precision_score(labels, logits > 0))
+
+
+def test_auc_counts_ties_half_and_knows_empty_classes() -> None:
+    assert auc(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0])) == 0.75
+    assert auc(torch.tensor([3.0]), torch.tensor([5.0])) == 0.5
+    assert auc(torch.tensor([3.0]), torch.tensor([0.0])) is None
+
+
+def test_token_identity_auc_is_the_best_of_any_score_of_the_token() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 6, (500,), generator=generator)
+    labels = torch.rand(500, generator=generator) < tokens / 10
+    kept, replaced = (torch.bincount(tokens[labels == label], minlength=6).double() for label in (False, True))
+    best = auc_token_identity(kept, replaced)
+    rate = replaced / (kept + replaced)
+    assert best == pytest.approx(roc_auc_score(labels, rate[tokens]))
+    for _ in range(20):
+        assert roc_auc_score(labels, torch.rand(6, generator=generator)[tokens]) <= best
+
+
+def test_curriculum_value_is_the_temperature_of_equation_2(rtd: RTD) -> None:
+    assert rtd.value(0.1) == 1 + 1 * 2.718281828459045**-1

@@ -1,0 +1,76 @@
+"""The documented commands, run as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fast_electra.cli import main
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+
+
+def test_from_text_to_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("books.jsonl").write_text("".join(json.dumps({"body": f"book {i} of them"}) + "\n" for i in range(50)) + "{\n")
+    common = ["--input", "books.jsonl", "--field", "body"]
+    assert main(["tokenizer", *common, "--vocabulary", "280", "--output", "data/tokenizer"]) == 0
+    printed = capsys.readouterr().out
+    assert "280 tokens" in printed
+    assert "50 documents" in printed
+    assert "rejected  1 documents" in printed
+    assert (
+        main(["corpus", *common, "--tokenizer", "data/tokenizer", "--output", "data/shards", "--heldout", "0.2"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "1 malformed JSON" in printed
+    assert "data/shards/quarantine.jsonl" in printed
+    train, heldout = (Shards.open("data/shards", split) for split in ("train", "heldout"))
+    assert len(train.lengths) + len(heldout.lengths) == 50
+    assert train.tokenizer_hash == Tokenizer.load("data/tokenizer").hash
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tokenizer", "--input", "absent.txt"], "no file matches absent.txt"),
+        (["tokenizer", "--input", "sample", "--vocabulary", "12"], "--vocabulary 12 is too small"),
+        (["corpus", "--input", "sample", "--tokenizer", "absent"], "no tokenizer in absent"),
+        (["corpus", "--input", "sample", "--heldout", "7"], "--heldout 7.0"),
+        (["tokenizer", "--input", "sample", "--output", "/proc/no/tokenizer"], "/proc/no"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("fast-electra: error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*tokenizer*"))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The command line must answer at once, so torch and megatron-core wait until they are needed."""
+    code = (
+        "import sys; from fast_electra.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "tokenizer" in done.stdout
+    assert "corpus" in done.stdout
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"torch", "megatron", "deepspeed", "numpy", "sentencepiece", "pyarrow", "matplotlib"}

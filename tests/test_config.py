@@ -1,0 +1,131 @@
+"""Configs: those that ship hold the paper's figures; mistakes are refused with a remedy before any process starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fast_electra import config
+from fast_electra.settings import UserError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_resolve_for_one_and_many_processes(path: Path) -> None:
+    for world in (1, 2, 8):
+        resolved = config.load(path, world=world)
+        ds = resolved.deepspeed
+        batch = ds["train_micro_batch_size_per_gpu"] * ds["gradient_accumulation_steps"] * world
+        assert batch == ds["train_batch_size"]
+        assert "auto" not in json.dumps(ds)
+        assert ds["zero_optimization"]["stage"] == 2 and ds["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "buckets", "distance", "layers", "hidden", "heads"), [("base", 32, 128, 12, 768, 12), ("large", 128, 256, 24, 1024, 16)]
+)
+def test_base_and_large_are_tables_2_and_3(name: str, buckets: int, distance: int, layers: int, hidden: int, heads: int) -> None:
+    main, auxiliary = (config.load(ROOT / f"ds_configs/{name}{kind}.json") for kind in ("", "_auxiliary"))
+    for resolved, learning_rate, depth in ((main, 1e-3, layers), (auxiliary, 5e-4, {"base": 4, "large": 6}[name])):
+        run, ds = resolved.run, resolved.deepspeed
+        assert (run.updates, run.corpus.sequence_length, run.model.vocabulary_size) == (125_000, 512, 128_000)
+        assert (run.model.layers, run.model.hidden_size, run.model.ffn_size, run.model.heads) == (depth, hidden, 4 * hidden, heads)
+        assert (run.model.relative_buckets, run.model.relative_max_distance) == (buckets, distance)
+        assert run.model.dropout == run.model.attention_dropout == 0.1
+        assert (run.model.initialization, run.model.relative_start) == ("admin", "zero")
+        assert ds["train_batch_size"] == 2048 and ds["gradient_clipping"] == 2.0
+        assert ds["optimizer"] == {
+            "type": "Adam",
+            "params": {"lr": learning_rate, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.01},
+        }
+        scheduler = ds["scheduler"]["params"]
+        assert (scheduler["warmup_num_steps"], scheduler["total_num_steps"]) == (10_000, 125_000)
+        assert scheduler["warmup_max_lr"] == learning_rate
+        assert run.corruption.mask_fraction == 0.15
+    curriculum = main.run.curriculum
+    assert (curriculum.schedule, curriculum.initial, curriculum.rate) == ("exponential", 2.0, 0.1)  # C.1
+
+
+def tiny(tmp_path: Path, **changes: Any) -> Path:
+    """ds_configs/tiny.json with changes: dotted keys written with `__`; None removes."""
+    tree = json.loads((ROOT / "ds_configs/tiny.json").read_text())
+    for key, value in changes.items():
+        *sections, name = key.split("__")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        if value is None:
+            section.pop(name)
+        else:
+            section[name] = value
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gradient_cliping": 1.0}, r"unknown key gradient_cliping; did you mean gradient_clipping\?"),
+        ({"zero_optimization__overlap_com": True}, r"zero_optimization.overlap_com; did you mean overlap_comm\?"),
+        ({"zero_optimization__offload_optimizer": {"devise": "cpu"}}, r"offload_optimizer.devise; did you mean device\?"),
+        ({"optimizer__params__beta": 0.9}, r"optimizer.params.beta; did you mean betas\?"),
+        ({"scheduler__params__warmup_steps": 3}, r"scheduler.params.warmup_steps; did you mean warmup_num_steps\?"),
+        ({"optimizer__type": "Lamb"}, "optimizer.type must be one of Adam, AdamW"),
+        ({"optimizer__params__lr": "fast"}, "optimizer.params.lr must be a positive number"),
+        ({"zero_optimization__stage": 3}, "zero_optimization.stage must be 1 or 2"),
+        ({"zero_optimization": 2}, "zero_optimization is a section"),
+        ({"fp16__enabled": True}, "fp16.enabled: fp16 needs a GPU"),
+        ({"train_batch_size": 33}, r"train_batch_size 33 is not .* = 32; set train_batch_size to a multiple of 2"),
+        ({"train_batch_size": 0}, "train_batch_size must be a whole number >= 1"),
+        ({"gradient_accumulation_steps": 3}, "train_batch_size 32 is not"),
+        ({"fast_electra__curriculm": {}}, r"unknown key fast_electra.curriculm; did you mean curriculum\?"),
+        ({"fast_electra__curriculum": {"rat": 1}}, r"fast_electra.curriculum.rat; did you mean rate\?"),
+        ({"fast_electra__model": {"hiden_size": 1}}, r"fast_electra.model.hiden_size; did you mean hidden_size\?"),
+        ({"fast_electra__model": {"heads": 5}}, "hidden_size .* is not a multiple of heads 5"),
+        ({"fast_electra__model": {"layers": "3"}}, "fast_electra.model.layers: .*integer"),
+        ({"fast_electra__recipe": "huge"}, "fast_electra.recipe must be one of tiny, small, base, large, not \"huge\""),
+        ({"fast_electra__auxiliary": None}, "objective rtd needs auxiliary.run"),
+        ({"fast_electra__replacement": {"augmentation": "temprature"}}, "fast_electra.replacement.augmentation"),
+        ({"fast_electra__updates": -1}, "fast_electra.updates"),
+        ({"fast_electra": None}, 'no section "fast_electra"'),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_refused_with_a_remedy(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(tiny(tmp_path, **changes), world=2)
+    assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
+
+
+def test_overrides_reach_both_parts(tmp_path: Path) -> None:
+    overrides = ["fast_electra.curriculum.rate=0.3", "train_batch_size=8", "train_micro_batch_size_per_gpu=2", "fast_electra.run=runs/a=b"]
+    resolved = config.load(tiny(tmp_path), overrides, world=2)
+    assert resolved.run.curriculum.rate == 0.3 and resolved.run.run == "runs/a=b"
+    assert resolved.deepspeed["gradient_accumulation_steps"] == 2
+    shorter = config.load(tiny(tmp_path), ["fast_electra.updates=7"], world=1)
+    assert shorter.deepspeed["scheduler"]["params"]["total_num_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("rate", "KEY=VALUE"), ("=1", "KEY=VALUE"), ("fast_electra.seed.x=1", "seed is a value"), ("sed=1", "unknown key sed")],
+)
+def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.load(tiny(tmp_path, fast_electra__seed=1), [override], world=1)
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config file"):
+        config.load(tmp_path / "none.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"train_batch_size": 3,}')
+    with pytest.raises(UserError, match="no valid JSON"):
+        config.load(broken)
+    broken.write_text('{"train_batch_size": 3, "train_batch_size": 4}')
+    with pytest.raises(UserError, match="stands twice"):
+        config.load(broken)
