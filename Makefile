@@ -27,7 +27,7 @@ setup: $(READY)
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, $(PYTHON) is " \
 	    + sys.version.split()[0] + "; name another: make setup PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	python -m pip install torch numpy -c constraints.txt
 	python -m pip install -e '.[$(EXTRAS)]' -c constraints.txt
 	python -m fast_electra.training.ops
@@ -56,7 +56,7 @@ quickstart: $(QUICK)/shards/manifest.json
 	@python .ci/quickstart_figures.py $(QUICK)
 
 $(QUICK)/tokenizer/tokenizer.json: | setup
-	fast-electra tokenizer --input sample --output $(QUICK)/tokenizer --vocabulary 4096
+	fast-electra tokenizer --input sample --output $(QUICK)/tokenizer --vocabulary 2048
 
 $(QUICK)/shards/manifest.json: $(QUICK)/tokenizer/tokenizer.json
 	fast-electra corpus --input sample --tokenizer $(QUICK)/tokenizer --output $(QUICK)/shards --heldout 0.05

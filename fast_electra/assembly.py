@@ -59,26 +59,27 @@ def build_loader(config: Config, corpus: Corpus, ranks: Ranks) -> Loader:
 
 def build_objective(run: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[MLM | RTD, dict[str, Any]]:
     """The objective with its new model, and facts about the auxiliary to record beside what is trained."""
-    noise = {"seed": run.seed, "mask_fraction": run.corruption.mask_fraction, "mask_id": tokenizer.mask_id}
+    seed, fraction, mask_id = run.seed, run.corruption.mask_fraction, tokenizer.mask_id
     if run.objective == "mlm":
-        return MLM(MaskedLanguageModel(run.model, run.seed), **noise), {}
+        model = MaskedLanguageModel(run.model, seed)
+        return MLM(model, seed=seed, mask_fraction=fraction, mask_id=mask_id), {}
     auxiliary, facts = load_auxiliary(run, tokenizer, ranks)
-    return RTD(Discriminator(run.model, run.seed), auxiliary, run.curriculum, **noise), facts
+    discriminator = Discriminator(run.model, seed)
+    rtd = RTD(discriminator, auxiliary, run.curriculum, seed=seed, mask_fraction=fraction, mask_id=mask_id)
+    return rtd, facts
 
 
 def load_auxiliary(run: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[Auxiliary, dict[str, Any]]:
     """The frozen auxiliary model in its inference engine."""
     assert run.auxiliary is not None and run.auxiliary.run is not None
-    remedy = (
-        f"train the auxiliary first (deepspeed launch/pretrain.py --deepspeed_config ds_configs/{run.recipe}_auxiliary.json) "
-        "and name its run folder in fast_electra.auxiliary.run"
-    )
+    command = f"deepspeed launch/pretrain.py --deepspeed_config ds_configs/{run.recipe}_auxiliary.json"
+    remedy = f"train the auxiliary first ({command}) and name its run folder in fast_electra.auxiliary.run"
     folder = Path(run.auxiliary.run) / "model"
     model, description = load_model(folder, "mlm", remedy)
     if description["tokenizer"] != tokenizer.hash:
         raise UserError(
-            f"the auxiliary in {folder} was trained with another tokenizer (sha256 {description['tokenizer'][:12]}) than "
-            f"{run.corpus.tokenizer} ({tokenizer.hash[:12]}); use the corpus that it was trained on, or {remedy}"
+            f"the auxiliary in {folder} was trained with another tokenizer (sha256 {description['tokenizer'][:12]}) "
+            f"than {run.corpus.tokenizer} ({tokenizer.hash[:12]}); use the corpus that it was trained on, or {remedy}"
         )
     dtype = resolve_dtype(run.auxiliary.dtype, "fast_electra.auxiliary.dtype")
     engine = inference_engine(model.to(ranks.device), dtype)

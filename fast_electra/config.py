@@ -2,7 +2,7 @@
 
 The file is a DeepSpeed config with one more section, `fast_electra`. DeepSpeed's keys own batch, optimizer, precision,
 ZeRO and clipping; `fast_electra` owns model, corpus, curriculum, replacement and run folder, on top of a recipe. Both
-parts are checked key by key before any process group starts, because DeepSpeed takes a misspelt top-level key in silence.
+parts are checked key by key before any process group starts: DeepSpeed takes a misspelt top-level key in silence.
 """
 
 import json
@@ -56,7 +56,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _fits_objective(self) -> "RunConfig":
         if self.objective == "rtd" and (self.auxiliary is None or self.auxiliary.run is None):
-            raise ValueError("objective rtd needs auxiliary.run: the run folder of an auxiliary trained by objective mlm")
+            raise ValueError("objective rtd needs auxiliary.run: the run folder of an auxiliary model")
         return self
 
 

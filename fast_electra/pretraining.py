@@ -37,15 +37,21 @@ def pretrain(config: Config) -> None:
 
 
 def train(config: Config, ranks: Ranks) -> None:
-    """Trains to the end of the run, continuing where its folder stands; then exports the model and writes the report."""
+    """Trains to the end of the run, continuing where its folder stands; exports the model and writes the report."""
     run, folder = config.run, Path(config.run.run)
     corpus = open_corpus(run, verify=ranks.rank == 0)
     objective, facts = build_objective(run, corpus.tokenizer, ranks)
     settled = config.to_json() | {"corpus_hash": corpus.hash, **facts}
-    resumed = checkpoint.newest(folder / "checkpoints", ranks.world)
+    resumed = checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
 
+        if resumed.name == checkpoint.name(run.updates) and (folder / "model").exists():
+            if ranks.rank == 0:
+                print(
+                    f"{folder} is complete: {run.updates:,} updates; to train anew, name another run folder", flush=True
+                )
+            return
     engine = training_engine(objective.model, objective.model.encoder, config.deepspeed)
     start = checkpoint.load(resumed, engine) if resumed is not None else 0
     plan = Plan(run.updates, run.seed, run.log_every, run.checkpoint, run.evaluation)
@@ -71,7 +77,9 @@ def train(config: Config, ranks: Ranks) -> None:
         raise
     weights = full_weights(engine)
     if ranks.rank == 0 and monitor is not None:
-        save_model(folder / "model", run.objective, run.model, weights, tokenizer=corpus.tokenizer.hash, evaluation=evaluation)
+        save_model(
+            folder / "model", run.objective, run.model, weights, tokenizer=corpus.tokenizer.hash, evaluation=evaluation
+        )
         if corpus.heldout is not None:
             write_examples(folder, objective, engine, corpus.heldout, corpus.tokenizer, run.updates, run.seed, ranks)
         monitor.status("completed", run.updates)
@@ -99,7 +107,9 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
-        raise UserError(f"{path} cannot be read, so its checkpoints cannot be continued; name another run folder") from None
+        raise UserError(
+            f"{path} cannot be read, so its checkpoints cannot be continued; name another run folder"
+        ) from None
     now = json.loads(json.dumps(settled))
     for part in before.keys() | now.keys():
         old, new = before.get(part), now.get(part)

@@ -1,8 +1,8 @@
 """Counter-based randomness: every random choice is a pure function of what it is about.
 
-Which positions are masked, which token replaces them and in which order sequences come depend on (seed, epoch, sequence,
-position) and on nothing else: not on rank, batch, device, or on what was drawn before. So one process and sixty-four,
-online and offline, resumed and uninterrupted runs see the same corrupted tokens.
+Which positions are masked, which token replaces them and in which order sequences come depend on (seed, epoch,
+sequence, position) and on nothing else: not on rank, batch, device, or on what was drawn before. So one process and
+sixty-four, online and offline, resumed and uninterrupted runs see the same corrupted tokens.
 
 All keys are int64 tensors used as 64 random bits; arithmetic wraps.
 """

@@ -1,7 +1,7 @@
-"""The paper's Tables 2 and 3 as named presets, and two smaller ones: the values of `fast_electra` that a config may leave out.
+"""The paper's Tables 2 and 3 as named presets, and two smaller ones: values of `fast_electra` that a config may omit.
 
-`base` and `large` are the paper's. `small` has ELECTRA-small's size (Clark et al., 2020). `tiny` is for trying things on
-two CPU cores; where it departs from the paper, docs/tiny.md says so.
+`base` and `large` are the paper's. `small` has ELECTRA-small's size (Clark et al., 2020). `tiny` is for trying things
+on two CPU cores; where it departs from the paper, docs/tiny.md says so.
 
 What DeepSpeed's keys own (batch, optimizer, learning rate, warm-up, clipping, precision, ZeRO) stands in ds_configs/.
 """
@@ -35,18 +35,19 @@ _SMALL = _BASE | {
     "activation_checkpointing": False,
 }
 _TINY = {
-    "vocabulary_size": 4096,
-    "hidden_size": 128,
-    "ffn_size": 512,
+    "vocabulary_size": 2048,
+    "hidden_size": 64,
+    "ffn_size": 256,
     "heads": 4,
     "relative_start": "local",
+    "initial_std": 0.1,
     "dropout": 0.0,
     "attention_dropout": 0.0,
 }
 
 # Encoder, its depth as main model and as auxiliary (Table 2: the layers are alike), sequence length, updates.
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, int], int, int]] = {
-    "tiny": (_TINY, {"rtd": 3, "mlm": 2}, 64, 3500),
+    "tiny": (_TINY, {"rtd": 3, "mlm": 2}, 64, 2500),
     "small": (_SMALL, {"rtd": 12, "mlm": 4}, 128, 1_000_000),
     "base": (_BASE, {"rtd": 12, "mlm": 4}, 512, 125_000),
     "large": (_LARGE, {"rtd": 24, "mlm": 6}, 512, 125_000),

@@ -14,7 +14,9 @@ from fast_electra.settings import UserError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra")
+    parser.add_argument(
+        "--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key; repeatable")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     parser.add_argument("--deepspeed", action="store_true", help="accepted for the launcher's sake; always on")

@@ -61,7 +61,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus(folder / "tokenizer", folder / "shards", 1000)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch() -> Launch:
     """Runs a script under the real `deepspeed` launcher, as users do; see `_launch`."""
     return _launch

@@ -25,14 +25,22 @@ def test_shipped_configs_resolve_for_one_and_many_processes(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "buckets", "distance", "layers", "hidden", "heads"), [("base", 32, 128, 12, 768, 12), ("large", 128, 256, 24, 1024, 16)]
+    ("name", "buckets", "distance", "layers", "hidden", "heads"),
+    [("base", 32, 128, 12, 768, 12), ("large", 128, 256, 24, 1024, 16)],
 )
-def test_base_and_large_are_tables_2_and_3(name: str, buckets: int, distance: int, layers: int, hidden: int, heads: int) -> None:
+def test_base_and_large_are_tables_2_and_3(
+    name: str, buckets: int, distance: int, layers: int, hidden: int, heads: int
+) -> None:
     main, auxiliary = (config.load(ROOT / f"ds_configs/{name}{kind}.json") for kind in ("", "_auxiliary"))
     for resolved, learning_rate, depth in ((main, 1e-3, layers), (auxiliary, 5e-4, {"base": 4, "large": 6}[name])):
         run, ds = resolved.run, resolved.deepspeed
         assert (run.updates, run.corpus.sequence_length, run.model.vocabulary_size) == (125_000, 512, 128_000)
-        assert (run.model.layers, run.model.hidden_size, run.model.ffn_size, run.model.heads) == (depth, hidden, 4 * hidden, heads)
+        assert (run.model.layers, run.model.hidden_size, run.model.ffn_size, run.model.heads) == (
+            depth,
+            hidden,
+            4 * hidden,
+            heads,
+        )
         assert (run.model.relative_buckets, run.model.relative_max_distance) == (buckets, distance)
         assert run.model.dropout == run.model.attention_dropout == 0.1
         assert (run.model.initialization, run.model.relative_start) == ("admin", "zero")
@@ -71,7 +79,10 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
     [
         ({"gradient_cliping": 1.0}, r"unknown key gradient_cliping; did you mean gradient_clipping\?"),
         ({"zero_optimization__overlap_com": True}, r"zero_optimization.overlap_com; did you mean overlap_comm\?"),
-        ({"zero_optimization__offload_optimizer": {"devise": "cpu"}}, r"offload_optimizer.devise; did you mean device\?"),
+        (
+            {"zero_optimization__offload_optimizer": {"devise": "cpu"}},
+            r"offload_optimizer.devise; did you mean device\?",
+        ),
         ({"optimizer__params__beta": 0.9}, r"optimizer.params.beta; did you mean betas\?"),
         ({"scheduler__params__warmup_steps": 3}, r"scheduler.params.warmup_steps; did you mean warmup_num_steps\?"),
         ({"optimizer__type": "Lamb"}, "optimizer.type must be one of Adam, AdamW"),
@@ -87,7 +98,7 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ({"fast_electra__model": {"hiden_size": 1}}, r"fast_electra.model.hiden_size; did you mean hidden_size\?"),
         ({"fast_electra__model": {"heads": 5}}, "hidden_size .* is not a multiple of heads 5"),
         ({"fast_electra__model": {"layers": "3"}}, "fast_electra.model.layers: .*integer"),
-        ({"fast_electra__recipe": "huge"}, "fast_electra.recipe must be one of tiny, small, base, large, not \"huge\""),
+        ({"fast_electra__recipe": "huge"}, 'fast_electra.recipe must be one of tiny, small, base, large, not "huge"'),
         ({"fast_electra__auxiliary": None}, "objective rtd needs auxiliary.run"),
         ({"fast_electra__replacement": {"augmentation": "temprature"}}, "fast_electra.replacement.augmentation"),
         ({"fast_electra__updates": -1}, "fast_electra.updates"),
@@ -102,7 +113,12 @@ def test_mistakes_are_refused_with_a_remedy(tmp_path: Path, changes: dict[str, A
 
 
 def test_overrides_reach_both_parts(tmp_path: Path) -> None:
-    overrides = ["fast_electra.curriculum.rate=0.3", "train_batch_size=8", "train_micro_batch_size_per_gpu=2", "fast_electra.run=runs/a=b"]
+    overrides = [
+        "fast_electra.curriculum.rate=0.3",
+        "train_batch_size=8",
+        "train_micro_batch_size_per_gpu=2",
+        "fast_electra.run=runs/a=b",
+    ]
     resolved = config.load(tiny(tmp_path), overrides, world=2)
     assert resolved.run.curriculum.rate == 0.3 and resolved.run.run == "runs/a=b"
     assert resolved.deepspeed["gradient_accumulation_steps"] == 2
@@ -112,7 +128,12 @@ def test_overrides_reach_both_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("rate", "KEY=VALUE"), ("=1", "KEY=VALUE"), ("fast_electra.seed.x=1", "seed is a value"), ("sed=1", "unknown key sed")],
+    [
+        ("rate", "KEY=VALUE"),
+        ("=1", "KEY=VALUE"),
+        ("fast_electra.seed.x=1", "seed is a value"),
+        ("sed=1", "unknown key sed"),
+    ],
 )
 def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -40,7 +40,9 @@ def test_floor_is_that_of_what_is_scheduled() -> None:
     assert CurriculumSettings(schedule="constant", initial=1.0).value(0.3) == 1.0  # the fixed auxiliary of D.2
 
 
-@pytest.mark.parametrize("bad", [{"rate": 0.0}, {"rate": -1.0}, {"initial": math.nan}, {"schedule": "stepwise", "rate": 2.5}])
+@pytest.mark.parametrize(
+    "bad", [{"rate": 0.0}, {"rate": -1.0}, {"initial": math.nan}, {"schedule": "stepwise", "rate": 2.5}]
+)
 def test_nonsense_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         CurriculumSettings(**bad)

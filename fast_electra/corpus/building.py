@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fast_electra.corpus.folders import atomic_folder, file_hash
 from fast_electra.corpus.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, Rejected, expand, read_documents
 from fast_electra.corpus.shards import (
     MANIFEST,
@@ -31,6 +30,7 @@ from fast_electra.corpus.shards import (
     write_manifest,
 )
 from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.files import atomic_folder, file_hash
 from fast_electra.settings import UserError
 
 _BATCH_CHARACTERS = 2**20  # what a worker is given at a time

@@ -52,7 +52,9 @@ def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
     return ((lengths_B - 2) * fraction + 0.5).floor().long().clamp(min=1)
 
 
-def token_batch(sequences: Sequences, which: Tensor, epochs: Tensor, global_tokens: int, global_masked: int) -> TokenBatch:
+def token_batch(
+    sequences: Sequences, which: Tensor, epochs: Tensor, global_tokens: int, global_masked: int
+) -> TokenBatch:
     """Reads the named sequences."""
     lengths_B = sequences.lengths(which)
     tokens_BL = sequences.tokens(which)

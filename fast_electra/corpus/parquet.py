@@ -25,7 +25,8 @@ def read_parquet(path: Path, field: str, limit: int) -> Iterator[Document | Reje
         yield Rejected(str(path), error.reason, str(error)[:EXCERPT])
         return
     try:
-        file = parquet.ParquetFile(stream, buffer_size=2**20)
+        # By default pyarrow reads a whole row group ahead, and that may be the whole file.
+        file = parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
     except broken as error:
         stream.close()
         yield Rejected(str(path), "unreadable parquet", str(error)[:EXCERPT])

@@ -1,7 +1,7 @@
 """Sequences within one document, and their order in each epoch (paper, appendix B).
 
-A document of n tokens is cut into ceil(n / (L - 2)) pieces of nearly equal length, so that nothing is truncated away and
-no short tail is left; each piece is framed as [CLS] ... [SEP]. Documents are never joined. Only documents below a
+A document of n tokens is cut into ceil(n / (L - 2)) pieces of nearly equal length, so that nothing is truncated away
+and no short tail is left; each piece is framed as [CLS] ... [SEP]. Documents are never joined. Only documents below a
 minimal length are left out, and they are counted.
 """
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from fast_electra.corpus.folders import file_hash
+from fast_electra.files import file_hash
 from fast_electra.settings import Settings, UserError
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"

@@ -12,8 +12,8 @@ from typing import Any
 
 import sentencepiece
 
-from fast_electra.corpus.folders import atomic_folder
 from fast_electra.corpus.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, expand, read_documents
+from fast_electra.files import atomic_folder
 from fast_electra.settings import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -1,4 +1,4 @@
-"""Which positions are masked: an exact fraction of the non-special positions, chosen by counter-based noise (section 2)."""
+"""Which positions are masked: an exact fraction of the non-special ones, by counter-based noise (section 2)."""
 
 import torch
 

@@ -58,22 +58,30 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(d)
         self.ffn_omega = nn.Parameter(torch.ones(d))
 
-    def attend(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
-        """The attention branch, before dropout and residual."""
+    def mix(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+        """What each position attends to, [B, L, D]: the attention branch before its output projection."""
         b, length, d = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mixed_BHLd = attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
-        return self.attention_output(mixed_BHLd.transpose(1, 2).reshape(b, length, d))
+        return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
+
+    def attend(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+        """The attention branch, before dropout and residual."""
+        return self.attention_output(self.mix(x_BLD, bias))
 
     def feed(self, x_BLD: Tensor) -> Tensor:
         """The feed-forward branch, before dropout and residual."""
         return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))
 
-    def forward(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
-        branch = F.dropout(self.attend(x_BLD, bias), self.dropout, self.training)
-        x_BLD = self.attention_norm(x_BLD * self.attention_omega + branch)
-        branch = F.dropout(self.feed(x_BLD), self.dropout, self.training)
-        return self.ffn_norm(x_BLD * self.ffn_omega + branch)
+    def forward(self, x_BLD: Tensor, bias: Tensor, positions_M: Tensor | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]; with `positions_M`, to the rows [M, D] of these flat positions only."""
+        mixed = self.mix(x_BLD, bias)
+        if positions_M is not None:
+            mixed, x_BLD = (t.flatten(0, 1).index_select(0, positions_M) for t in (mixed, x_BLD))
+        branch = F.dropout(self.attention_output(mixed), self.dropout, self.training)
+        x = self.attention_norm(x_BLD * self.attention_omega + branch)
+        branch = F.dropout(self.feed(x), self.dropout, self.training)
+        return self.ffn_norm(x * self.ffn_omega + branch)
 
 
 class Encoder(nn.Module):
@@ -106,17 +114,18 @@ class Encoder(nn.Module):
             return bias_1HLL
         return bias_1HLL.masked_fill(~real_BL[:, None, None, :], torch.finfo(bias_1HLL.dtype).min)
 
-    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
-        """
+    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None = None, positions_M: Tensor | None = None) -> Tensor:
+        """Hidden states [B, L, D]; with `positions_M`, those of these flat positions only, [M, D].
+
         Args:
             tokens_BL: int64.
             real_BL: bool, False at padding; None where there is none, which is faster.
+            positions_M: int64, where a head needs hidden states; the last layer then does no more than they need.
         """
         x_BLD = self.embed(tokens_BL)
         bias = self.attention_bias(tokens_BL.shape[1], real_BL)
+        checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None
         for layer in self.layers:
-            if self.checkpoint is not None and self.training and torch.is_grad_enabled():
-                x_BLD = self.checkpoint(layer, x_BLD, bias)
-            else:
-                x_BLD = layer(x_BLD, bias)
+            wanted = () if positions_M is None or layer is not self.layers[-1] else (positions_M,)
+            x_BLD = checkpoint(layer, x_BLD, bias, *wanted) if checkpoint else layer(x_BLD, bias, *wanted)
         return x_BLD

@@ -1,15 +1,13 @@
 """A trained model as a folder: model.safetensors, and model.json with all that is needed to use it."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fast_electra.files import file_hash, write_json
+from fast_electra.files import atomic_folder, file_hash, write_json
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.settings import UserError
@@ -24,15 +22,10 @@ def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict
         kind: a key of KINDS.
         facts: recorded beside the sizes: the tokenizer's hash, the figures of the last evaluation.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(weights, temporary / "model.safetensors")
-    description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(temporary / "model.safetensors")}
-    write_json(temporary / "model.json", description | facts)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with atomic_folder(folder, "model.json", overwrite=True) as partial:
+        save_file(weights, partial / "model.safetensors")
+        description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(partial / "model.safetensors")}
+        write_json(partial / "model.json", description | facts)
 
 
 def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any]]:

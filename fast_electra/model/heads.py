@@ -9,7 +9,7 @@ from fast_electra.model.encoder import Encoder, EncoderSettings
 
 
 class MaskedLanguageModel(nn.Module):
-    """p(. | i, x_masked): the auxiliary model. The vocabulary head is tied to the embedding and sees masked rows only."""
+    """p(. | i, x_masked): the auxiliary model. Its head is tied to the embedding and sees masked positions only."""
 
     def __init__(self, settings: EncoderSettings, seed: int = 0) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class MaskedLanguageModel(nn.Module):
 
     def masked_hidden(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor) -> Tensor:
         """What the vocabulary head multiplies, at the masked positions only: [M, E]."""
-        hidden_MD = self.encoder(tokens_BL, real_BL).flatten(0, 1).index_select(0, positions_M)
+        hidden_MD = self.encoder(tokens_BL, real_BL, positions_M)
         return self.norm(F.gelu(self.transform(hidden_MD)))
 
     def forward(

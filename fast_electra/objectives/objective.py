@@ -18,8 +18,14 @@ class Objective(Protocol):
     """
 
     name: str
-    model: nn.Module
-    heldout_size: int
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def heldout_size(self) -> int:
+        """How many sums `heldout_sums` returns."""
+        ...
 
     def value(self, u: float) -> float | None:
         """The curriculum's value at the fraction u of the updates; None where there is no curriculum."""

@@ -3,12 +3,12 @@
 from typing import Any, Literal
 
 import torch
-from fast_electra_kernels import sample
 from torch import Tensor
 
 from fast_electra.batch import MaskedBatch
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.settings import Settings
+from fast_electra.settings import Settings, UserError
+from fast_electra_kernels import sample
 
 
 class AuxiliarySettings(Settings):
@@ -43,6 +43,8 @@ class Auxiliary:
     @torch.no_grad()
     def sample(self, masked: MaskedBatch, value: float) -> Tensor:
         hidden_ME = self.engine(masked.tokens_BL, masked.original.attended_BL, masked.positions_M, hidden_only=True)
-        return sample(
-            hidden_ME, self.model.encoder.embedding.weight, self.model.bias, scale=1.0 / value, keys_M=masked.keys_M
-        )
+        weight_VE, bias_V = self.model.encoder.embedding.weight, self.model.bias
+        try:
+            return sample(hidden_ME, weight_VE, bias_V, scale=1.0 / value, keys_M=masked.keys_M)
+        except ValueError as error:
+            raise UserError(f"the auxiliary model cannot be sampled from ({error}): train or import it again") from None

@@ -27,10 +27,15 @@ class CheckpointSettings(Settings):
     keep: int = Field(default=2, ge=1)
 
 
+def name(update: int) -> str:
+    """The folder of the state after `update` updates."""
+    return f"update-{update:08d}"
+
+
 def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> None:
     """Writes the state after `update` updates. All ranks call it; they share the file system."""
-    name = f"update-{update:08d}"
-    partial = folder / f"partial-{name}"
+    whole = folder / name(update)
+    partial = folder / f"partial-{whole.name}"
     if ranks.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
     wait_for_ranks()
@@ -39,16 +44,16 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
     if ranks.rank == 0:
         files = {file.name: [file.stat().st_size, file_hash(file)] for file in sorted(partial.iterdir())}
         write_json(partial / COMPLETE, {"update": update, "ranks": ranks.world, "files": files})
-        shutil.rmtree(folder / name, ignore_errors=True)
-        partial.rename(folder / name)
-        write_text(folder / "latest", name + "\n")
+        shutil.rmtree(whole, ignore_errors=True)
+        partial.rename(whole)
+        write_text(folder / "latest", whole.name + "\n")
         for old in sorted(folder.glob("update-*"))[:-keep]:
             shutil.rmtree(old)
     wait_for_ranks()
 
 
-def newest(folder: Path, ranks: int) -> Path | None:
-    """The checkpoint to resume from, checked; None only where no checkpoint was ever written.
+def newest(folder: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint to resume from; None only where none was ever written. Rank 0 checks the contents for all.
 
     Raises:
         UserError: where there are checkpoints, or traces of them, but the newest cannot be trusted or does not fit.
@@ -57,18 +62,21 @@ def newest(folder: Path, ranks: int) -> Path | None:
     latest = folder / "latest"
     if not names and not latest.exists():
         return None
-    remedy = f"write the name of a whole one into {latest} ({', '.join(names) or 'there is none'}), or name another run folder"
+    whole = ", ".join(names) or "there is none"
+    remedy = f"write the name of a whole one into {latest} ({whole}), or name another run folder"
     if not latest.exists():
         raise UserError(f"{latest} is missing beside checkpoints; {remedy}")
-    name = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if name not in names:
-        raise UserError(f"{latest} names {name!r}, which is not there; {remedy}")
-    checkpoint = folder / name
-    _verify(checkpoint, remedy)
-    saved = _description(checkpoint, remedy)["ranks"]
-    if saved != ranks:
+    named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if named not in names:
+        raise UserError(f"{latest} names {named!r}, which is not there; {remedy}")
+    checkpoint = folder / named
+    description = _description(checkpoint, remedy)
+    if ranks.rank == 0:
+        _verify(checkpoint, description["files"], remedy)
+    saved = description["ranks"]
+    if saved != ranks.world:
         raise UserError(
-            f"{checkpoint} was written by {saved} processes and this run has {ranks}: resume with {saved} "
+            f"{checkpoint} was written by {saved} processes and this run has {ranks.world}: resume with {saved} "
             f"(on one machine: deepspeed --num_gpus {saved} ...)"
         )
     return checkpoint
@@ -76,14 +84,14 @@ def newest(folder: Path, ranks: int) -> Path | None:
 
 def _description(checkpoint: Path, remedy: str) -> dict[str, Any]:
     try:
-        return dict(json.loads((checkpoint / COMPLETE).read_text()))
-    except (OSError, ValueError):
+        return dict(json.loads((checkpoint / COMPLETE).read_text()).items())
+    except (OSError, ValueError, AttributeError):
         raise UserError(f"{checkpoint} has no readable {COMPLETE}: it was never finished; {remedy}") from None
 
 
-def _verify(checkpoint: Path, remedy: str) -> None:
-    for name, (size, digest) in _description(checkpoint, remedy)["files"].items():
-        file = checkpoint / name
+def _verify(checkpoint: Path, files: dict[str, tuple[int, str]], remedy: str) -> None:
+    for file_name, (size, digest) in files.items():
+        file = checkpoint / file_name
         if not file.exists():
             raise UserError(f"{file} is missing; {remedy}")
         if file.stat().st_size != size or file_hash(file) != digest:

@@ -1,7 +1,7 @@
 """DeepSpeed's part of a config: every key known, the batch arithmetic sound, every `auto` resolved.
 
-DeepSpeed itself takes a misspelt top-level key in silence and leaves `auto` to others. Here each section is held against
-DeepSpeed's own schema before any process group starts.
+DeepSpeed itself takes a misspelt top-level key in silence and leaves `auto` to others. Here each section is held
+against DeepSpeed's own schema before any process group starts.
 """
 
 import copy
@@ -29,7 +29,16 @@ SECTIONS: dict[str, type[BaseModel] | set[str] | None] = {
     **dict.fromkeys(("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level")),
     **dict.fromkeys(("communication_data_type", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")),
     "optimizer": {"type", "params", "legacy_fusion"},
-    "optimizer.params": {"lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "bias_correction", "amsgrad"},
+    "optimizer.params": {
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "torch_adam",
+        "adam_w_mode",
+        "bias_correction",
+        "amsgrad",
+    },
     "scheduler": {"type", "params"},
     "zero_optimization": DeepSpeedZeroConfig,
     "bf16": DeepSpeedBF16Config,
@@ -171,7 +180,7 @@ def _zero(tree: dict[str, Any]) -> None:
 
 
 def _batch(tree: dict[str, Any], world: int) -> None:
-    """train_batch_size = train_micro_batch_size_per_gpu * gradient_accumulation_steps * processes; one may be left out."""
+    """train_batch_size = train_micro_batch_size_per_gpu x gradient_accumulation_steps x processes; fills in one."""
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     total, micro, steps = (None if tree.get(name) == "auto" else tree.get(name) for name in names)
     for name, value in zip(names, (total, micro, steps), strict=True):

@@ -1,7 +1,9 @@
 """DeepSpeed's engines, and the only place (with ops.py) that imports it."""
 
+import logging
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,9 @@ def start_ranks() -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
+    # What DeepSpeed tells at each start is in the run's config.json; warnings about its own use of torch are not ours.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(verbose=False)
     device = torch.device(get_accelerator().device_name(local_rank) if torch.cuda.is_available() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
@@ -78,7 +83,7 @@ def training_engine(model: nn.Module, encoder: Encoder, config: dict[str, Any]) 
     )
     engine.optimizer.check_grad_overflow = True  # DeepSpeed's default leaves it off in fp32
     if encoder.settings.activation_checkpointing:
-        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=engine._config)
+        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
         encoder.checkpoint = deepspeed.checkpointing.checkpoint
     return engine
 

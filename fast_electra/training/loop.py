@@ -85,6 +85,16 @@ def fit(
         if monitor is not None:
             monitor.rows(rows)
 
+    def look_around(n: int, value: float | None) -> dict[str, float | None]:
+        assert heldout is not None
+        row = evaluate(objective, engine, heldout, plan.evaluation.sequences, value, ranks, plan.seed)
+        if monitor is not None:
+            curriculum = {} if value is None else {"temperature": value}
+            monitor.evaluation({"update": n, "updates": plan.updates, **curriculum, **(facts or {}), **row})
+        return row
+
+    if start == plan.updates and heldout is not None:  # interrupted between its last checkpoint and its end
+        return look_around(start, objective.value(1.0))
     engine.train()
     for n in range(start + 1, plan.updates + 1):
         value = objective.value(n / plan.updates)
@@ -110,10 +120,7 @@ def fit(
         if last or n % plan.log_every == 0:
             log()
         if heldout is not None and (last or n % plan.evaluation.every == 0):
-            evaluation = evaluate(objective, engine, heldout, plan.evaluation.sequences, value, ranks, plan.seed)
-            if monitor is not None:
-                curriculum = {} if value is None else {"temperature": value}
-                monitor.evaluation({"update": n, "updates": plan.updates, **curriculum, **(facts or {}), **evaluation})
+            evaluation = look_around(n, value)
         if last or n % plan.checkpoint.every == 0:
             log()
             checkpoint.save(run / "checkpoints", engine, ranks, n, plan.checkpoint.keep)
@@ -124,7 +131,7 @@ def _update(
     objective: Objective, engine: Engine, loader: Loader, n: int, value: float | None, seed: int, ranks: Ranks
 ) -> tuple[dict[str, Any], Tensor]:
     """One update of the weights; returns its row so far and this rank's sums."""
-    # Dropout is the only noise that is not counter-based: reseeding it here makes a resumed run equal an uninterrupted one.
+    # Dropout alone is not counter-based: reseeding it here makes a resumed run equal to an uninterrupted one.
     torch.manual_seed(int(randomness.key(seed, n, ranks.rank)))
     learning_rate = engine.get_lr()[0]
     parts = loader.batch(n - 1)

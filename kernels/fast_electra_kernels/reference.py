@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fast_electra_kernels.noise import gumbel
 
-# Elements of one block of logits: 1 MB of float32, small enough to stay in a CPU's outer cache.
-_BLOCK = 1 << 18
+# Elements of one block of logits. On a CPU a block stays in the outer cache, but has never so few rows that the product
+# reads the whole weight for a handful of them; on a GPU blocks are larger, because each one is a launch.
+_BLOCK_CPU, _BLOCK_GPU, _LEAST_ROWS = 1 << 18, 1 << 26, 64
 
 
 def sample(
@@ -17,7 +18,7 @@ def sample(
     vocabulary = weight_VD.shape[0]
     tokens_V = torch.arange(vocabulary, dtype=torch.int32, device=hidden_MD.device)
     ids_M = torch.empty(hidden_MD.shape[0], dtype=torch.int64, device=hidden_MD.device)
-    rows = max(1, _BLOCK // vocabulary)
+    rows = max(_LEAST_ROWS, (_BLOCK_GPU if hidden_MD.is_cuda else _BLOCK_CPU) // vocabulary)
     for start in range(0, hidden_MD.shape[0], rows):
         block = slice(start, start + rows)
         scores = F.linear(hidden_MD[block], weight_VD, bias_V).float()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import random
 import tracemalloc
 from pathlib import Path
 
@@ -158,6 +159,22 @@ def test_a_gigabyte_without_a_newline_takes_little_memory(tmp_path: Path) -> Non
     assert [item[0] for item in items if isinstance(item, Document)] == ["before", "after"]
     assert [item.reason for item in items if isinstance(item, Rejected)] == ["over the size limit"]
     assert peak < 32 * 2**20
+
+
+def test_a_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    documents = [random.Random(i).randbytes(50_000).hex() for i in range(600)]
+    parquet.write_table(
+        arrow.table({"text": documents}), path, compression="none", use_dictionary=False, write_batch_size=8
+    )
+    assert path.stat().st_size > 50 * 2**20
+    before = arrow.total_allocated_bytes()
+    tracemalloc.start()
+    pairs = zip(documents, read_documents([path]), strict=True)
+    assert all(text == item[0] and arrow.total_allocated_bytes() - before < 24 * 2**20 for text, item in pairs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 * 2**20
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])

@@ -60,7 +60,9 @@ def test_each_epoch_is_a_new_order_of_all_sequences(sequences: Sequences) -> Non
     which, epoch = sequences.order(seed=3, sample=torch.arange(2 * size))
     assert torch.equal(epoch, torch.arange(2 * size) // size)
     first, second = which[:size], which[size:]
-    assert torch.equal(first.sort().values, torch.arange(size)) and torch.equal(second.sort().values, torch.arange(size))
+    assert torch.equal(first.sort().values, torch.arange(size)) and torch.equal(
+        second.sort().values, torch.arange(size)
+    )
     assert not torch.equal(first, second)
     assert not torch.equal(first, sequences.order(seed=4, sample=torch.arange(size))[0])
     straddling = torch.arange(size - 5, size + 5)

@@ -114,11 +114,16 @@ def test_replacements_are_sampled_from_the_smoothed_distribution(
     counts = torch.bincount(draws, minlength=len(expected)).double()
     expected = expected * len(draws) / 4
     large = expected >= 5  # the rest together in one cell, as the test's approximation wants
-    cells = torch.cat([counts[large], counts[~large].sum()[None]]), torch.cat([expected[large], expected[~large].sum()[None]])
+    cells = (
+        torch.cat([counts[large], counts[~large].sum()[None]]),
+        torch.cat([expected[large], expected[~large].sum()[None]]),
+    )
     assert stats.chisquare(*[cell.numpy() for cell in cells]).pvalue > 1e-3
 
 
-def _draw(auxiliary: Auxiliary, batch: TokenBatch, positions_M: torch.Tensor, temperature: float, epoch: int) -> torch.Tensor:
+def _draw(
+    auxiliary: Auxiliary, batch: TokenBatch, positions_M: torch.Tensor, temperature: float, epoch: int
+) -> torch.Tensor:
     """100 draws for each of the four positions, with keys of their own."""
     from fast_electra import randomness
     from fast_electra.batch import MaskedBatch
@@ -138,7 +143,8 @@ def test_replacements_are_not_the_argmax(auxiliary: Auxiliary, sequences: Sequen
 def test_higher_temperature_replaces_more(auxiliary: Auxiliary, sequences: Sequences) -> None:
     parts = batches(sequences, 20)
     fractions = [
-        sum(int(corrupted(auxiliary, batch, temperature).replaced_BL.sum()) for batch in parts) for temperature in (0.25, 8.0)
+        sum(int(corrupted(auxiliary, batch, temperature).replaced_BL.sum()) for batch in parts)
+        for temperature in (0.25, 8.0)
     ]
     assert fractions[0] < fractions[1]
 
@@ -155,7 +161,9 @@ def by_sequence(results: list[CorruptedBatch]) -> dict[tuple[int, int], list[int
     found = {}
     for result in results:
         batch = result.masked.original
-        for epoch, which, n, row in zip(batch.epochs_B, batch.sequences_B, batch.lengths_B, result.tokens_BL, strict=True):
+        for epoch, which, n, row in zip(
+            batch.epochs_B, batch.sequences_B, batch.lengths_B, result.tokens_BL, strict=True
+        ):
             found[int(epoch), int(which)] = row[: int(n)].tolist()
     return found
 

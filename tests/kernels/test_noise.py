@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import torch
-from fast_electra_kernels.noise import gumbel, random_bits
 from scipy import stats
 
 from fast_electra import randomness
+from fast_electra_kernels.noise import gumbel, random_bits
 
 TOKENS = torch.arange(4096, dtype=torch.int32)
 

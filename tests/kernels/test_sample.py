@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from fast_electra_kernels import IMPLEMENTATIONS, sample
 from scipy import stats
 
 from fast_electra import randomness
+from fast_electra_kernels import IMPLEMENTATIONS, sample
 
 M, D, V = 200_000, 8, 50  # so many draws see an error of 1% in any probability over 0.05
 
@@ -51,7 +51,9 @@ def test_same_keys_give_same_tokens_in_any_batch() -> None:
     whole = sample(hidden, weight, scale=0.7, keys_M=keys(300))
     order = torch.randperm(300, generator=generator)
     shuffled = sample(hidden[order], weight, scale=0.7, keys_M=keys(300)[order])
-    parts = torch.cat([sample(hidden[i : i + 7], weight, scale=0.7, keys_M=keys(300)[i : i + 7]) for i in range(0, 300, 7)])
+    parts = torch.cat(
+        [sample(hidden[i : i + 7], weight, scale=0.7, keys_M=keys(300)[i : i + 7]) for i in range(0, 300, 7)]
+    )
     assert torch.equal(whole[order], shuffled) and torch.equal(whole, parts)
 
 

@@ -24,7 +24,9 @@ def branch_variances(model: Discriminator) -> list[float]:
 
 def test_omega_is_the_root_of_the_variances_before_it() -> None:
     model = Discriminator(DEEP, seed=1)
-    omegas = [float(omega.mean()) for layer in model.encoder.layers for omega in (layer.attention_omega, layer.ffn_omega)]
+    omegas = [
+        float(omega.mean()) for layer in model.encoder.layers for omega in (layer.attention_omega, layer.ffn_omega)
+    ]
     variances = branch_variances(model)
     total = 1.0  # the normalised embedding
     for omega, variance in zip(omegas, variances, strict=True):

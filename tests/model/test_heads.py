@@ -18,7 +18,9 @@ def settings(name: str, objective: str) -> EncoderSettings:
     return EncoderSettings.model_validate(recipe(name, objective)["model"])
 
 
-@pytest.mark.parametrize(("name", "main", "auxiliary", "embedding"), [("base", "184", "127", "98"), ("large", "434", "208", "131")])
+@pytest.mark.parametrize(
+    ("name", "main", "auxiliary", "embedding"), [("base", "184", "127", "98"), ("large", "434", "208", "131")]
+)
 def test_parameter_counts_print_as_table_2(
     name: str, main: str, auxiliary: str, embedding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +40,9 @@ def test_small_has_the_size_of_electra_small(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_vocabulary_head_is_tied_and_runs_at_masked_positions_only() -> None:
-    sizes = EncoderSettings(vocabulary_size=70, layers=1, hidden_size=32, ffn_size=64, heads=2, embedding_size=16, dropout=0.0)
+    sizes = EncoderSettings(
+        vocabulary_size=70, layers=1, hidden_size=32, ffn_size=64, heads=2, embedding_size=16, dropout=0.0
+    )
     model = MaskedLanguageModel(sizes).eval()
     tokens = torch.randint(5, 70, (2, 12), generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([3, 12, 20])
@@ -48,7 +52,10 @@ def test_vocabulary_head_is_tied_and_runs_at_masked_positions_only() -> None:
     hidden = model(tokens, None, positions, hidden_only=True)
     assert torch.allclose(hidden @ model.encoder.embedding.weight.T + model.bias, logits, atol=1e-6)
     logits.sum().backward()
-    assert model.encoder.embedding.weight.grad is not None and sum(p is model.encoder.embedding.weight for p in model.parameters()) == 1
+    assert (
+        model.encoder.embedding.weight.grad is not None
+        and sum(p is model.encoder.embedding.weight for p in model.parameters()) == 1
+    )
 
 
 def test_recipes_are_whole_run_configs() -> None:

@@ -48,7 +48,9 @@ def test_rtd_loss_is_the_mean_over_all_real_tokens(rtd: RTD, sequences: Sequence
         for row in range(4):
             n = int(part.lengths_B[row])
             logits = rtd.model(corrupted.tokens_BL[row : row + 1, :n], None)[0]
-            losses.append(F.binary_cross_entropy_with_logits(logits, corrupted.replaced_BL[row, :n].float(), reduction="none"))
+            losses.append(
+                F.binary_cross_entropy_with_logits(logits, corrupted.replaced_BL[row, :n].float(), reduction="none")
+            )
     assert float(share) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 

@@ -1,0 +1,186 @@
+"""Trainings that tests start together in one launch, because starting DeepSpeed takes longer than they do.
+
+deepspeed ... tests/training/scenarios.py --corpus FOLDER --output FOLDER NAME [NAME ...]
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fast_electra import config, pretraining
+from fast_electra.training import engines
+from fast_electra.training.engines import Ranks, start_ranks, stop_ranks
+
+UPDATES = 12
+Tree = dict[str, Any]
+
+
+def tree(corpus: Path, run: Path, objective: str = "rtd", **section: Any) -> Tree:
+    """A config small enough for seconds: fp32, torch's Adam, which resumes bit for bit."""
+    auxiliary = {"auxiliary": {"run": str(run.parent / "auxiliary")}} if objective == "rtd" else {}
+    sizes = {"vocabulary_size": 1000, "layers": 2, "hidden_size": 32, "ffn_size": 64, "heads": 2}
+    return {
+        "train_batch_size": 8,
+        "gradient_clipping": 1.0,
+        "optimizer": {"type": "Adam", "params": {"lr": 3e-3, "betas": [0.9, 0.98], "eps": 1e-6, "torch_adam": True}},
+        "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 3, "warmup_type": "linear"}},
+        "zero_optimization": {"stage": 2},
+        "fast_electra": {
+            "objective": objective,
+            "recipe": "tiny",
+            "run": str(run),
+            "updates": UPDATES,
+            "log_every": 5,
+            "model": sizes,
+            "corpus": {"shards": str(corpus / "shards"), "tokenizer": str(corpus / "tokenizer"), "sequence_length": 32},
+            "evaluation": {"sequences": 16},
+            **auxiliary,
+            **section,
+        },
+    }
+
+
+def train(values: Tree, ranks: Ranks, *overrides: str) -> None:
+    path = Path(values["fast_electra"]["run"]).with_suffix(f".{ranks.rank}.json")
+    path.write_text(json.dumps(values))
+    pretraining.train(config.load(path, list(overrides), world=ranks.world), ranks)
+
+
+def auxiliary(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """What the other scenarios draw their replacements from."""
+    train(tree(corpus, output / "auxiliary", "mlm"), ranks)
+
+
+def plain(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """No dropout, checkpoints often; its losses are compared between numbers of ranks. Also watches the auxiliary."""
+    genuine, built = pretraining.build_objective, []
+
+    def watched(*arguments: Any) -> Any:
+        objective, facts = genuine(*arguments)
+        model = objective.distribution.model
+        built.extend([model, {name: tensor.clone() for name, tensor in model.state_dict().items()}])
+        return objective, facts
+
+    pretraining.build_objective = watched
+    try:
+        train(tree(corpus, output / "plain", checkpoint={"every": 3, "keep": 10}), ranks)
+    finally:
+        pretraining.build_objective = genuine
+    model, before = built
+    facts = {
+        "identical": all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()),
+        "frozen": not any(parameter.requires_grad for parameter in model.parameters()),
+        "eval": not any(module.training for module in model.modules()),
+    }
+    (output / f"auxiliary_after.{ranks.rank}.json").write_text(json.dumps(facts))
+
+
+def accumulated(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """As `plain`, its batch in steps of one sequence."""
+    train(tree(corpus, output / "accumulated"), ranks, "train_micro_batch_size_per_gpu=1")
+
+
+def resumed(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """`plain` with dropout, uninterrupted, then from each of three cut points; with torch's Adam, with DeepSpeed's."""
+    for kind in ("exact", "fused"):
+        whole = output / f"{kind}_whole"
+        values = tree(corpus, whole, checkpoint={"every": 3, "keep": 10})
+        values["fast_electra"]["model"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_checkpointing": True}
+        values["optimizer"]["params"]["torch_adam"] = kind == "exact"
+        train(values, ranks)
+        for cut in (3, 6, 9):
+            run = output / f"{kind}_from_{cut}"
+            if ranks.rank == 0:
+                _cut(whole, run, cut)
+            engines.wait_for_ranks()
+            train(values, ranks, f"fast_electra.run={run}")
+
+
+def _cut(whole: Path, run: Path, update: int) -> None:
+    """The run folder as an interruption leaves it: rows beyond `update` were logged, but their weights are lost."""
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "model")
+    for checkpoint in (run / "checkpoints").glob("update-*"):
+        if int(checkpoint.name.removeprefix("update-")) > update:
+            shutil.rmtree(checkpoint)
+    (run / "checkpoints" / "latest").write_text(f"update-{update:08d}\n")
+
+
+def checkpointing(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """The same run with and without activation checkpointing, with dropout."""
+    for kind in (False, True):
+        run = output / f"checkpointing_{kind}"
+        values = tree(corpus, run)
+        values["fast_electra"]["model"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_checkpointing": kind}
+        train(values, ranks)
+
+
+def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """bf16 training, and a bf16 auxiliary."""
+    values = tree(corpus, output / "bf16", auxiliary={"run": str(output / "auxiliary"), "dtype": "bf16"})
+    train(values | {"bf16": {"enabled": True}}, ranks)
+
+
+def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """One poisoned update in fp32 and in bf16, then a run that never recovers. Rank 1 alone is poisoned, or rank 0."""
+    genuine = pretraining.build_objective
+    for kind, updates, section in (
+        ("loss", {5}, {}),
+        ("bf16", {5}, {"bf16": {"enabled": True}}),
+        ("gradient", {5}, {}),
+        ("forever", set(range(5, 100)), {}),
+    ):
+        run = output / f"not_finite_{kind}"
+
+        def poisoned(*arguments: Any, kind: str = kind, updates: set[int] = updates) -> Any:
+            objective, facts = genuine(*arguments)
+            loss, count = objective.loss, iter(range(1, 1000))
+
+            def poison(forward: Any, batch: Any, value: Any) -> Any:
+                share, sums = loss(forward, batch, value)
+                if next(count) in updates and ranks.rank == ranks.world - 1:
+                    if kind == "gradient":  # a sound loss with an infinite slope
+                        weight = objective.model.output.weight
+                        share = share + (weight.abs().sum() * 0).sqrt()
+                    else:
+                        share = share * torch.nan
+                return share, sums
+
+            objective.loss = poison
+            return objective, facts
+
+        pretraining.build_objective = poisoned
+        values = (
+            tree(corpus, run, checkpoint={"every": 4, "keep": 10}, updates=12 if kind != "forever" else 40) | section
+        )
+        try:
+            train(values, ranks)
+        except ValueError as error:
+            (output / f"not_finite_{kind}.{ranks.rank}.txt").write_text(f"{error}")
+        finally:
+            pretraining.build_objective = genuine
+
+
+SCENARIOS = {f.__name__: f for f in (auxiliary, plain, accumulated, resumed, checkpointing, sixteen_bit, not_finite)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("names", nargs="+", choices=SCENARIOS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    ranks = start_ranks()
+    for name in arguments.names:
+        SCENARIOS[name](arguments.corpus, arguments.output, ranks)
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    main()
