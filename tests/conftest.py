@@ -81,7 +81,8 @@ def _launch(
         Exit code, and stdout and stderr together as `stdout`.
     """
     launcher = Path(sys.executable).parent / "deepspeed"
-    command = [str(launcher), "--num_gpus", str(ranks), "--master_port", str(free_port()), script, *arguments]
+    port = free_port()
+    command = [str(launcher), "--num_gpus", str(ranks), "--master_port", str(port), script, *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -93,8 +94,11 @@ def _launch(
         if isinstance(error, subprocess.TimeoutExpired):
             pytest.fail(f"{' '.join(command)} took more than {timeout} s\n{output[-5000:]}")
         raise
-    if process.returncode != 0:
-        kill_group(process)  # the launcher can leave a rank behind
+    finally:
+        if process.returncode != 0:
+            kill_group(process)  # the launcher can leave a rank behind
+        for buffer in ops.SHARED_MEMORY.glob(f"{ops.SHARED_BUFFER}_*_{port}_*"):  # 66 MiB each, of killed ranks
+            buffer.unlink(missing_ok=True)
     if check and process.returncode != 0:
         pytest.fail(f"{' '.join(command)} exited with {process.returncode}\n{output[-5000:]}")
     return subprocess.CompletedProcess(command, process.returncode, output)

@@ -14,7 +14,7 @@ class MLM:
     """Mean of -log p(x_i | i, x_masked) over the masked positions; all of them read [MASK], as in the paper."""
 
     name = "mlm"
-    heldout_size = 3
+    heldout_size, reference_size = 3, 0
 
     def __init__(self, model: MaskedLanguageModel, *, seed: int, mask_fraction: float, mask_id: int) -> None:
         self.model, self.seed, self.mask_fraction, self.mask_id = model, seed, mask_fraction, mask_id
@@ -41,6 +41,9 @@ class MLM:
     def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
         return self.loss(forward, batch, value)[1]
 
-    def heldout_summary(self, sums: Tensor) -> dict[str, float | None]:
+    def reference_sums(self, batch: TokenBatch, value: float | None) -> Tensor:
+        return torch.zeros(0, dtype=torch.float64)
+
+    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
         row = self.summary(sums)
         return {"heldout_loss": row["loss"], "heldout_mlm_accuracy": row["accuracy"]}

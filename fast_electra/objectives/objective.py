@@ -27,6 +27,11 @@ class Objective(Protocol):
         """How many sums `heldout_sums` returns."""
         ...
 
+    @property
+    def reference_size(self) -> int:
+        """How many sums `reference_sums` returns; 0 where it need not be called."""
+        ...
+
     def value(self, u: float) -> float | None:
         """The curriculum's value at the fraction u of the updates; None where there is no curriculum."""
         ...
@@ -43,6 +48,10 @@ class Objective(Protocol):
         """As the sums of `loss`, on held-out sequences: float64 [heldout_size]."""
         ...
 
-    def heldout_summary(self, sums: Tensor) -> dict[str, float | None]:
-        """An evaluation row from summed held-out sums."""
+    def reference_sums(self, batch: TokenBatch, value: float | None) -> Tensor:
+        """What a held-out figure needs from training sequences, without the model: float64 [reference_size]."""
+        ...
+
+    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
+        """An evaluation row from summed held-out and reference sums."""
         ...

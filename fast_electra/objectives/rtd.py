@@ -13,6 +13,7 @@ from fast_electra.replacement.distribution import Distribution
 
 # The AUC is read off two histograms of the logits, which add over ranks as single scores would not.
 BINS, RANGE = 1024, 16.0
+PRIOR = 10.0  # sightings of a token that weigh as much as the mean rate of all tokens
 
 
 class RTD:
@@ -69,21 +70,33 @@ class RTD:
 
     @property
     def heldout_size(self) -> int:
-        return 5 + 2 * BINS + 2 * self.vocabulary_size
+        return 5 + 2 * BINS + self.reference_size
+
+    @property
+    def reference_size(self) -> int:
+        return 2 * self.vocabulary_size
 
     def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        """The sums of `loss`, then how often each token stood unreplaced, and as a replacement."""
+        """The sums of `loss`, then those of each token."""
         assert value is not None
         corrupted = self.corrupt(batch, value)
-        by_token = torch.zeros(2 * self.vocabulary_size, dtype=torch.float64, device=corrupted.tokens_BL.device)
-        index_BL = corrupted.tokens_BL + self.vocabulary_size * corrupted.replaced_BL
-        by_token.scatter_add_(0, index_BL.flatten(), batch.real_BL.flatten().double())
-        return torch.cat([self.detect(forward, corrupted)[1], by_token])
+        return torch.cat([self.detect(forward, corrupted)[1], self.token_sums(corrupted)])
 
-    def heldout_summary(self, sums: Tensor) -> dict[str, float | None]:
+    def reference_sums(self, batch: TokenBatch, value: float | None) -> Tensor:
+        """Training sequences tell how often each token is a replacement."""
+        assert value is not None
+        return self.token_sums(self.corrupt(batch, value))
+
+    def token_sums(self, corrupted: CorruptedBatch) -> Tensor:
+        """How often each token stood unreplaced, then how often as a replacement: float64 [2 V]."""
+        sums = torch.zeros(self.reference_size, dtype=torch.float64, device=corrupted.tokens_BL.device)
+        index_BL = corrupted.tokens_BL + self.vocabulary_size * corrupted.replaced_BL
+        return sums.scatter_add_(0, index_BL.flatten(), corrupted.masked.original.real_BL.flatten().double())
+
+    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
         row = {f"heldout_{name}": figure for name, figure in self.summary(sums).items()}
-        kept_V, replaced_V = sums[5 + 2 * BINS :].view(2, -1)
-        return row | {"heldout_auc_token_identity": auc_token_identity(kept_V, replaced_V)}
+        identity = auc_token_identity(sums[5 + 2 * BINS :].view(2, -1), reference.view(2, -1))
+        return row | {"heldout_auc_token_identity": identity}
 
 
 @torch.no_grad()
@@ -110,11 +123,17 @@ def auc(negatives: Tensor, positives: Tensor) -> float | None:
     return float((positives * (below + negatives / 2)).sum() / pairs)
 
 
-def auc_token_identity(kept_V: Tensor, replaced_V: Tensor) -> float | None:
-    """The best AUC that any score of the token alone, without its context, reaches on these very tokens.
+def auc_token_identity(heldout_2V: Tensor, reference_2V: Tensor) -> float | None:
+    """The best AUC that the token alone allows, without its context.
 
-    Tokens are ranked by their observed rate of being replacements. Because the ranking is fitted on what it is judged
-    on, this is an upper bound: what a discriminator has above it, it has from context.
+    Each token is scored by its rate of being a replacement, estimated on other sequences than those judged: estimated
+    on the same ones, rare tokens would be told by heart, and the AUC be far above what any model could reach.
+
+    Args:
+        heldout_2V: counts of each token unreplaced and as a replacement, on the sequences judged.
+        reference_2V: the same on other sequences; rare tokens are drawn towards the mean rate.
     """
-    order = (replaced_V / (kept_V + replaced_V).clamp(min=1)).argsort()
-    return auc(kept_V[order], replaced_V[order])
+    mean = reference_2V[1].sum() / reference_2V.sum()
+    rate_V = (reference_2V[1] + PRIOR * mean) / (reference_2V.sum(0) + PRIOR)
+    order = rate_V.argsort()
+    return auc(heldout_2V[0][order], heldout_2V[1][order])

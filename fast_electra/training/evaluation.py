@@ -1,16 +1,21 @@
 """The objective's figures on documents that no model saw."""
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from fast_electra import randomness
+from fast_electra.batch import TokenBatch
 from fast_electra.corpus.loader import token_batch
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.objectives.objective import Objective
 from fast_electra.settings import Settings
 from fast_electra.training.engines import Engine, Ranks, sum_over_ranks
 
-EPOCH = -1  # names the noise of held-out sequences: no training epoch has it
+EPOCH = -1  # names the noise of evaluations: no training epoch has it
+REFERENCE = 4  # training sequences per held-out one, where a figure needs them
 
 
 class EvaluationSettings(Settings):
@@ -20,8 +25,8 @@ class EvaluationSettings(Settings):
     sequences: int = Field(default=2048, ge=1)
 
 
-def heldout_sample(sequences: Sequences, count: int, seed: int) -> torch.Tensor:
-    """`count` sequences spread over the held-out documents (all, if there are fewer): int64."""
+def evaluation_sample(sequences: Sequences, count: int, seed: int) -> Tensor:
+    """`count` sequences spread over the documents (all, if there are fewer): int64."""
     index = torch.arange(min(count, len(sequences)))
     rounds = randomness.key(seed, randomness.ORDER, EPOCH, torch.arange(4))[None]
     return randomness.permute(index, len(sequences), rounds)
@@ -29,17 +34,30 @@ def heldout_sample(sequences: Sequences, count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, engine: Engine, sequences: Sequences, count: int, value: float | None, ranks: Ranks, seed: int
+    objective: Objective,
+    engine: Engine,
+    heldout: Sequences,
+    train: Sequences,
+    count: int,
+    value: float | None,
+    ranks: Ranks,
+    seed: int,
 ) -> dict[str, float | None]:
     """An evaluation row at the curriculum's `value`. All ranks call it and share the work; each gets the row."""
-    engine.eval()
     micro_batch = engine.train_micro_batch_size_per_gpu()
-    sums = None
-    for which in heldout_sample(sequences, count, seed).split(micro_batch)[ranks.rank :: ranks.world]:
-        batch = token_batch(sequences, which, torch.full_like(which, EPOCH), 1, 1)
-        part = objective.heldout_sums(engine, batch.to(ranks.device), value)
-        sums = part if sums is None else sums + part
-    if sums is None:  # fewer batches than ranks
-        sums = torch.zeros(objective.heldout_size, dtype=torch.float64, device=ranks.device)
+
+    def total(sequences: Sequences, count: int, size: int, sums_of: Callable[[TokenBatch], Tensor]) -> Tensor:
+        total = torch.zeros(size, dtype=torch.float64, device=ranks.device)
+        for which in evaluation_sample(sequences, count, seed).split(micro_batch)[ranks.rank :: ranks.world]:
+            batch = token_batch(sequences, which, torch.full_like(which, EPOCH), 1, 1)
+            total += sums_of(batch.to(ranks.device))
+        return sum_over_ranks(total)
+
+    engine.eval()
+    sums = total(heldout, count, objective.heldout_size, lambda b: objective.heldout_sums(engine, b, value))
+    reference = torch.zeros(0, dtype=torch.float64)
+    if objective.reference_size:
+        size = objective.reference_size
+        reference = total(train, REFERENCE * count, size, lambda b: objective.reference_sums(b, value))
     engine.train()
-    return objective.heldout_summary(sum_over_ranks(sums))
+    return objective.heldout_summary(sums, reference)

@@ -11,7 +11,7 @@ from fast_electra.files import write_json
 from fast_electra.objectives.objective import Objective
 from fast_electra.objectives.rtd import RTD
 from fast_electra.training.engines import Engine, Ranks
-from fast_electra.training.evaluation import EPOCH, heldout_sample
+from fast_electra.training.evaluation import EPOCH, evaluation_sample
 
 COUNT = 10
 
@@ -33,7 +33,7 @@ def write_examples(
     """
     if not isinstance(objective, RTD):
         return
-    which = heldout_sample(heldout, COUNT, seed)
+    which = evaluation_sample(heldout, COUNT, seed)
     batch = token_batch(heldout, which, torch.full_like(which, EPOCH), 1, 1).to(ranks.device)
     value = objective.value(1.0)
     corrupted = objective.corrupt(batch, value)

@@ -87,7 +87,8 @@ def fit(
 
     def look_around(n: int, value: float | None) -> dict[str, float | None]:
         assert heldout is not None
-        row = evaluate(objective, engine, heldout, plan.evaluation.sequences, value, ranks, plan.seed)
+        count = plan.evaluation.sequences
+        row = evaluate(objective, engine, heldout, loader.sequences, count, value, ranks, plan.seed)
         if monitor is not None:
             curriculum = {} if value is None else {"temperature": value}
             monitor.evaluation({"update": n, "updates": plan.updates, **curriculum, **(facts or {}), **row})

@@ -89,11 +89,30 @@ def test_token_identity_auc_is_the_best_of_any_score_of_the_token() -> None:
     tokens = torch.randint(0, 6, (500,), generator=generator)
     labels = torch.rand(500, generator=generator) < tokens / 10
     kept, replaced = (torch.bincount(tokens[labels == label], minlength=6).double() for label in (False, True))
-    best = auc_token_identity(kept, replaced)
+    counts = torch.stack([kept, replaced])
+    best = auc_token_identity(counts, 1e6 * counts)  # so large a reference that it is the truth
     rate = replaced / (kept + replaced)
     assert best == pytest.approx(roc_auc_score(labels, rate[tokens]))
     for _ in range(20):
         assert roc_auc_score(labels, torch.rand(6, generator=generator)[tokens]) <= best
+
+
+def test_token_identity_auc_is_not_fooled_by_rare_tokens() -> None:
+    """Labels that the token says nothing of: estimated on the tokens judged, the AUC would be near 1."""
+    generator = torch.Generator().manual_seed(1)
+
+    def counts(size: int) -> torch.Tensor:
+        tokens, labels = (
+            torch.randint(0, 2000, (size,), generator=generator),
+            torch.rand(size, generator=generator) < 0.1,
+        )
+        return torch.stack(
+            [torch.bincount(tokens[labels == label], minlength=2000).double() for label in (False, True)]
+        )
+
+    heldout = counts(4000)
+    assert abs(auc_token_identity(heldout, counts(40_000)) - 0.5) < 0.05
+    assert auc_token_identity(heldout, 1e6 * heldout) > 0.9
 
 
 def test_curriculum_value_is_the_temperature_of_equation_2(rtd: RTD) -> None:

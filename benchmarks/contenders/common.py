@@ -1,0 +1,72 @@
+"""What all contenders share: sizes, masking rate, optimizer, clipping."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from fast_electra import recipes
+from fast_electra.batch import TokenBatch
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.model.encoder import EncoderSettings
+
+Step = Callable[[TokenBatch], Tensor]  # one update of the weights from one batch; returns the discriminator's loss
+
+MASK_FRACTION, CLIPPING, TEMPERATURE, SEED = 0.15, 2.0, 1.5, 0
+ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
+WEIGHT_DECAY = 0.01
+
+# Sequences of a batch, updates of a round, rounds. The first batch is what each of the quickstart's two processes has.
+BATCHES = {"tiny": (32, 8, 15), "small": (8, 1, 9)}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A round is `updates` updates of each contender, one contender after the other."""
+
+    discriminator: EncoderSettings
+    auxiliary: EncoderSettings
+    length: int
+    batch: int
+    updates: int
+    rounds: int
+
+
+def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None) -> Sizes:
+    """Those of a recipe, with the vocabulary of `tokenizer` if there is one."""
+    batch, updates, default = BATCHES[name]
+    main, auxiliary = (recipes.recipe(name, objective) for objective in ("rtd", "mlm"))
+    vocabulary = {"vocabulary_size": Tokenizer.load(tokenizer).vocabulary_size} if tokenizer is not None else {}
+    return Sizes(
+        discriminator=EncoderSettings(**main["model"] | vocabulary),
+        auxiliary=EncoderSettings(**auxiliary["model"] | vocabulary),
+        length=main["corpus"]["sequence_length"],
+        batch=batch,
+        updates=updates,
+        rounds=rounds or default,
+    )
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """16-bit arithmetic where `dtype` is 16 bit, else nothing."""
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+
+def adam(model: nn.Module) -> AdamW:
+    """Fused AdamW: transformers' default, and the fastest that torch has on a CPU. Vectors do not decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices, vectors = ([p for p in parameters if (p.dim() > 1) is decayed] for decayed in (True, False))
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return AdamW(groups, **ADAM, fused=True)
+
+
+def update(loss: Tensor, model: nn.Module, optimizer: AdamW) -> None:
+    """Backward, clipping, Adam."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
+    optimizer.step()
+    optimizer.zero_grad()

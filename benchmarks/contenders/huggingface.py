@@ -1,0 +1,105 @@
+"""What one writes with transformers: joint ELECTRA (Clark et al., 2020), and the same with a frozen generator."""
+
+import time
+
+import torch
+from contenders.common import MASK_FRACTION, TEMPERATURE, Sizes, Step, adam, autocast, update
+from torch import Tensor, nn
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+
+from fast_electra.batch import TokenBatch
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.model.encoder import EncoderSettings
+
+DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: lambda of ELECTRA
+
+
+def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
+    """Generator and discriminator trained together, with tied embeddings; sampled at temperature 1."""
+    generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention)).train()
+    discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train()
+    discriminator.electra.embeddings = generator.electra.embeddings
+    both = nn.ModuleList([generator, discriminator])
+    optimizer = adam(both)
+
+    def step(batch: TokenBatch) -> Tensor:
+        mask_BL = _mask(batch)
+        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, Tokenizer.mask_id), batch.real_BL.long()
+        labels_BL = batch.tokens_BL.masked_fill(~mask_BL, -100)
+        with autocast(dtype):
+            generated = generator(input_ids=masked_BL, attention_mask=real_BL, labels=labels_BL)
+            corrupted_BL = _replace(batch.tokens_BL, mask_BL, generated.logits, 1.0)
+            replaced_BL = (corrupted_BL != batch.tokens_BL).long()
+            detected = discriminator(input_ids=corrupted_BL, attention_mask=real_BL, labels=replaced_BL)
+        update(generated.loss + DISCRIMINATOR_WEIGHT * detected.loss, both, optimizer)
+        return detected.loss.detach()
+
+    return step
+
+
+def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
+    """Only the discriminator is trained; the frozen generator is sampled with a temperature."""
+    generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention))
+    generator.requires_grad_(False).eval().to(dtype)
+    discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train()
+    optimizer = adam(discriminator)
+
+    def step(batch: TokenBatch) -> Tensor:
+        mask_BL = _mask(batch)
+        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, Tokenizer.mask_id), batch.real_BL.long()
+        with torch.no_grad():
+            generated = generator(input_ids=masked_BL, attention_mask=real_BL)
+        corrupted_BL = _replace(batch.tokens_BL, mask_BL, generated.logits, TEMPERATURE)
+        replaced_BL = (corrupted_BL != batch.tokens_BL).long()
+        with autocast(dtype):
+            detected = discriminator(input_ids=corrupted_BL, attention_mask=real_BL, labels=replaced_BL)
+        update(detected.loss, discriminator, optimizer)
+        return detected.loss.detach()
+
+    return step
+
+
+def faster_attention(size: Sizes, dtype: torch.dtype, batches: list[TokenBatch]) -> str:
+    """`sdpa`, transformers' default, or `eager`, whichever is faster here: on a CPU it is not always the default."""
+    steps = {name: joint(size, dtype, name) for name in ("sdpa", "eager")}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(4):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for batch in batches:
+                step(batch)
+            seconds[name].append(time.perf_counter() - began)
+    return min(seconds, key=lambda name: min(seconds[name][1:]))  # the first one warms up
+
+
+def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraConfig:
+    config = ElectraConfig(
+        vocab_size=settings.vocabulary_size,
+        embedding_size=settings.embedding_size or settings.hidden_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.ffn_size,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.attention_dropout,
+        max_position_embeddings=length,
+        pad_token_id=Tokenizer.pad_id,
+    )
+    config._attn_implementation = attention
+    return config
+
+
+def _mask(batch: TokenBatch) -> Tensor:
+    """15 % of the positions that hold text, bool [B, L]."""
+    text_BL = batch.tokens_BL > max(Tokenizer.special_ids)
+    return (torch.rand(text_BL.shape) < MASK_FRACTION) & text_BL
+
+
+@torch.no_grad()
+def _replace(tokens_BL: Tensor, mask_BL: Tensor, logits_BLV: Tensor, temperature: float) -> Tensor:
+    """The corrupted sequences: a draw from softmax(logits / temperature) at each masked position."""
+    logits_MV = logits_BLV[mask_BL].float()
+    probabilities_MV = (logits_MV if temperature == 1.0 else logits_MV / temperature).softmax(dim=-1)
+    corrupted_BL = tokens_BL.clone()
+    corrupted_BL[mask_BL] = torch.multinomial(probabilities_MV, 1).squeeze(1)
+    return corrupted_BL
