@@ -161,12 +161,12 @@ def print_table(
     speed: dict[str, dict[str, float]], ratio: dict[str, dict[str, float]], losses: dict[str, float]
 ) -> None:
     """Medians, and the lowest and highest round."""
-    print(f"  {'':<32}{'tokens/s':>8}{'(rounds)':>18}{'fast_electra is faster by':>30}{'last loss':>12}")
+    print(f"  {'':<32}{'tokens/s':>8}{'(rounds)':>21}{'fast_electra is faster by':>30}{'last loss':>12}")
     for name, figures in speed.items():
         rounds = f"({figures['lowest']:,.0f} to {figures['highest']:,.0f})"
         times = f"{ratio[name]['median']:.2f} ({ratio[name]['lowest']:.2f} to {ratio[name]['highest']:.2f})"
         times = "" if name == OURS else times
-        print(f"  {name:<32}{figures['median']:>8,.0f}{rounds:>18}{times:>30}{losses[name]:>12.3f}")
+        print(f"  {name:<32}{figures['median']:>8,.0f}{rounds:>21}{times:>30}{losses[name]:>12.3f}")
 
 
 def machine() -> dict[str, Any]:

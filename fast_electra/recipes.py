@@ -47,7 +47,7 @@ _TINY = {
 
 # Encoder, its depth as main model and as auxiliary (Table 2: the layers are alike), sequence length, updates.
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, int], int, int]] = {
-    "tiny": (_TINY, {"rtd": 3, "mlm": 2}, 64, 2500),
+    "tiny": (_TINY, {"rtd": 3, "mlm": 1}, 64, 1400),
     "small": (_SMALL, {"rtd": 12, "mlm": 4}, 128, 1_000_000),
     "base": (_BASE, {"rtd": 12, "mlm": 4}, 512, 125_000),
     "large": (_LARGE, {"rtd": 24, "mlm": 6}, 512, 125_000),

@@ -21,7 +21,7 @@ ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
 
 # Sequences of a batch, updates of a round, rounds. The first batch is what each of the quickstart's two processes has.
-BATCHES = {"tiny": (32, 8, 15), "small": (8, 1, 9)}
+BATCHES = {"tiny": (32, 5, 15), "small": (8, 1, 9)}
 
 
 @dataclass(frozen=True)

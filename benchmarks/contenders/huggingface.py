@@ -3,10 +3,10 @@
 import time
 
 import torch
-from contenders.common import MASK_FRACTION, TEMPERATURE, Sizes, Step, adam, autocast, update
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
+from contenders.common import MASK_FRACTION, TEMPERATURE, Sizes, Step, adam, autocast, update
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings

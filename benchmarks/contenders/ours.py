@@ -5,6 +5,8 @@ import socket
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from contenders.common import (
     ADAM,
     CLIPPING,
@@ -18,8 +20,6 @@ from contenders.common import (
     autocast,
     update,
 )
-from torch import Tensor
-
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.curriculum import CurriculumSettings

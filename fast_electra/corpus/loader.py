@@ -32,8 +32,8 @@ class Loader:
     def batch(self, n: int) -> list[TokenBatch]:
         """This rank's part of global batch n = 0, 1, ...: one TokenBatch for each accumulation step."""
         split = self.split
-        samples = torch.arange(n * split.global_batch, (n + 1) * split.global_batch)
-        sequences, epochs = self.sequences.order(self.seed, samples)
+        start = n * split.global_batch
+        sequences, epochs = self.sequences.order(self.seed, start, start + split.global_batch)
         lengths = self.sequences.lengths(sequences)
         tokens, masked = int(lengths.sum()), int(masked_counts(lengths, self.mask_fraction).sum())
         parts = []

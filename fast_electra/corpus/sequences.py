@@ -6,6 +6,7 @@ minimal length are left out, and they are counted.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from fast_electra import randomness
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
+
+ORDER_BLOCK = 4096  # samples whose order is computed together
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Sequences:
         self.dropped = Dropped(int((~kept).sum()), int(lengths[~kept].sum()))
         pieces = np.where(kept, -(-lengths // (length - 2)), 0)
         self._first = np.concatenate([[0], np.cumsum(pieces)])  # number of each document's first sequence
+        self._order_block = lru_cache(maxsize=2)(self._compute_order_block)
         if len(self) == 0:
             raise UserError(f"the corpus has no document of at least {minimum} tokens; add text to it")
 
@@ -76,8 +80,15 @@ class Sequences:
             row[1 : stop - start + 1] = self.shards.tokens(document, start, stop)
         return torch.from_numpy(tokens)
 
-    def order(self, seed: int, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence and epoch of each sample of the endless training stream: a function of (seed, sample)."""
-        epoch = sample // len(self)
-        rounds = randomness.key(seed, randomness.ORDER, epoch[:, None], torch.arange(4))
-        return randomness.permute(sample % len(self), len(self), rounds), epoch
+    def order(self, seed: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Sequence and epoch of samples [start, stop) of the endless training stream: a function of (seed, sample)."""
+        first = start // ORDER_BLOCK
+        blocks = [self._order_block(seed, block) for block in range(first, (stop - 1) // ORDER_BLOCK + 1)]
+        within = slice(start - first * ORDER_BLOCK, stop - first * ORDER_BLOCK)
+        return torch.cat(blocks)[within], torch.arange(start, stop) // len(self)
+
+    def _compute_order_block(self, seed: int, block: int) -> Tensor:
+        """Many samples at once, kept for the next batches: permuting one costs as much as permuting thousands."""
+        sample = torch.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)
+        rounds = randomness.key(seed, randomness.ORDER, (sample // len(self))[:, None], torch.arange(4))
+        return randomness.permute(sample % len(self), len(self), rounds)

@@ -71,7 +71,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tens
 
 
 def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)) + bias
+    scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).add_(bias)
     return torch.matmul(F.dropout(F.softmax(scores_BHLL, dim=-1), dropout), v)
 
 

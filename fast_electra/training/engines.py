@@ -15,6 +15,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from fast_electra.model.encoder import Encoder
+from fast_electra.training import ops
 from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
@@ -41,6 +42,8 @@ def start_ranks() -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(verbose=False)
+    deepspeed.comm.barrier()  # the ranks have their shared buffers
+    ops.unlink_shared_buffers(deepspeed.comm.get_rank())
     device = torch.device(get_accelerator().device_name(local_rank) if torch.cuda.is_available() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 

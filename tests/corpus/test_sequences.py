@@ -57,16 +57,16 @@ def test_short_documents_are_left_out_and_counted(sequences: Sequences) -> None:
 
 def test_each_epoch_is_a_new_order_of_all_sequences(sequences: Sequences) -> None:
     size = len(sequences)
-    which, epoch = sequences.order(seed=3, sample=torch.arange(2 * size))
+    which, epoch = sequences.order(3, 0, 2 * size)
     assert torch.equal(epoch, torch.arange(2 * size) // size)
     first, second = which[:size], which[size:]
     assert torch.equal(first.sort().values, torch.arange(size)) and torch.equal(
         second.sort().values, torch.arange(size)
     )
     assert not torch.equal(first, second)
-    assert not torch.equal(first, sequences.order(seed=4, sample=torch.arange(size))[0])
-    straddling = torch.arange(size - 5, size + 5)
-    assert torch.equal(sequences.order(seed=3, sample=straddling)[0], which[straddling])
+    assert not torch.equal(first, sequences.order(4, 0, size)[0])
+    for start, stop in ((size - 5, size + 5), (7, 8), (size, 2 * size)):  # at an epoch's border, and within blocks
+        assert torch.equal(sequences.order(3, start, stop)[0], which[start:stop])
 
 
 def test_another_tokenizer_is_refused(sequences: Sequences) -> None:

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under ten minutes: the tests marked `gpu`, the benchmarks, a short real run in 16 bit.
+# Run in the repository's root, in an environment with the package's requirements. Results go to OUT (default: gpu_results/).
+set -euo pipefail
+out=${OUT:-gpu_results}
+mkdir -p "$out"
+export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+nvidia-smi | tee "$out/nvidia-smi.txt"
+
+python3 -m pytest -m gpu -q | tee "$out/tests.txt"
+python3 benchmarks/step_vs_huggingface.py --recipe small --json "$out/step_vs_huggingface.json" | tee "$out/step_vs_huggingface.txt"
+
+# The quickstart's job with ELECTRA-small's layers, in the precision that `auto` finds.
+run=$(mktemp -d)
+python3 -m fast_electra.cli tokenizer --input sample --output "$run/tokenizer" --vocabulary 8000
+python3 -m fast_electra.cli corpus --input sample --tokenizer "$run/tokenizer" --output "$run/shards" --heldout 0.05
+common=(--set "fast_electra.corpus.shards=$run/shards" --set "fast_electra.corpus.tokenizer=$run/tokenizer"
+        --set fast_electra.model.vocabulary_size=8000 --set scheduler.params.warmup_num_steps=50 --set fast_electra.updates=400)
+python3 launch/pretrain.py --deepspeed_config ds_configs/small_auxiliary.json "${common[@]}" --set "fast_electra.run=$run/auxiliary"
+python3 launch/pretrain.py --deepspeed_config ds_configs/small.json "${common[@]}" --set "fast_electra.run=$run/discriminator" \
+    --set "fast_electra.auxiliary.run=$run/auxiliary"
+cp "$run/auxiliary/metrics.jsonl" "$out/auxiliary.jsonl"
+cp "$run/discriminator/metrics.jsonl" "$out/discriminator.jsonl"
+cp "$run/discriminator/config.json" "$run/discriminator/report.html" "$out/"
