@@ -1,4 +1,4 @@
-"""Tokens per second of one training step: fast_electra beside Hugging Face's ELECTRA, on this CPU, in one run.
+"""Tokens per second of one training step: fast_electra beside Hugging Face's ELECTRA, on this machine, in one run.
 
     python benchmarks/step_vs_huggingface.py [--recipe tiny small] [--threads 1] [--engine] [--json FILE]
 
@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 from contenders import ours
-from contenders.common import BATCHES, MASK_FRACTION, SEED, Sizes, Step, sizes
+from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step, sizes
 
+import fast_electra
 from fast_electra.corpus.building import build_shards
 from fast_electra.corpus.loader import Loader, Split
 from fast_electra.corpus.sequences import Sequences
@@ -45,7 +46,8 @@ def main() -> None:
     torch.manual_seed(SEED)
     result: dict[str, Any] = {"machine": machine(), "recipes": []}
     print(", ".join(f"{name} {number}" for name, number in result["machine"]["versions"].items()))
-    print(f"{result['machine']['cpu']}, {os.cpu_count()} cores; plain PyTorch with fused AdamW unless named DeepSpeed")
+    hardware = f"{result['machine']['cpu']}, {os.cpu_count()} cores, {result['machine']['gpu'] or 'no GPU'}"
+    print(f"{hardware}; plain PyTorch with fused AdamW unless named DeepSpeed")
     try:
         for name in arguments.recipe:
             result["recipes"].append(measure(name, arguments))
@@ -130,7 +132,7 @@ def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, An
             began, seen, losses[name] = time.perf_counter(), 0, []
             for n in range(round_ * size.updates, (round_ + 1) * size.updates):
                 (batch,) = loader.batch(n)
-                losses[name].append(float(step(batch)))
+                losses[name].append(float(step(batch.to(DEVICE))))
                 seen += batch.global_tokens
             row[name] = time.perf_counter() - began
         if round_:
@@ -174,14 +176,15 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    packages = ("torch", "transformers", "deepspeed", "fast_electra")
+    packages = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
     return {
         "cpu": next(names, platform.processor()),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
         "flags": sorted(flag for flag in ops.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | packages | {"fast_electra": fast_electra.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg(),
     }

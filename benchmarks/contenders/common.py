@@ -20,8 +20,11 @@ MASK_FRACTION, CLIPPING, TEMPERATURE, SEED = 0.15, 2.0, 1.5, 0
 ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
 
-# Sequences of a batch, updates of a round, rounds. The first batch is what each of the quickstart's two processes has.
-BATCHES = {"tiny": (32, 5, 15), "small": (8, 1, 9)}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# Sequences of a batch, updates of a round, rounds. Tiny's batch is what each of the quickstart's two processes has; a
+# GPU gets small's whole batch of ds_configs/small.json.
+BATCHES = {"tiny": (32, 5, 15), "small": (128, 10, 15) if DEVICE.type == "cuda" else (8, 1, 9)}
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,11 @@ def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None) -
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
     """16-bit arithmetic where `dtype` is 16 bit, else nothing."""
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    return torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32)
 
 
 def adam(model: nn.Module) -> AdamW:
-    """Fused AdamW: transformers' default, and the fastest that torch has on a CPU. Vectors do not decay."""
+    """Fused AdamW: transformers' default, and the fastest that torch has. Vectors do not decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices, vectors = ([p for p in parameters if (p.dim() > 1) is decayed] for decayed in (True, False))
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]

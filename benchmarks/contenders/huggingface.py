@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from contenders.common import MASK_FRACTION, TEMPERATURE, Sizes, Step, adam, autocast, update
+from contenders.common import DEVICE, MASK_FRACTION, TEMPERATURE, Sizes, Step, adam, autocast, update
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
@@ -16,8 +16,8 @@ DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: lambda of ELE
 
 def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
     """Generator and discriminator trained together, with tied embeddings; sampled at temperature 1."""
-    generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention)).train()
-    discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train()
+    generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention)).train().to(DEVICE)
+    discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train().to(DEVICE)
     discriminator.electra.embeddings = generator.electra.embeddings
     both = nn.ModuleList([generator, discriminator])
     optimizer = adam(both)
@@ -40,8 +40,8 @@ def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
 def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
     """Only the discriminator is trained; the frozen generator is sampled with a temperature."""
     generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention))
-    generator.requires_grad_(False).eval().to(dtype)
-    discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train()
+    generator.requires_grad_(False).eval().to(DEVICE, dtype)
+    discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train().to(DEVICE)
     optimizer = adam(discriminator)
 
     def step(batch: TokenBatch) -> Tensor:
@@ -67,7 +67,7 @@ def faster_attention(size: Sizes, dtype: torch.dtype, batches: list[TokenBatch])
         for name, step in steps.items():
             began = time.perf_counter()
             for batch in batches:
-                step(batch)
+                float(step(batch.to(DEVICE)))
             seconds[name].append(time.perf_counter() - began)
     return min(seconds, key=lambda name: min(seconds[name][1:]))  # the first one warms up
 
@@ -92,7 +92,7 @@ def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraCo
 def _mask(batch: TokenBatch) -> Tensor:
     """15 % of the positions that hold text, bool [B, L]."""
     text_BL = batch.tokens_BL > max(Tokenizer.special_ids)
-    return (torch.rand(text_BL.shape) < MASK_FRACTION) & text_BL
+    return (torch.rand(text_BL.shape, device=DEVICE) < MASK_FRACTION) & text_BL
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from contenders.common import (
     ADAM,
     CLIPPING,
+    DEVICE,
     MASK_FRACTION,
     SEED,
     TEMPERATURE,
@@ -32,9 +33,9 @@ from fast_electra.training.precision import DTYPES
 
 def objective(size: Sizes, dtype: torch.dtype) -> RTD:
     """Main model and frozen auxiliary. The latter is untrained, which costs a step what a trained one does."""
-    frozen = MaskedLanguageModel(size.auxiliary, seed=1).requires_grad_(False).eval().to(dtype)
+    frozen = MaskedLanguageModel(size.auxiliary, seed=1).requires_grad_(False).eval().to(DEVICE, dtype)
     noise: dict[str, Any] = {"seed": SEED, "mask_fraction": MASK_FRACTION, "mask_id": Tokenizer.mask_id}
-    main = Discriminator(size.discriminator, seed=2)
+    main = Discriminator(size.discriminator, seed=2).to(DEVICE)
     return RTD(main, Auxiliary(frozen, frozen), CurriculumSettings(), **noise)
 
 

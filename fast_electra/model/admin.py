@@ -39,7 +39,7 @@ def profile(encoder: Encoder, seed: int) -> None:
     counters = torch.arange(PROFILE_SEQUENCES * PROFILE_LENGTH).view(PROFILE_SEQUENCES, PROFILE_LENGTH)
     tokens_BL = randomness.key(seed, counters) % encoder.settings.vocabulary_size
     x_BLD = encoder.embed(tokens_BL)
-    bias = encoder.attention_bias(PROFILE_LENGTH, None)
+    bias = encoder.relative_bias(PROFILE_LENGTH)[None]
     total = x_BLD.var()
     scales = []
     for layer in encoder.layers:

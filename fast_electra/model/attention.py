@@ -66,27 +66,42 @@ def _local_start(table: Tensor, max_distance: int) -> None:
         table[:, head] = bias.masked_fill(near.isinf(), 0.0)  # a bucket that no distance falls into
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: float) -> Tensor:
+    mask = bias if padding is None else bias + padding
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: float) -> Tensor:
     scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).add_(bias)
+    if padding is not None:
+        scores_BHLL = scores_BHLL.add_(padding)
     return torch.matmul(F.dropout(F.softmax(scores_BHLL, dim=-1), dropout), v)
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {"sdpa": _sdpa, "matmul": _matmul}
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "sdpa": _sdpa,
+    "matmul": _matmul,
+}
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    padding: Tensor | None = None,
+    dropout: float = 0.0,
+    backend: str | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head size) + bias) v, with dropout on the probabilities.
+    """softmax(q k^T / sqrt(head size) + bias + padding) v, with dropout on the probabilities.
 
     Args:
         q, k, v: [B, H, L, D/H].
-        bias: [1, H, L, L] or [B, H, L, L], same dtype, differentiable; a large negative number where never attended to.
+        bias: [1, H, L, L], same dtype, differentiable: the relative positions.
+        padding: [B, 1, 1, L], same dtype: 0 at real keys, the lowest finite number at padding; None for no padding.
+            Apart from the bias, so that the bias's gradient is summed over the batch only once.
         backend: a key of BACKENDS. By default `sdpa` on a GPU, whose memory-efficient kernel takes a differentiable
-            bias; `matmul` on a CPU, where it is the faster of the two.
+            bias, and wherever no gradient is wanted; `matmul` to train on a CPU, where it is the faster of the two.
     """
-    return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, dropout)
+    fused = q.is_cuda or not torch.is_grad_enabled()
+    return BACKENDS[backend or ("sdpa" if fused else "matmul")](q, k, v, bias, padding, dropout)

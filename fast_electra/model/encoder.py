@@ -58,24 +58,26 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(d)
         self.ffn_omega = nn.Parameter(torch.ones(d))
 
-    def mix(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+    def mix(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
         """What each position attends to, [B, L, D]: the attention branch before its output projection."""
         b, length, d = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed_BHLd = attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
+        mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout if self.training else 0.0)
         return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
 
-    def attend(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+    def attend(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
         """The attention branch, before dropout and residual."""
-        return self.attention_output(self.mix(x_BLD, bias))
+        return self.attention_output(self.mix(x_BLD, bias, padding))
 
     def feed(self, x_BLD: Tensor) -> Tensor:
         """The feed-forward branch, before dropout and residual."""
         return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))
 
-    def forward(self, x_BLD: Tensor, bias: Tensor, positions_M: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None, positions_M: Tensor | None = None
+    ) -> Tensor:
         """[B, L, D] to [B, L, D]; with `positions_M`, to the rows [M, D] of these flat positions only."""
-        mixed = self.mix(x_BLD, bias)
+        mixed = self.mix(x_BLD, bias, padding)
         if positions_M is not None:
             mixed, x_BLD = (t.flatten(0, 1).index_select(0, positions_M) for t in (mixed, x_BLD))
         branch = F.dropout(self.attention_output(mixed), self.dropout, self.training)
@@ -100,19 +102,12 @@ class Encoder(nn.Module):
             settings.relative_buckets, settings.relative_max_distance, settings.heads, settings.relative_start
         )
         self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
-        # Set by the training engine to its activation checkpointing; called as checkpoint(layer, x, bias).
+        # Set by the training engine to its activation checkpointing; called as checkpoint(layer, *inputs).
         self.checkpoint: Callable[..., Any] | None = None
 
     def embed(self, tokens_BL: Tensor) -> Tensor:
         x_BLD = self.embedding_norm(self.embedding_projection(self.embedding(tokens_BL)))
         return F.dropout(x_BLD, self.settings.dropout, self.training)
-
-    def attention_bias(self, length: int, real_BL: Tensor | None) -> Tensor:
-        """Relative bias, with the lowest finite number at padding keys: [1 or B, H, L, L]."""
-        bias_1HLL = self.relative_bias(length)[None]
-        if real_BL is None:
-            return bias_1HLL
-        return bias_1HLL.masked_fill(~real_BL[:, None, None, :], torch.finfo(bias_1HLL.dtype).min)
 
     def forward(self, tokens_BL: Tensor, real_BL: Tensor | None = None, positions_M: Tensor | None = None) -> Tensor:
         """Hidden states [B, L, D]; with `positions_M`, those of these flat positions only, [M, D].
@@ -123,9 +118,13 @@ class Encoder(nn.Module):
             positions_M: int64, where a head needs hidden states; the last layer then does no more than they need.
         """
         x_BLD = self.embed(tokens_BL)
-        bias = self.attention_bias(tokens_BL.shape[1], real_BL)
+        bias = self.relative_bias(tokens_BL.shape[1])[None]
+        padding = None
+        if real_BL is not None:  # the lowest finite number, not -inf: a row of -inf alone would be NaN
+            padding = torch.zeros_like(real_BL, dtype=bias.dtype)
+            padding = padding.masked_fill_(~real_BL, torch.finfo(bias.dtype).min)[:, None, None]
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None
         for layer in self.layers:
-            wanted = () if positions_M is None or layer is not self.layers[-1] else (positions_M,)
-            x_BLD = checkpoint(layer, x_BLD, bias, *wanted) if checkpoint else layer(x_BLD, bias, *wanted)
+            inputs = (x_BLD, bias, padding, positions_M if layer is self.layers[-1] else None)
+            x_BLD = checkpoint(layer, *inputs) if checkpoint else layer(*inputs)
         return x_BLD

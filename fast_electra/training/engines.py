@@ -84,7 +84,8 @@ def training_engine(model: nn.Module, encoder: Encoder, config: dict[str, Any]) 
         config=config,
         dist_init_required=False,
     )
-    engine.optimizer.check_grad_overflow = True  # DeepSpeed's default leaves it off in fp32
+    if not engine.optimizer.compute_grad_norm:  # else fp32 is checked by the norm; bf16 and fp16 always are
+        engine.optimizer.check_grad_overflow = True
     if encoder.settings.activation_checkpointing:
         deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
         encoder.checkpoint = deepspeed.checkpointing.checkpoint

@@ -22,13 +22,14 @@ def test_buckets_are_those_of_t5(buckets: int, max_distance: int) -> None:
 def test_backends_agree_in_value_and_gradient(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 4, 17, 8, generator=generator).to(dtype) for _ in range(3))
-    bias = torch.randn(3, 4, 17, 17, generator=generator).to(dtype)
-    bias[1, :, :, 12:] = torch.finfo(dtype).min
+    bias = torch.randn(1, 4, 17, 17, generator=generator).to(dtype)
+    padding = torch.zeros(3, 1, 1, 17, dtype=dtype)
+    padding[1, :, :, 12:] = torch.finfo(dtype).min
     results = []
     for backend in BACKENDS:
         leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v, bias)]
-        attention(*leaves, backend=backend).square().sum().backward()
-        results.append([attention(q, k, v, bias, backend=backend)] + [leaf.grad for leaf in leaves])
+        attention(*leaves, padding, backend=backend).square().sum().backward()
+        results.append([attention(q, k, v, bias, padding, backend=backend)] + [leaf.grad for leaf in leaves])
     for found, expected in zip(results[0], results[1], strict=True):
         assert torch.allclose(found.float(), expected.float(), atol=1e-5 if dtype is torch.float32 else 0.05, rtol=0.02)
 
