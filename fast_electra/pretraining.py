@@ -45,13 +45,11 @@ def train(config: Config, ranks: Ranks) -> None:
     resumed = checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
-
         if resumed.name == checkpoint.name(run.updates) and (folder / "model").exists():
             if ranks.rank == 0:
-                print(
-                    f"{folder} is complete: {run.updates:,} updates; to train anew, name another run folder", flush=True
-                )
+                print(f"{folder} is complete ({run.updates:,} updates); name another run folder to train anew")
             return
+
     engine = training_engine(objective.model, objective.model.encoder, config.deepspeed)
     start = checkpoint.load(resumed, engine) if resumed is not None else 0
     plan = Plan(run.updates, run.seed, run.log_every, run.checkpoint, run.evaluation)

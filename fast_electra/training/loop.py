@@ -111,9 +111,9 @@ def fit(
             log()
             if monitor is not None:
                 monitor.event(n, "skipped", f"loss or gradients not finite ({in_a_row} in a row); weights unchanged")
-            if in_a_row == MOST_SKIPPED and not _still_scaling(engine):
+            if in_a_row >= MOST_SKIPPED and not _still_scaling(engine):
                 raise NotFinite(
-                    f"{MOST_SKIPPED} updates in a row had a loss or gradients that are not finite, up to update {n}; "
+                    f"{in_a_row} updates in a row had a loss or gradients that are not finite, up to update {n}; "
                     "the weights are those of the last good one. Lower optimizer.params.lr or check the data, and "
                     "start again from a checkpoint"
                 )
@@ -125,6 +125,8 @@ def fit(
         if last or n % plan.checkpoint.every == 0:
             log()
             checkpoint.save(run / "checkpoints", engine, ranks, n, plan.checkpoint.keep)
+            if monitor is not None:
+                monitor.status("running", n)
     return evaluation
 
 

@@ -22,6 +22,7 @@ def branch_variances(model: Discriminator) -> list[float]:
     return found
 
 
+@torch.no_grad()
 def test_omega_is_the_root_of_the_variances_before_it() -> None:
     model = Discriminator(DEEP, seed=1)
     omegas = [

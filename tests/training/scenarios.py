@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from fast_electra import config, pretraining
-from fast_electra.training import engines
+from fast_electra.training import deepspeed_config, engines
 from fast_electra.training.engines import Ranks, start_ranks, stop_ranks
 
 UPDATES = 12
@@ -120,9 +121,22 @@ def checkpointing(corpus: Path, output: Path, ranks: Ranks) -> None:
 
 
 def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
-    """bf16 training, and a bf16 auxiliary."""
+    """bf16 training with accumulation, and a bf16 auxiliary."""
     values = tree(corpus, output / "bf16", auxiliary={"run": str(output / "auxiliary"), "dtype": "bf16"})
-    train(values | {"bf16": {"enabled": True}}, ranks)
+    train(values | {"bf16": {"enabled": True}}, ranks, "train_micro_batch_size_per_gpu=1")
+
+
+def half(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """fp16 and its loss scale on a CPU, which DeepSpeed and our config refuse: here alone both are told otherwise."""
+    accelerator = type(get_accelerator())
+    refused = accelerator.is_fp16_supported, deepspeed_config.resolve_dtype
+    accelerator.is_fp16_supported = lambda self: True
+    deepspeed_config.resolve_dtype = lambda name, where: name
+    try:
+        values = tree(corpus, output / "fp16") | {"fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}}
+        train(values, ranks)
+    finally:
+        accelerator.is_fp16_supported, deepspeed_config.resolve_dtype = refused
 
 
 def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -165,7 +179,9 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
             pretraining.build_objective = genuine
 
 
-SCENARIOS = {f.__name__: f for f in (auxiliary, plain, accumulated, resumed, checkpointing, sixteen_bit, not_finite)}
+SCENARIOS = {
+    f.__name__: f for f in (auxiliary, plain, accumulated, resumed, checkpointing, sixteen_bit, half, not_finite)
+}
 
 
 def main() -> None:

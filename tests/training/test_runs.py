@@ -22,7 +22,7 @@ def runs(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, launch: 
     """Everything with two ranks, then what is compared with it under one."""
     output = tmp_path_factory.mktemp("runs")
     arguments = ["--corpus", str(tiny_corpus.shards.parent), "--output", str(output)]
-    names = ["auxiliary", "plain", "accumulated", "resumed", "checkpointing", "sixteen_bit", "not_finite"]
+    names = ["auxiliary", "plain", "accumulated", "resumed", "checkpointing", "sixteen_bit", "half", "not_finite"]
     launch(SCENARIOS, [*arguments, *names], ranks=2)
     one = output / "one"
     one.mkdir()
@@ -122,6 +122,15 @@ def test_bf16_trains_near_fp32(runs: Path) -> None:
     losses = [row["loss"] for row in rows(runs / "bf16")]
     assert len(losses) == 12 and losses[-1] < losses[0]
     assert json.loads((runs / "bf16/config.json").read_text())["auxiliary_dtype"] == "bf16"
+
+
+def test_fp16_searches_its_loss_scale_without_harm(runs: Path) -> None:
+    """From a scale of 2^24, the first updates overflow: they are skipped, said to be so, and the run goes on."""
+    found = rows(runs / "fp16")
+    skipped = [row["update"] for row in found if row["skipped"]]
+    assert skipped and skipped == list(range(1, len(skipped) + 1)) and len(skipped) < 12
+    assert all(tensor.isfinite().all() for tensor in weights(runs / "fp16").values())
+    assert all(row["loss"] is not None and row["loss"] < 1.0 for row in found)
 
 
 @pytest.mark.parametrize("kind", ["loss", "bf16", "gradient"])
