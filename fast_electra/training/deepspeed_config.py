@@ -132,6 +132,13 @@ def _optimizer(tree: dict[str, Any], updates: int) -> None:
         raise UserError(f"optimizer.type must be one of {', '.join(sorted(OPTIMIZERS))}, not {optimizer.get('type')!r}")
     _check_names(params, SECTIONS["optimizer.params"] or (), "optimizer.params")  # type: ignore[arg-type]
     _number(params, "lr", "optimizer.params", lambda lr: lr > 0)
+    betas = params.get("betas", [0.9, 0.999])
+    if not isinstance(betas, list) or len(betas) != 2:
+        raise UserError(f"optimizer.params.betas must be two numbers, not {betas!r}")
+    for beta in betas:
+        _number({"betas": beta}, "betas", "optimizer.params", lambda value: 0 <= value < 1)
+    for name in {"eps", "weight_decay"} & params.keys():
+        _number(params, name, "optimizer.params", lambda value: value >= 0)
     if "gradient_clipping" in tree:
         _number(tree, "gradient_clipping", "", lambda norm: norm >= 0)
     scheduler = tree.get("scheduler")
@@ -155,14 +162,17 @@ def _number(section: dict[str, Any], key: str, path: str, sound: Callable[[float
     value = section.get(key)
     name = f"{path}.{key}" if path else key
     if isinstance(value, bool) or not isinstance(value, int | float) or not sound(value):
-        raise UserError(f"{name} must be a positive number, not {value!r}")
+        raise UserError(f"{name} is no sound number: {value!r}")
 
 
 def _precision(tree: dict[str, Any]) -> None:
     """Resolves `auto` in bf16.enabled and fp16.enabled to what is fastest and right on this device."""
     best = best_dtype()
     for name in ("bf16", "fp16"):
-        if tree.get(name, {}).get("enabled") == "auto":
+        enabled = tree.get(name, {}).get("enabled", False)
+        if enabled not in (True, False, "auto"):
+            raise UserError(f"{name}.enabled must be true, false or auto, not {enabled!r}")
+        if enabled == "auto":
             tree[name]["enabled"] = best == name
     enabled = [name for name in ("bf16", "fp16") if tree.get(name, {}).get("enabled")]
     if len(enabled) == 2:
@@ -204,6 +214,6 @@ def _batch(tree: dict[str, Any], world: int) -> None:
         )
         raise UserError(
             f"train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps "
-            f"{steps} x {world} processes = {micro * steps * world}; {remedy}"
+            f"{max(steps, 1)} x {world} processes = {micro * max(steps, 1) * world}; {remedy}"
         )
     tree.update(zip(names, (total, micro, steps), strict=True))
