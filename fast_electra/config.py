@@ -57,6 +57,8 @@ class RunConfig(Settings):
     def _fits_objective(self) -> "RunConfig":
         if self.objective == "rtd" and (self.auxiliary is None or self.auxiliary.run is None):
             raise ValueError("objective rtd needs auxiliary.run: the run folder of an auxiliary model")
+        if self.replacement.augmentation == "temperature" and self.curriculum.initial < 1.0:
+            raise ValueError(f"curriculum.initial is the first temperature: at least 1, not {self.curriculum.initial}")
         return self
 
 

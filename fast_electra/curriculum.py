@@ -25,7 +25,7 @@ def polynomial(u: float, rate: float) -> float:
 
 def stepwise(u: float, rate: float) -> float:
     """1 - floor(u tau) / tau, E.2; `rate` is the number of equal steps down."""
-    return 1.0 - math.floor(u * rate) / rate
+    return 1.0 - math.floor(u * rate + 1e-9) / rate  # 0.29 * 100 falls just short of 29
 
 
 def constant(u: float, rate: float) -> float:

@@ -22,8 +22,7 @@ from fast_electra.training.precision import best_dtype
 
 REQUIRED = ("torch", "deepspeed", "megatron-core", "sentencepiece", "pydantic", "numpy", "safetensors", "matplotlib")
 OPTIONAL = {
-    "transformers": "importing a Hugging Face model",
-    "triton": "the fused kernels on a GPU",
+    "transformers": "the benchmark beside Hugging Face's ELECTRA",
     "pyarrow": ".parquet files",
     "zstandard": ".zst files",
 }
@@ -78,7 +77,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _apex() -> Iterator[Finding]:
-    """NVIDIA's apex speeds up a GPU; the package of that name on PyPI is something else."""
+    """NVIDIA's apex, which some set-ups of DeepSpeed use; the package of that name on PyPI is something else."""
     spec = importlib.util.find_spec("apex")
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
     if any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):

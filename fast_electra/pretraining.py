@@ -1,6 +1,7 @@
 """One pre-training run from its config: what `launch/pretrain.py` starts on every rank."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from fast_electra.training.loop import NotFinite, Plan, fit
 from fast_electra.training.monitor import Monitor
 from fast_electra.training.report import write_report
 
-# What may differ between the sessions of one run: none of it changes what is learnt.
+# What may differ between the sessions of one run, for it does not change what is learnt. Files are compared by hashes.
 FREE = {
-    SECTION: {"run", "log_every", "checkpoint", "evaluation"},
-    "deepspeed": {
-        *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
-        *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
-        *("comms_logger", "flops_profiler", "checkpoint"),
-    },
+    *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation", "auxiliary.run")),
+    *(f"{SECTION}.corpus.{key}" for key in ("shards", "tokenizer")),
+    *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
+    *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
+    *("comms_logger", "flops_profiler", "checkpoint"),
 }
 
 
@@ -45,7 +45,7 @@ def train(config: Config, ranks: Ranks) -> None:
     resumed = checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
-        if resumed.name == checkpoint.name(run.updates) and (folder / "model").exists():
+        if resumed.name == checkpoint.name(run.updates) and _completed(folder):
             if ranks.rank == 0:
                 print(f"{folder} is complete ({run.updates:,} updates); name another run folder to train anew")
             return
@@ -70,6 +70,8 @@ def train(config: Config, ranks: Ranks) -> None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             monitor.status(state, monitor.update, f"{type(error).__name__}: {error}")
             monitor.close()
+        elif isinstance(error, UserError):  # met by this rank, perhaps by it alone: the launch script may be silent
+            print(f"rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None
         raise
@@ -80,9 +82,9 @@ def train(config: Config, ranks: Ranks) -> None:
         )
         if corpus.heldout is not None:
             write_examples(folder, objective, engine, corpus.heldout, corpus.tokenizer, run.updates, run.seed, ranks)
-        monitor.status("completed", run.updates)
         monitor.close()
         print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
+        monitor.status("completed", run.updates)
     wait_for_ranks()  # what was written is there for whatever a rank does next
 
 
@@ -100,6 +102,14 @@ def _headline(config: Config, corpus: Any, objective: Any, ranks: Ranks) -> str:
     )
 
 
+def _completed(folder: Path) -> bool:
+    """Whether a run wrote all that it writes: its status is the last of it."""
+    try:
+        return bool(json.loads((folder / "status.json").read_text())["state"] == "completed")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
     """Refuses to continue a run under a config, corpus or auxiliary other than it began with."""
     try:
@@ -109,20 +119,20 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
             f"{path} cannot be read, so its checkpoints cannot be continued; name another run folder"
         ) from None
     now = json.loads(json.dumps(settled))
-    for part in before.keys() | now.keys():
-        old, new = before.get(part), now.get(part)
-        if part in FREE:
-            old = {key: value for key, value in (old or {}).items() if key not in FREE[part]}
-            new = {key: value for key, value in (new or {}).items() if key not in FREE[part]}
-        for key, was, is_now in _differences(old, new, part):
-            raise UserError(
-                f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}: "
-                f"set it back, or name another run folder with --set {SECTION}.run=FOLDER"
-            )
+    for tree in (before, now):
+        tree |= tree.pop("deepspeed", {})  # whose keys are named without a prefix
+    for key, was, is_now in _differences(before, now, ""):
+        raise UserError(
+            f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}: "
+            f"set it back, or name another run folder with --set {SECTION}.run=FOLDER"
+        )
 
 
 def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if path in FREE or old == new:
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
-    return [] if old == new else [(path, old, new)]
+        prefix = f"{path}." if path else ""
+        return [found for key in keys for found in _differences(old.get(key), new.get(key), prefix + key)]
+    return [(path, old, new)]

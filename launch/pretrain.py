@@ -7,6 +7,7 @@ A run folder that holds checkpoints is continued from the newest one.
 
 import argparse
 import os
+import socket
 import sys
 
 from fast_electra.settings import UserError
@@ -31,6 +32,7 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"pretrain: error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice a machine
+            where = "" if os.environ.get("RANK", "0") == "0" else f" on {socket.gethostname()}"
+            print(f"pretrain: error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -28,6 +28,7 @@ def test_default_is_equation_2(update: int, temperature: float) -> None:
         ("stepwise", 4.0, 0.24, 4.0),
         ("stepwise", 4.0, 0.25, 1 + 3 * 0.75),
         ("stepwise", 4.0, 1.0, 1.0),
+        ("stepwise", 100.0, 0.29, 1 + 3 * 0.71),  # 0.29 * 100 < 29 in floating point
         ("constant", 1.0, 0.7, 4.0),
     ],
 )

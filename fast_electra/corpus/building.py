@@ -142,7 +142,7 @@ def _write(
         for item in items:
             if isinstance(item, Rejected):
                 written.rejected[item.reason] += 1
-                quarantine.write(json.dumps(item._asdict(), ensure_ascii=False) + "\n")
+                quarantine.write(json.dumps(item._asdict()) + "\n")  # ASCII: excerpts may hold lone surrogates
                 continue
             written.documents += 1
             written.bytes += item.bytes

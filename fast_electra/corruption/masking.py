@@ -7,11 +7,12 @@ from fast_electra.batch import MaskedBatch, TokenBatch
 from fast_electra.corpus.loader import masked_counts
 
 
-def mask(batch: TokenBatch, seed: int, fraction: float, mask_id: int) -> MaskedBatch:
+def mask(batch: TokenBatch, seed: int, fraction: float, mask_id: int, stream: int = randomness.MASK) -> MaskedBatch:
     """Puts [MASK] at `fraction` of each sequence's positions, never at [CLS], [SEP] or padding.
 
     The positions with the smallest noise are taken. The noise of a position is a function of (seed, epoch, sequence,
-    position); each masked position also gets the key from which its replacement is drawn.
+    position); each masked position also gets the key from which its replacement is drawn. `stream` keeps apart the
+    masks on which the auxiliary model is trained and those that it later fills.
     """
     b, length = batch.tokens_BL.shape
     device = batch.tokens_BL.device
@@ -20,7 +21,7 @@ def mask(batch: TokenBatch, seed: int, fraction: float, mask_id: int) -> MaskedB
     # Special positions sort last: [CLS] is the first, [SEP] the last real one, padding follows.
     lengths_B1 = batch.lengths_B.to(device, non_blocking=True)[:, None]
     special_BL = (position_L == 0) | (position_L >= lengths_B1 - 1)
-    noise_BL = randomness.key(randomness.MASK, name_B1, position_L)
+    noise_BL = randomness.key(stream, name_B1, position_L)
     noise_BL = noise_BL.masked_fill(special_BL, torch.iinfo(torch.int64).max)
     order_BL = noise_BL.argsort(dim=1, stable=True)
     # Row and rank of each masked position are known from the lengths, on the CPU: no device is waited for.

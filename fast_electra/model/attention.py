@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 START_SLOPE, START_SIDE = 2.0, 8.0  # of the `local` start, see docs/tiny.md for what was tried
 
@@ -68,7 +69,9 @@ def _local_start(table: Tensor, max_distance: int) -> None:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: float) -> Tensor:
     mask = bias if padding is None else bias + padding
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    # The kernels that take a mask which wants a gradient: cuDNN's, which torch may prefer on a GPU, does not.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: float) -> Tensor:
@@ -101,7 +104,6 @@ def attention(
         padding: [B, 1, 1, L], same dtype: 0 at real keys, the lowest finite number at padding; None for no padding.
             Apart from the bias, so that the bias's gradient is summed over the batch only once.
         backend: a key of BACKENDS. By default `sdpa` on a GPU, whose memory-efficient kernel takes a differentiable
-            bias, and wherever no gradient is wanted; `matmul` to train on a CPU, where it is the faster of the two.
+            bias; `matmul` on a CPU, where it is the faster of the two in training (`sdpa` is, without gradients).
     """
-    fused = q.is_cuda or not torch.is_grad_enabled()
-    return BACKENDS[backend or ("sdpa" if fused else "matmul")](q, k, v, bias, padding, dropout)
+    return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, padding, dropout)

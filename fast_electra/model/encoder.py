@@ -62,7 +62,10 @@ class EncoderLayer(nn.Module):
         """What each position attends to, [B, L, D]: the attention branch before its output projection."""
         b, length, d = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout if self.training else 0.0)
+        if self.training:
+            mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout)
+        else:
+            mixed_BHLd = attention(q, k, v, bias, padding, backend="sdpa")
         return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
 
     def attend(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fast_electra import randomness
 from fast_electra.batch import TokenBatch
 from fast_electra.corruption.masking import mask
 from fast_electra.model.heads import MaskedLanguageModel
@@ -24,7 +25,7 @@ class MLM:
 
     def loss(self, forward: Forward, batch: TokenBatch, value: float | None) -> tuple[Tensor, Tensor]:
         """Sums: loss, masked positions, right predictions."""
-        masked = mask(batch, self.seed, self.mask_fraction, self.mask_id)
+        masked = mask(batch, self.seed, self.mask_fraction, self.mask_id, randomness.MASK_OF_MLM)
         logits_MV = forward(masked.tokens_BL, batch.attended_BL, masked.positions_M)
         original_M = batch.tokens_BL.flatten().index_select(0, masked.positions_M)
         loss_sum = F.cross_entropy(logits_MV.float(), original_M, reduction="sum")

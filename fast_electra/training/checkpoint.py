@@ -47,9 +47,19 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
         shutil.rmtree(whole, ignore_errors=True)
         partial.rename(whole)
         write_text(folder / "latest", whole.name + "\n")
-        for old in sorted(folder.glob("update-*"))[:-keep]:
-            shutil.rmtree(old)
+        prune(folder, whole.name, keep)
     wait_for_ranks()
+
+
+def prune(folder: Path, latest: str, keep: int) -> None:
+    """Removes all but the `keep` newest checkpoints up to `latest`, and those of later updates.
+
+    There are later ones where a user set `latest` back and the run went on from there.
+    """
+    written = sorted(path.name for path in folder.glob("update-*"))
+    kept = [update for update in written if update <= latest][-keep:]
+    for gone in set(written) - set(kept):
+        shutil.rmtree(folder / gone)
 
 
 def newest(folder: Path, ranks: Ranks) -> Path | None:

@@ -128,12 +128,15 @@ def _check_schema(section: dict[str, Any], schema: type[BaseModel], path: str) -
 def _optimizer(tree: dict[str, Any], updates: int) -> None:
     optimizer = tree.get("optimizer", {})
     params = optimizer.get("params", {})
-    if optimizer.get("type") not in OPTIMIZERS:
+    for name, section in (("optimizer", optimizer), ("scheduler", tree.get("scheduler", {}))):
+        if not isinstance(section.get("params", {}), dict):
+            raise UserError(f"{name}.params is a section: write it as {{...}}")
+    if str(optimizer.get("type")) not in OPTIMIZERS:
         raise UserError(f"optimizer.type must be one of {', '.join(sorted(OPTIMIZERS))}, not {optimizer.get('type')!r}")
     _check_names(params, SECTIONS["optimizer.params"] or (), "optimizer.params")  # type: ignore[arg-type]
     _number(params, "lr", "optimizer.params", lambda lr: lr > 0)
     betas = params.get("betas", [0.9, 0.999])
-    if not isinstance(betas, list) or len(betas) != 2:
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
         raise UserError(f"optimizer.params.betas must be two numbers, not {betas!r}")
     for beta in betas:
         _number({"betas": beta}, "betas", "optimizer.params", lambda value: 0 <= value < 1)
@@ -144,7 +147,7 @@ def _optimizer(tree: dict[str, Any], updates: int) -> None:
     scheduler = tree.get("scheduler")
     if scheduler is None:
         return
-    if scheduler.get("type") not in SCHEDULERS:
+    if str(scheduler.get("type")) not in SCHEDULERS:
         raise UserError(f"scheduler.type must be one of {', '.join(SCHEDULERS)}, not {scheduler.get('type')!r}")
     known = inspect.signature(SCHEDULERS[scheduler["type"]].__init__).parameters
     autos = {"total_num_steps": updates, "warmup_max_lr": params["lr"]}
@@ -153,9 +156,10 @@ def _optimizer(tree: dict[str, Any], updates: int) -> None:
     for name, value in autos.items():
         if name in known and values.get(name, "auto") == "auto":
             values[name] = value
-    remaining = [name for name, value in values.items() if value == "auto"]
-    if remaining:
-        raise UserError(f"scheduler.params.{remaining[0]} cannot be auto; {' and '.join(autos)} can")
+    for name in values.keys() - {"warmup_type", "last_batch_iteration"}:
+        if values[name] == "auto":
+            raise UserError(f"scheduler.params.{name} cannot be auto; {' and '.join(autos)} can")
+        _number(values, name, "scheduler.params", lambda value: value >= 0)
 
 
 def _number(section: dict[str, Any], key: str, path: str, sound: Callable[[float], bool]) -> None:
@@ -184,9 +188,16 @@ def _precision(tree: dict[str, Any]) -> None:
 
 
 def _zero(tree: dict[str, Any]) -> None:
-    stage = tree.setdefault("zero_optimization", {}).setdefault("stage", 2)
-    if stage not in (1, 2):
-        raise UserError(f"zero_optimization.stage must be 1 or 2, not {stage!r}: the checks of this trainer rest on it")
+    zero = tree.setdefault("zero_optimization", {})
+    if zero.setdefault("stage", 2) != 2:
+        raise UserError(
+            f"zero_optimization.stage must be 2, not {zero['stage']!r}: what this trainer checks rests on it"
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name):
+            raise UserError(
+                f"zero_optimization.{name} is not supported: the models of the paper fit into a GPU; remove it"
+            )
 
 
 def _batch(tree: dict[str, Any], world: int) -> None:

@@ -1,10 +1,11 @@
-"""DeepSpeed's engines, and the only place (with ops.py) that imports it."""
+"""DeepSpeed's engines. Nothing but this file, ops.py and deepspeed_config.py imports DeepSpeed."""
 
 import logging
 import os
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -15,6 +16,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from fast_electra.model.encoder import Encoder
+from fast_electra.settings import UserError
 from fast_electra.training import ops
 from fast_electra.training.precision import DTYPES
 
@@ -32,19 +34,26 @@ class Ranks:
 
 def start_ranks() -> Ranks:
     """Joins the process group that the launcher describes in the environment; alone without a launcher."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
+        if "RANK" not in os.environ and int(os.environ.get(name, "1")) > 1:
+            raise UserError(
+                f"{name} says that there are several processes, but RANK is not set, so each would train alone: start "
+                "them with `deepspeed` (or torchrun), one launcher a machine"
+            )
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
     local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    if ops.on_gpu():
         torch.cuda.set_device(local_rank)
     # What DeepSpeed tells at each start is in the run's config.json; warnings about its own use of torch are not ours.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.init_distributed(verbose=False)
+    # Rank 0 may hash a large corpus while the others wait: the default of ten minutes is too short for that.
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(hours=2))
     deepspeed.comm.barrier()  # the ranks have their shared buffers
     ops.unlink_shared_buffers(deepspeed.comm.get_rank())
-    device = torch.device(get_accelerator().device_name(local_rank) if torch.cuda.is_available() else "cpu")
+    device = torch.device(get_accelerator().device_name(local_rank) if ops.on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 
 
@@ -84,8 +93,10 @@ def training_engine(model: nn.Module, encoder: Encoder, config: dict[str, Any]) 
         config=config,
         dist_init_required=False,
     )
-    if not engine.optimizer.compute_grad_norm:  # else fp32 is checked by the norm; bf16 and fp16 always are
+    # In fp32 the norm is checked, which costs less; in 16 bit each gradient is, whatever the config says.
+    if engine.optimizer.dtype != torch.float32 or not engine.optimizer.compute_grad_norm:
         engine.optimizer.check_grad_overflow = True
+    engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts and ends such runs itself
     if encoder.settings.activation_checkpointing:
         deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
         encoder.checkpoint = deepspeed.checkpointing.checkpoint

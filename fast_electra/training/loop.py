@@ -160,4 +160,5 @@ def _update(
 
 def _still_scaling(engine: Engine) -> bool:
     """Whether fp16's loss scale can still fall: a skipped update is then its search, not a failure."""
-    return bool(engine.fp16_enabled()) and float(engine.optimizer.loss_scale) > 1.0
+    scaler = engine.optimizer.loss_scaler
+    return bool(engine.fp16_enabled()) and scaler.dynamic and scaler.cur_scale > scaler.min_scale

@@ -274,5 +274,8 @@ if __name__ == "__main__":
     try:
         prebuild()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        if not on_gpu():
+            sys.exit(f"error: {error}")
+        print(f"warning: {error}\nTraining on the GPU will need it and try again.")  # all else works without
+        sys.exit()
     print(f"DeepSpeed's operators are ready: {', '.join(needed_ops())}")

@@ -3,6 +3,7 @@
 import torch
 
 from fast_electra.settings import UserError
+from fast_electra.training.ops import on_gpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -12,7 +13,7 @@ def best_dtype() -> str:
 
     A CPU without bf16 instructions computes bf16 products many times slower than fp32 ones.
     """
-    if torch.cuda.is_available():
+    if on_gpu():
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     capability = torch.backends.cpu.get_cpu_capability()
     has_bf16 = "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
@@ -22,6 +23,6 @@ def best_dtype() -> str:
 def resolve_dtype(name: str, where: str) -> str:
     """`name`, with `auto` replaced by the best one; a UserError for what the device cannot do."""
     resolved = best_dtype() if name == "auto" else name
-    if resolved == "fp16" and not torch.cuda.is_available():
+    if resolved == "fp16" and not on_gpu():
         raise UserError(f"{where}: fp16 needs a GPU; use bf16, fp32 or auto")
     return resolved

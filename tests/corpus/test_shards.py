@@ -20,7 +20,7 @@ from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
 from fast_electra.settings import UserError
 
-BAD = ['{"text": "cut', '{"text": ""}', '{"body": "no text"}', '{"text": "nul \\u0000"}', '{"text": ""}']
+BAD = ['{"text": "cut', '{"text": ""}', '{"body": "no text"}', '{"text": "nul \\u0000 \\ud800"}', '{"text": ""}']
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,14 @@ import torch
 from conftest import Corpus
 from scipy import stats
 
-from fast_electra.batch import CorruptedBatch, TokenBatch
+from fast_electra import randomness
+from fast_electra.batch import CorruptedBatch, MaskedBatch, TokenBatch
 from fast_electra.corpus.loader import Loader, Split, masked_counts
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption.corrupt import corrupt
+from fast_electra.corruption.masking import mask
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import Auxiliary
@@ -125,9 +127,6 @@ def _draw(
     auxiliary: Auxiliary, batch: TokenBatch, positions_M: torch.Tensor, temperature: float, epoch: int
 ) -> torch.Tensor:
     """100 draws for each of the four positions, with keys of their own."""
-    from fast_electra import randomness
-    from fast_electra.batch import MaskedBatch
-
     tokens = corrupted(auxiliary, batch).masked.tokens_BL
     keys = randomness.key(randomness.REPLACEMENT, epoch, torch.arange(100)[:, None], torch.arange(4)).flatten()
     return auxiliary.sample(MaskedBatch(batch, tokens, positions_M.repeat(100), keys), temperature)
@@ -166,6 +165,16 @@ def by_sequence(results: list[CorruptedBatch]) -> dict[tuple[int, int], list[int
         ):
             found[int(epoch), int(which)] = row[: int(n)].tolist()
     return found
+
+
+def test_auxiliary_is_trained_on_other_masks_than_it_fills(sequences: Sequences) -> None:
+    """With one seed for both, it would be asked for just the tokens that it was fitted to."""
+    batch = batches(sequences, 1)[0]
+    own, filled = (
+        set(mask(batch, 5, 0.15, MASK, stream).positions_M.tolist())
+        for stream in (randomness.MASK_OF_MLM, randomness.MASK)
+    )
+    assert len(own & filled) < 0.3 * len(own)
 
 
 def test_epochs_and_seeds_mask_and_replace_anew(auxiliary: Auxiliary, sequences: Sequences) -> None:

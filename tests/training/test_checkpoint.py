@@ -78,3 +78,16 @@ def test_unfinished_checkpoint_is_refused(folder: Path, content: str | None) -> 
 def test_another_number_of_processes_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"written by 2 processes and this run has 4: .*--num_gpus 2"):
         checkpoint.newest(folder, Ranks(0, 4, torch.device("cpu")))
+
+
+def test_pruning_keeps_what_was_just_written(folder: Path) -> None:
+    """Also where `latest` had been set back to an earlier checkpoint and the run went on from there."""
+
+    def left() -> list[str]:
+        return sorted(path.name for path in folder.glob("update-*"))
+
+    checkpoint.prune(folder, checkpoint.name(6), keep=2)
+    assert left() == [checkpoint.name(3), checkpoint.name(6)]
+    (folder / checkpoint.name(4)).mkdir()
+    checkpoint.prune(folder, checkpoint.name(4), keep=1)
+    assert left() == [checkpoint.name(4)]
