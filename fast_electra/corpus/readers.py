@@ -4,6 +4,7 @@ What cannot be used is yielded as `Rejected`, with its place and the reason: not
 """
 
 import glob
+import importlib.util
 import json
 import os
 import sys
@@ -33,6 +34,9 @@ def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
             if not os.access(path, os.R_OK):
                 raise UserError(f"cannot read {path}: permission denied; check the file's owner and mode")
             found.setdefault(path.resolve(), path)
+    for suffix, package in ((".parquet", "pyarrow"), (".zst", "zstandard")):  # now, not hours into the build
+        if any(path.name.endswith(suffix) for path in found.values()) and importlib.util.find_spec(package) is None:
+            raise UserError(f"reading {suffix} needs {package}: pip install {package}")
     if not found:
         raise UserError("no input: name files, folders, globs, or `sample` for the corpus that ships")
     return list(found.values())

@@ -275,3 +275,13 @@ def test_the_sample_ships_and_is_clean() -> None:
     items = list(read_documents(expand(["sample"])))
     assert len(items) == 638
     assert all(isinstance(item, Document) for item in items)
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.parquet", "pyarrow"), ("a.txt.zst", "zstandard")])
+def test_a_missing_package_is_said_before_anything_is_read(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None)
+    with pytest.raises(UserError, match=f"needs {package}: pip install {package}"):
+        expand([tmp_path])
