@@ -243,7 +243,14 @@ def test_a_stopped_build_leaves_no_process_and_no_shards(tokenizer: Path, tmp_pa
     codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
     command = [sys.executable, "-m", "fast_electra.cli", "corpus", "--workers", "2", "--input", str(tmp_path / "in")]
     command += ["--tokenizer", str(tokenizer), "--output"]
-    builds = {number: subprocess.Popen([*command, tmp_path / number.name], start_new_session=True) for number in codes}
+    builds = {
+        number: subprocess.Popen(
+            [*command, tmp_path / number.name],
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+        )
+        for number in codes
+    }
     partials = {number: tmp_path / f".{number.name}.fast-electra-partial" for number in codes}
     assert until(lambda: all(any(partial.glob("train-*.bin")) for partial in partials.values()))
     workers = [worker for build in builds.values() for worker in children_of(build.pid)]
