@@ -71,7 +71,7 @@ def train(config: Config, ranks: Ranks) -> None:
             monitor.status(state, monitor.update, f"{type(error).__name__}: {error}")
             monitor.close()
         elif isinstance(error, UserError):  # met by this rank, perhaps by it alone: the launch script may be silent
-            print(f"rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"rank {ranks.rank}: {error}\n")
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None
         raise

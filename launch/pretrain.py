@@ -34,5 +34,5 @@ if __name__ == "__main__":
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice a machine
             where = "" if os.environ.get("RANK", "0") == "0" else f" on {socket.gethostname()}"
-            print(f"pretrain: error{where}: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"pretrain: error{where}: {error}\n")  # in one piece: ranks share the pipe
         sys.exit(2)
