@@ -22,6 +22,7 @@ from fast_electra.training.precision import best_dtype, resolve_dtype
 
 # Every key that we pass on: a schema of DeepSpeed's, the names of a section, or None for a plain value.
 OPTIMIZERS = {"Adam", "AdamW"}
+OPTIMIZER_PARAMS = {"lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "bias_correction", "amsgrad"}
 SCHEDULERS = {name: getattr(lr_schedules, name) for name in ("WarmupDecayLR", "WarmupLR", "WarmupCosineLR")}
 SECTIONS: dict[str, type[BaseModel] | set[str] | None] = {
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")),
@@ -29,16 +30,6 @@ SECTIONS: dict[str, type[BaseModel] | set[str] | None] = {
     **dict.fromkeys(("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level")),
     **dict.fromkeys(("communication_data_type", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")),
     "optimizer": {"type", "params", "legacy_fusion"},
-    "optimizer.params": {
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "torch_adam",
-        "adam_w_mode",
-        "bias_correction",
-        "amsgrad",
-    },
     "scheduler": {"type", "params"},
     "zero_optimization": DeepSpeedZeroConfig,
     "bf16": DeepSpeedBF16Config,
@@ -85,9 +76,8 @@ def resolve(tree: dict[str, Any], updates: int, world: int, where: str) -> dict[
 
 def _check_keys(tree: dict[str, Any]) -> None:
     for key, value in tree.items():
-        if key not in SECTIONS or "." in key:
-            known = [name for name in SECTIONS if "." not in name] + ["fast_electra"]
-            raise UserError(f"unknown key {key}{nearest(key, known)}")
+        if key not in SECTIONS:
+            raise UserError(f"unknown key {key}{nearest(key, [*SECTIONS, 'fast_electra'])}")
         schema = SECTIONS[key]
         if schema is None:
             if isinstance(value, dict):
@@ -133,17 +123,17 @@ def _optimizer(tree: dict[str, Any], updates: int) -> None:
             raise UserError(f"{name}.params is a section: write it as {{...}}")
     if str(optimizer.get("type")) not in OPTIMIZERS:
         raise UserError(f"optimizer.type must be one of {', '.join(sorted(OPTIMIZERS))}, not {optimizer.get('type')!r}")
-    _check_names(params, SECTIONS["optimizer.params"] or (), "optimizer.params")  # type: ignore[arg-type]
-    _number(params, "lr", "optimizer.params", lambda lr: lr > 0)
+    _check_names(params, OPTIMIZER_PARAMS, "optimizer.params")
+    _check_number("optimizer.params.lr", params.get("lr"), lambda lr: lr > 0)
     betas = params.get("betas", [0.9, 0.999])
     if not isinstance(betas, list | tuple) or len(betas) != 2:
         raise UserError(f"optimizer.params.betas must be two numbers, not {betas!r}")
     for beta in betas:
-        _number({"betas": beta}, "betas", "optimizer.params", lambda value: 0 <= value < 1)
+        _check_number("optimizer.params.betas", beta, lambda value: 0 <= value < 1)
     for name in {"eps", "weight_decay"} & params.keys():
-        _number(params, name, "optimizer.params", lambda value: value >= 0)
+        _check_number(f"optimizer.params.{name}", params[name], lambda value: value >= 0)
     if "gradient_clipping" in tree:
-        _number(tree, "gradient_clipping", "", lambda norm: norm >= 0)
+        _check_number("gradient_clipping", tree["gradient_clipping"], lambda norm: norm >= 0)
     scheduler = tree.get("scheduler")
     if scheduler is None:
         return
@@ -159,12 +149,10 @@ def _optimizer(tree: dict[str, Any], updates: int) -> None:
     for name in values.keys() - {"warmup_type", "last_batch_iteration"}:
         if values[name] == "auto":
             raise UserError(f"scheduler.params.{name} cannot be auto; {' and '.join(autos)} can")
-        _number(values, name, "scheduler.params", lambda value: value >= 0)
+        _check_number(f"scheduler.params.{name}", values[name], lambda value: value >= 0)
 
 
-def _number(section: dict[str, Any], key: str, path: str, sound: Callable[[float], bool]) -> None:
-    value = section.get(key)
-    name = f"{path}.{key}" if path else key
+def _check_number(name: str, value: Any, sound: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not sound(value):
         raise UserError(f"{name} is no sound number: {value!r}")
 

@@ -46,7 +46,7 @@ def evaluate(
     """An evaluation row at the curriculum's `value`. All ranks call it and share the work; each gets the row."""
     micro_batch = engine.train_micro_batch_size_per_gpu()
 
-    def total(sequences: Sequences, count: int, size: int, sums_of: Callable[[TokenBatch], Tensor]) -> Tensor:
+    def add_up(sequences: Sequences, count: int, size: int, sums_of: Callable[[TokenBatch], Tensor]) -> Tensor:
         total = torch.zeros(size, dtype=torch.float64, device=ranks.device)
         for which in evaluation_sample(sequences, count, seed).split(micro_batch)[ranks.rank :: ranks.world]:
             batch = token_batch(sequences, which, torch.full_like(which, EPOCH), 1, 1)
@@ -54,10 +54,10 @@ def evaluate(
         return sum_over_ranks(total)
 
     engine.eval()
-    sums = total(heldout, count, objective.heldout_size, lambda b: objective.heldout_sums(engine, b, value))
+    sums = add_up(heldout, count, objective.heldout_size, lambda b: objective.heldout_sums(engine, b, value))
     reference = torch.zeros(0, dtype=torch.float64)
     if objective.reference_size:
         size = objective.reference_size
-        reference = total(train, REFERENCE * count, size, lambda b: objective.reference_sums(b, value))
+        reference = add_up(train, REFERENCE * count, size, lambda b: objective.reference_sums(b, value))
     engine.train()
     return objective.heldout_summary(sums, reference)
