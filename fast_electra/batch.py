@@ -12,6 +12,7 @@ Tokens are int64. A position of a micro-batch is named by its flat index b * L +
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class TokenBatch:
     real_BL: Tensor  # bool: False at padding
     global_tokens: int
     global_masked: int
+    samples_B: Tensor  # int64, CPU: the place of each sequence in the stream that `source` names
+    source: str = "train"  # the endless training stream; or an evaluation set: "heldout", "reference"
 
     @property
     def attended_BL(self) -> Tensor | None:
@@ -55,6 +58,18 @@ class MaskedBatch:
     tokens_BL: Tensor  # [MASK] at the masked positions
     positions_M: Tensor  # int64, flat indices of the masked positions
     keys_M: Tensor  # int64, the noise key of each masked position
+    keys_B: Tensor  # int64, the noise key of each sequence
+
+
+class Draws(NamedTuple):
+    """One drawn token x_hat for each masked position, and what is known of the distribution it was drawn from.
+
+    The two figures are None where they are not known: an offline store holds tokens only.
+    """
+
+    tokens_M: Tensor  # int64
+    entropy_M: Tensor | None = None  # float32, nats
+    original_M: Tensor | None = None  # float32: the probability of the original token
 
 
 @dataclass(frozen=True)
@@ -63,5 +78,5 @@ class CorruptedBatch:
 
     masked: MaskedBatch
     tokens_BL: Tensor
-    replacements_M: Tensor  # int64, the drawn tokens x_hat, lucky guesses included
+    draws: Draws  # lucky guesses included
     replaced_BL: Tensor  # bool: x_hat != x, the label; False wherever nothing was masked

@@ -7,6 +7,7 @@ parts are checked key by key before any process group starts: DeepSpeed takes a 
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,9 @@ from fast_electra import recipes
 from fast_electra.corruption.corrupt import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.replacement.auxiliary import AuxiliarySettings, ReplacementSettings
+from fast_electra.objectives.joint import JointSettings
+from fast_electra.replacement.auxiliary import AuxiliarySettings
+from fast_electra.replacement.distribution import ReplacementSettings
 from fast_electra.settings import Settings, UserError
 from fast_electra.training import deepspeed_config
 from fast_electra.training.checkpoint import CheckpointSettings
@@ -38,7 +41,7 @@ class CorpusSettings(Settings):
 class RunConfig(Settings):
     """The section `fast_electra` of a config, with the recipe's values filled in."""
 
-    objective: Literal["rtd", "mlm"]
+    objective: Literal["rtd", "mlm", "joint"]
     recipe: Literal["tiny", "small", "base", "large"]
     run: str
     seed: int = Field(default=0, ge=0, lt=2**62)
@@ -50,15 +53,34 @@ class RunConfig(Settings):
     auxiliary: AuxiliarySettings | None = None
     replacement: ReplacementSettings = ReplacementSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
+    joint: JointSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _fits_objective(self) -> "RunConfig":
-        if self.objective == "rtd" and (self.auxiliary is None or self.auxiliary.run is None):
-            raise ValueError("objective rtd needs auxiliary.run: the run folder of an auxiliary model")
-        if self.replacement.augmentation == "temperature" and self.curriculum.initial < 1.0:
-            raise ValueError(f"curriculum.initial is the first temperature: at least 1, not {self.curriculum.initial}")
+        if self.objective != "rtd":
+            if self.replacement.store is not None:
+                raise ValueError(
+                    f"replacement.store holds what a frozen model drew, and objective {self.objective} has none: "
+                    "leave it out, or train by objective rtd"
+                )
+            return self
+        replacement, initial = self.replacement, self.curriculum.initial
+        if replacement.distribution != "auxiliary" and replacement.augmentation != "temperature":
+            raise ValueError(
+                f"replacement.augmentation {replacement.augmentation} acts on an auxiliary model, and "
+                f"replacement.distribution {replacement.distribution} has none: leave one of the two out"
+            )
+        if replacement.distribution == "auxiliary" and (self.auxiliary is None or self.auxiliary.run is None):
+            raise ValueError(
+                "objective rtd needs auxiliary.run: the run folder of an auxiliary model (or a "
+                "replacement.distribution that needs none)"
+            )
+        parameter, floor, highest, _ = replacement.range
+        if not floor <= initial <= highest:
+            bounds = f"at least {floor:g}" if highest == float("inf") else f"in [{floor:g}, {highest:g}]"
+            raise ValueError(f"curriculum.initial is the first {parameter}: {bounds}, not {initial:g}")
         return self
 
 
@@ -68,6 +90,11 @@ class Config:
 
     run: RunConfig
     deepspeed: dict[str, Any]
+
+    def clock(self, epoch: int) -> Callable[[int], float]:
+        """u as a function of the update, for epochs of so many sequences: see `CurriculumSettings.fraction`."""
+        run, batch = self.run, self.deepspeed["train_batch_size"]
+        return lambda update: run.curriculum.fraction(update, run.updates, batch, epoch)
 
     def to_json(self) -> dict[str, Any]:
         return {SECTION: self.run.model_dump(), "deepspeed": self.deepspeed}
@@ -83,15 +110,21 @@ def load(path: str | Path, overrides: list[str] | None = None, world: int | None
     Raises:
         UserError: naming the key, the file and the remedy.
     """
-    tree = _read(Path(path))
-    for override in overrides or []:
-        _override(tree, override)
+    tree = read(path, overrides)
     section = tree.pop(SECTION, None)
     if not isinstance(section, dict):
         raise UserError(f'{path}: there is no section "{SECTION}"; see ds_configs/tiny.json for one')
     run = _run_config(section, str(path))
     world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
     return Config(run, deepspeed_config.resolve(tree, run.updates, world, str(path)))
+
+
+def read(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The file's JSON with its overrides, before anything is checked or resolved."""
+    tree = _read(Path(path))
+    for override in overrides or []:
+        _override(tree, override)
+    return tree
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -146,9 +179,22 @@ def _run_config(section: dict[str, Any], where: str) -> RunConfig:
             raise UserError(f"{where}: {SECTION}.{key} must be one of {', '.join(allowed)}, not {given}")
     preset = recipes.recipe(section["recipe"], section["objective"])
     try:
-        return RunConfig.model_validate(_merge(preset, section))
+        merged = _merge(preset, section)
+        return RunConfig.model_validate(_with_initial(merged) if section["objective"] == "rtd" else merged)
     except ValidationError as error:
         raise UserError(f"{where}: {_first_error(error)}") from None
+
+
+def _with_initial(tree: dict[str, Any]) -> dict[str, Any]:
+    """Where the curriculum begins, unless the config says so, depends on what is scheduled."""
+    replacement, curriculum = tree.get("replacement", {}), tree.get("curriculum", {})
+    if not isinstance(curriculum, dict) or curriculum.get("initial") is not None:
+        return tree
+    try:
+        initial = ReplacementSettings.model_validate(replacement).range.initial
+    except ValidationError:
+        return tree  # which is validated as a whole, and the message then names the whole key
+    return tree | {"curriculum": curriculum | {"initial": initial}}
 
 
 def _first_error(error: ValidationError) -> str:

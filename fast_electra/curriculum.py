@@ -42,11 +42,12 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 class CurriculumSettings(Settings):
-    """How the curriculum's value (the temperature T) falls through pre-training. Defaults: the paper's C.1."""
+    """How the curriculum's value falls through pre-training. Defaults: the paper's C.1, for the temperature."""
 
     schedule: Literal["exponential", "polynomial", "stepwise", "constant"] = "exponential"
-    initial: float = Field(default=2.0, ge=0.0, allow_inf_nan=False)  # T0 of Eq. 2
+    initial: float = Field(default=2.0, ge=0.0, allow_inf_nan=False)  # T0 of Eq. 2, gamma_max of E.2
     rate: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)  # tau
+    per: Literal["update", "epoch"] = "update"  # `epoch` holds the value through each epoch, see section 4
 
     @model_validator(mode="after")
     def _whole_steps(self) -> "CurriculumSettings":
@@ -57,3 +58,14 @@ class CurriculumSettings(Settings):
     def value(self, u: float, floor: float = 1.0) -> float:
         """The value at the fraction u in [0, 1] of the updates: Eq. 2 for the temperature, whose floor is 1."""
         return floor + (self.initial - floor) * SCHEDULES[self.schedule](u, self.rate)
+
+    def fraction(self, update: int, updates: int, batch: int, epoch: int) -> float:
+        """u at update 1 ... updates: update / updates, or that of the beginning of the epoch the update begins in.
+
+        Args:
+            batch: sequences of an update.
+            epoch: sequences of an epoch.
+        """
+        if self.per == "update":
+            return update / updates
+        return (update - 1) * batch // epoch * epoch / (updates * batch)

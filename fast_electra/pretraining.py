@@ -20,7 +20,10 @@ from fast_electra.training.report import write_report
 
 # What may differ between the sessions of one run, for it does not change what is learnt. Files are compared by hashes.
 FREE = {
-    *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation", "auxiliary.run")),
+    *(
+        f"{SECTION}.{key}"
+        for key in ("run", "log_every", "checkpoint", "evaluation", "auxiliary.run", "replacement.store")
+    ),
     *(f"{SECTION}.corpus.{key}" for key in ("shards", "tokenizer")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
@@ -40,7 +43,7 @@ def train(config: Config, ranks: Ranks) -> None:
     """Trains to the end of the run, continuing where its folder stands; exports the model and writes the report."""
     run, folder = config.run, Path(config.run.run)
     corpus = open_corpus(run, verify=ranks.rank == 0)
-    objective, facts = build_objective(run, corpus.tokenizer, ranks)
+    objective, facts = build_objective(config, corpus, ranks)
     settled = config.to_json() | {"corpus_hash": corpus.hash, **facts}
     resumed = checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
@@ -50,9 +53,9 @@ def train(config: Config, ranks: Ranks) -> None:
                 print(f"{folder} is complete ({run.updates:,} updates); name another run folder to train anew")
             return
 
-    engine = training_engine(objective.model, objective.model.encoder, config.deepspeed)
+    engine = training_engine(objective.model, config.deepspeed)
     start = checkpoint.load(resumed, engine) if resumed is not None else 0
-    plan = Plan(run.updates, run.seed, run.log_every, run.checkpoint, run.evaluation)
+    plan = Plan(run.updates, run.seed, run.log_every, run.checkpoint, run.evaluation, config.clock(len(corpus.train)))
     loader = build_loader(config, corpus, ranks)
 
     accuracy = {name: facts[name] for name in ("heldout_mlm_accuracy",) if name in facts}
@@ -77,11 +80,12 @@ def train(config: Config, ranks: Ranks) -> None:
         raise
     weights = full_weights(engine)
     if ranks.rank == 0 and monitor is not None:
-        save_model(
-            folder / "model", run.objective, run.model, weights, tokenizer=corpus.tokenizer.hash, evaluation=evaluation
-        )
+        for part, kind, settings, of_part in objective.exports(weights):
+            save_model(folder / part, kind, settings, of_part, tokenizer=corpus.tokenizer.hash, evaluation=evaluation)
         if corpus.heldout is not None:
-            write_examples(folder, objective, engine, corpus.heldout, corpus.tokenizer, run.updates, run.seed, ranks)
+            value = objective.value(plan.fraction(run.updates))
+            tokenizer = corpus.tokenizer
+            write_examples(folder, objective, engine, corpus.heldout, tokenizer, run.updates, value, run.seed, ranks)
         monitor.close()
         print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
         monitor.status("completed", run.updates)

@@ -45,26 +45,29 @@ _TINY = {
     "attention_dropout": 0.0,
 }
 
-# Encoder, its depth as main model and as auxiliary (Table 2: the layers are alike), sequence length, updates.
-_SIZES: dict[str, tuple[dict[str, Any], dict[str, int], int, int]] = {
-    "tiny": (_TINY, {"rtd": 3, "mlm": 1}, 64, 1400),
-    "small": (_SMALL, {"rtd": 12, "mlm": 4}, 128, 1_000_000),
-    "base": (_BASE, {"rtd": 12, "mlm": 4}, 512, 125_000),
-    "large": (_LARGE, {"rtd": 24, "mlm": 6}, 512, 125_000),
+# Encoder, depths of main model and auxiliary (Table 2: their layers are alike), sequence length, updates, and the
+# loss weight lambda of joint training (Table 3; ELECTRA's for the sizes that the paper has not).
+_SIZES: dict[str, tuple[dict[str, Any], int, int, int, int, float]] = {
+    "tiny": (_TINY, 3, 1, 64, 1400, 50.0),
+    "small": (_SMALL, 12, 4, 128, 1_000_000, 50.0),
+    "base": (_BASE, 12, 4, 512, 125_000, 70.0),
+    "large": (_LARGE, 24, 6, 512, 125_000, 50.0),
 }
 
 NAMES = tuple(_SIZES)
-OBJECTIVES = ("rtd", "mlm")
+OBJECTIVES = ("rtd", "mlm", "joint")
 
 
 def recipe(name: str, objective: str) -> dict[str, Any]:
-    """The preset `name` (tiny, small, base, large) for an objective: the main model for rtd, the auxiliary for mlm."""
-    encoder, depth, length, updates = _SIZES[name]
+    """The preset `name` (tiny, small, base, large): `model` is the auxiliary for objective mlm, else the main model."""
+    encoder, main, auxiliary, length, updates, loss_weight = _SIZES[name]
     preset: dict[str, Any] = {
         "updates": updates,
-        "model": {**encoder, "layers": depth[objective]},
+        "model": {**encoder, "layers": auxiliary if objective == "mlm" else main},
         "corpus": {"sequence_length": length},
     }
     if objective == "rtd":
-        preset["curriculum"] = {"schedule": "exponential", "initial": 2.0, "rate": 0.1}  # C.1
+        preset["curriculum"] = {"schedule": "exponential", "rate": 0.1}  # C.1; it begins where `replacement` says
+    if objective == "joint":
+        preset["joint"] = {"loss_weight": loss_weight, "auxiliary_layers": auxiliary}
     return preset

@@ -101,7 +101,7 @@ def test_auxiliary_with_broken_weights_says_so(tiny_corpus: Corpus, tmp_path: Pa
     """NaN weights must not become replacements."""
     from fast_electra.corpus.loader import Loader, Split
     from fast_electra.corruption.masking import mask
-    from fast_electra.replacement.auxiliary import Auxiliary
+    from fast_electra.replacement.auxiliary import Temperature
 
     model = MaskedLanguageModel(run_config(tiny_corpus).model).eval()
     with torch.no_grad():
@@ -109,4 +109,4 @@ def test_auxiliary_with_broken_weights_says_so(tiny_corpus: Corpus, tmp_path: Pa
     loader = Loader(open_corpus(run_config(tiny_corpus), verify=False).train, Split(2, 1), 0, 0.15)
     masked = mask(loader.batch(0)[0], 0, 0.15, Tokenizer.mask_id)
     with pytest.raises(UserError, match="the auxiliary model cannot be sampled from"):
-        Auxiliary(model, model).sample(masked, 1.0)
+        Temperature(model, model).sample(masked, 1.0)

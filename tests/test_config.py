@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fast_electra import config
+from fast_electra.curriculum import CurriculumSettings
 from fast_electra.settings import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,24 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ({"fast_electra__auxiliary": None}, "objective rtd needs auxiliary.run"),
         ({"fast_electra__replacement": {"augmentation": "temprature"}}, "fast_electra.replacement.augmentation"),
         ({"fast_electra__updates": -1}, "fast_electra.updates"),
+        (
+            {"fast_electra__replacement": {"augmentation": "dropout"}, "fast_electra__curriculum": {"initial": 1.0}},
+            r"curriculum.initial is the first gamma: in \[0, 0.99\], not 1",
+        ),
+        (
+            {"fast_electra__replacement": {"augmentation": "dropout", "distribution": "uniform"}},
+            "augmentation dropout acts on an auxiliary model",
+        ),
+        ({"fast_electra__replacement": {"alpha": 1.0}}, "fast_electra.replacement.alpha"),
+        ({"fast_electra__curriculum": {"schedule": "stepwise", "rate": 2.5}}, "a whole number, not 2.5"),
+        (
+            {"fast_electra__objective": "joint", "fast_electra__joint": {"embeding_sharing": "none"}},
+            r"joint.embeding_sharing; did you mean embedding_sharing\?",
+        ),
+        (
+            {"fast_electra__objective": "joint", "fast_electra__replacement": {"store": "x"}},
+            "replacement.store holds what a frozen model drew",
+        ),
         ({"fast_electra": None}, 'no section "fast_electra"'),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -177,3 +196,46 @@ def test_every_key_is_documented() -> None:
 
     sections = [name for name, schema in SECTIONS.items() if schema is not None and "." not in name]
     assert [name for name in sections if f"`{name}" not in text] == []
+
+
+def test_where_a_curriculum_begins_follows_from_what_is_scheduled(tmp_path: Path) -> None:
+    """One --set chooses an augmentation or a distribution; an explicit start stays."""
+    begins = {
+        "augmentation=temperature": 2.0,
+        "augmentation=term_frequency_interpolation": 0.5,
+        "augmentation=drop_token": 0.5,
+        "distribution=uniform_to_smoothed_one_hot": 1.0,
+    }
+    for choice, initial in begins.items():
+        override = f"fast_electra.replacement.{choice}"
+        assert config.load(tiny(tmp_path), [override], world=2).run.curriculum.initial == initial
+        own = [override, "fast_electra.curriculum.initial=1.0"]
+        assert config.load(tiny(tmp_path), own, world=2).run.curriculum.initial == 1.0
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
+def test_joint_and_offline_configs_differ_from_the_main_one_where_they_should(name: str) -> None:
+    """Table 3: the same model, batch and updates; lambda, depth and rate are the joint method's."""
+    rtd, joint, offline = (
+        config.load(ROOT / f"ds_configs/{file}.json", world=2) for file in (name, f"{name}_joint", f"{name}_offline")
+    )
+    assert joint.run.model == rtd.run.model and joint.run.updates == rtd.run.updates
+    assert joint.deepspeed["train_batch_size"] == rtd.deepspeed["train_batch_size"]
+    assert joint.run.joint is not None
+    weight, layers = {"tiny": (50, 1), "small": (50, 4), "base": (70, 4), "large": (50, 6)}[name]
+    assert (joint.run.joint.loss_weight, joint.run.joint.auxiliary_layers) == (weight, layers)
+    if name in ("base", "large"):
+        rates = [run.deepspeed["optimizer"]["params"]["lr"] for run in (rtd, joint)]
+        assert rates == [1e-3, 5e-4]
+    assert offline.run.replacement.store is not None
+    changed = {"run", "replacement"}
+    assert offline.run.model_dump(exclude=changed) == rtd.run.model_dump(exclude=changed)
+    assert offline.deepspeed == rtd.deepspeed
+
+
+def test_a_value_held_through_each_epoch() -> None:
+    """Updates of 4 sequences, epochs of 10: an update belongs to the epoch of its first sequence."""
+    curriculum = CurriculumSettings(per="epoch")
+    fractions = [curriculum.fraction(n, updates=8, batch=4, epoch=10) for n in range(1, 9)]
+    assert fractions == [0, 0, 0, 10 / 32, 10 / 32, 20 / 32, 20 / 32, 20 / 32]
+    assert [CurriculumSettings().fraction(n, 8, 4, 10) for n in (1, 8)] == [1 / 8, 1.0]

@@ -21,7 +21,7 @@ ORDER = [
     {"training"},
     {"glue", "cost"},
     {"config", "recipes"},
-    {"assembly", "pretraining"},
+    {"assembly", "pretraining", "preprocessing", "provenance", "launching", "measuring", "estimation", "calibration"},
     {"cli", "doctor", "launch"},
 ]
 LEVEL = {name: level for level, group in enumerate(ORDER) for name in group}

@@ -26,7 +26,7 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
-from fast_electra.replacement.auxiliary import Auxiliary
+from fast_electra.replacement.auxiliary import Auxiliary, Temperature
 from fast_electra.training import ops
 from fast_electra.training.precision import DTYPES
 
@@ -36,7 +36,7 @@ def objective(size: Sizes, dtype: torch.dtype) -> RTD:
     frozen = MaskedLanguageModel(size.auxiliary, seed=1).requires_grad_(False).eval().to(DEVICE, dtype)
     noise: dict[str, Any] = {"seed": SEED, "mask_fraction": MASK_FRACTION, "mask_id": Tokenizer.mask_id}
     main = Discriminator(size.discriminator, seed=2).to(DEVICE)
-    return RTD(main, Auxiliary(frozen, frozen), CurriculumSettings(), **noise)
+    return RTD(main, Temperature(frozen, frozen), CurriculumSettings(), **noise)
 
 
 def plain(size: Sizes, dtype: torch.dtype) -> Step:
@@ -74,7 +74,7 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
         "bf16": {"enabled": name == "bf16"},
     }
     config = deepspeed_config.resolve(tree, updates=1000, world=1, where="benchmark")
-    deepspeed_engine = engines.training_engine(rtd.model, rtd.model.encoder, config)
+    deepspeed_engine = engines.training_engine(rtd.model, config)
     deepspeed_engine.train()
 
     def step(batch: TokenBatch) -> Tensor:

@@ -33,6 +33,7 @@ class Loader:
         """This rank's part of global batch n = 0, 1, ...: one TokenBatch for each accumulation step."""
         split = self.split
         start = n * split.global_batch
+        samples = torch.arange(start, start + split.global_batch)
         sequences, epochs = self.sequences.order(self.seed, start, start + split.global_batch)
         lengths = self.sequences.lengths(sequences)
         tokens, masked = int(lengths.sum()), int(masked_counts(lengths, self.mask_fraction).sum())
@@ -40,7 +41,7 @@ class Loader:
         for step in range(split.accumulation):
             start = (step * split.ranks + split.rank) * split.micro_batch
             rows = slice(start, start + split.micro_batch)
-            parts.append(token_batch(self.sequences, sequences[rows], epochs[rows], tokens, masked))
+            parts.append(token_batch(self.sequences, samples[rows], sequences[rows], epochs[rows], tokens, masked))
         return parts
 
 
@@ -53,10 +54,16 @@ def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
 
 
 def token_batch(
-    sequences: Sequences, which: Tensor, epochs: Tensor, global_tokens: int, global_masked: int
+    sequences: Sequences,
+    samples: Tensor,
+    which: Tensor,
+    epochs: Tensor,
+    global_tokens: int,
+    global_masked: int,
+    source: str = "train",
 ) -> TokenBatch:
     """Reads the named sequences."""
     lengths_B = sequences.lengths(which)
     tokens_BL = sequences.tokens(which)
     real_BL = torch.arange(tokens_BL.shape[1]) < lengths_B[:, None]
-    return TokenBatch(tokens_BL, lengths_B, which, epochs, real_BL, global_tokens, global_masked)
+    return TokenBatch(tokens_BL, lengths_B, which, epochs, real_BL, global_tokens, global_masked, samples, source)

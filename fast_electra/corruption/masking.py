@@ -33,4 +33,6 @@ def mask(batch: TokenBatch, seed: int, fraction: float, mask_id: int, stream: in
     positions_M = row_M * length + column_M
     tokens_BL = batch.tokens_BL.flatten().index_fill(0, positions_M, mask_id).view(b, length)
     keys_M = randomness.key(randomness.REPLACEMENT, name_B1[row_M, 0], column_M)
-    return MaskedBatch(original=batch, tokens_BL=tokens_BL, positions_M=positions_M, keys_M=keys_M)
+    return MaskedBatch(
+        original=batch, tokens_BL=tokens_BL, positions_M=positions_M, keys_M=keys_M, keys_B=name_B1[:, 0]
+    )

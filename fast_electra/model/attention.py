@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+Dropout = float | Callable[[Tensor], Tensor]  # a rate, or what drops attention probabilities itself
 START_SLOPE, START_SIDE = 2.0, 8.0  # of the `local` start, see docs/tiny.md for what was tried
 
 
@@ -67,21 +68,24 @@ def _local_start(table: Tensor, max_distance: int) -> None:
         table[:, head] = bias.masked_fill(near.isinf(), 0.0)  # a bucket that no distance falls into
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: float) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: Dropout) -> Tensor:
+    assert isinstance(dropout, float), "fused kernels drop at random only"
     mask = bias if padding is None else bias + padding
     # The kernels that take a mask which wants a gradient: cuDNN's, which torch may prefer on a GPU, does not.
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: float) -> Tensor:
+def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: Dropout) -> Tensor:
     scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).add_(bias)
     if padding is not None:
         scores_BHLL = scores_BHLL.add_(padding)
-    return torch.matmul(F.dropout(F.softmax(scores_BHLL, dim=-1), dropout), v)
+    probabilities_BHLL = F.softmax(scores_BHLL, dim=-1)
+    kept_BHLL = F.dropout(probabilities_BHLL, dropout) if isinstance(dropout, float) else dropout(probabilities_BHLL)
+    return torch.matmul(kept_BHLL, v)
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Dropout], Tensor]] = {
     "sdpa": _sdpa,
     "matmul": _matmul,
 }
@@ -93,7 +97,7 @@ def attention(
     v: Tensor,
     bias: Tensor,
     padding: Tensor | None = None,
-    dropout: float = 0.0,
+    dropout: Dropout = 0.0,
     backend: str | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(head size) + bias + padding) v, with dropout on the probabilities.
@@ -103,6 +107,7 @@ def attention(
         bias: [1, H, L, L], same dtype, differentiable: the relative positions.
         padding: [B, 1, 1, L], same dtype: 0 at real keys, the lowest finite number at padding; None for no padding.
             Apart from the bias, so that the bias's gradient is summed over the batch only once.
+        dropout: a rate, or a function of the probabilities [B, H, L, L] that drops some (backend `matmul` only).
         backend: a key of BACKENDS. By default `sdpa` on a GPU, whose memory-efficient kernel takes a differentiable
             bias; `matmul` on a CPU, where it is the faster of the two in training (`sdpa` is, without gradients).
     """

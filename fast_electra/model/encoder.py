@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fast_electra.model.attention import RelativePositionBias, attention
+from fast_electra.model.keyed_dropout import KeyedDropout
 from fast_electra.settings import Settings
 
 
@@ -58,12 +59,14 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(d)
         self.ffn_omega = nn.Parameter(torch.ones(d))
 
-    def mix(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
+    def mix(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None, drop: KeyedDropout | None = None) -> Tensor:
         """What each position attends to, [B, L, D]: the attention branch before its output projection."""
         b, length, d = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if self.training:
             mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout)
+        elif drop is not None and drop.attention_rate > 0.0:
+            mixed_BHLd = attention(q, k, v, bias, padding, drop.attention, backend="matmul")
         else:
             mixed_BHLd = attention(q, k, v, bias, padding, backend="sdpa")
         return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
@@ -77,16 +80,26 @@ class EncoderLayer(nn.Module):
         return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))
 
     def forward(
-        self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None, positions_M: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        bias: Tensor,
+        padding: Tensor | None = None,
+        positions_M: Tensor | None = None,
+        drop: KeyedDropout | None = None,
     ) -> Tensor:
         """[B, L, D] to [B, L, D]; with `positions_M`, to the rows [M, D] of these flat positions only."""
-        mixed = self.mix(x_BLD, bias, padding)
+        length = x_BLD.shape[1]
+
+        def dropout(x: Tensor, branch: int) -> Tensor:
+            if drop is not None:
+                return drop.hidden(x, branch, positions_M, length)
+            return F.dropout(x, self.dropout, self.training)
+
+        mixed = self.mix(x_BLD, bias, padding, drop)
         if positions_M is not None:
             mixed, x_BLD = (t.flatten(0, 1).index_select(0, positions_M) for t in (mixed, x_BLD))
-        branch = F.dropout(self.attention_output(mixed), self.dropout, self.training)
-        x = self.attention_norm(x_BLD * self.attention_omega + branch)
-        branch = F.dropout(self.feed(x), self.dropout, self.training)
-        return self.ffn_norm(x * self.ffn_omega + branch)
+        x = self.attention_norm(x_BLD * self.attention_omega + dropout(self.attention_output(mixed), 0))
+        return self.ffn_norm(x * self.ffn_omega + dropout(self.feed(x), 1))
 
 
 class Encoder(nn.Module):
@@ -112,22 +125,33 @@ class Encoder(nn.Module):
         x_BLD = self.embedding_norm(self.embedding_projection(self.embedding(tokens_BL)))
         return F.dropout(x_BLD, self.settings.dropout, self.training)
 
-    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None = None, positions_M: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        real_BL: Tensor | None = None,
+        positions_M: Tensor | None = None,
+        drop: KeyedDropout | None = None,
+    ) -> Tensor:
         """Hidden states [B, L, D]; with `positions_M`, those of these flat positions only, [M, D].
 
         Args:
             tokens_BL: int64.
             real_BL: bool, False at padding; None where there is none, which is faster.
             positions_M: int64, where a head needs hidden states; the last layer then does no more than they need.
+            drop: what to drop of a model in eval mode, where an augmentation asks for it.
         """
         x_BLD = self.embed(tokens_BL)
+        if drop is not None:
+            x_BLD = drop.hidden(x_BLD, 0, None, tokens_BL.shape[1])
         bias = self.relative_bias(tokens_BL.shape[1])[None]
         padding = None
         if real_BL is not None:  # the lowest finite number, not -inf: a row of -inf alone would be NaN
             padding = torch.zeros_like(real_BL, dtype=bias.dtype)
             padding = padding.masked_fill_(~real_BL, torch.finfo(bias.dtype).min)[:, None, None]
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None
-        for layer in self.layers:
-            inputs = (x_BLD, bias, padding, positions_M if layer is self.layers[-1] else None)
+        for number, layer in enumerate(self.layers, start=1):
+            inputs: tuple[Any, ...] = (x_BLD, bias, padding, positions_M if layer is self.layers[-1] else None)
+            if drop is not None:
+                inputs = (*inputs, drop.of_layer(number))
             x_BLD = checkpoint(layer, *inputs) if checkpoint else layer(*inputs)
         return x_BLD

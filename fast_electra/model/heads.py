@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fast_electra.model.admin import initialize
 from fast_electra.model.encoder import Encoder, EncoderSettings
+from fast_electra.model.keyed_dropout import KeyedDropout
 
 
 class MaskedLanguageModel(nn.Module):
@@ -20,16 +21,20 @@ class MaskedLanguageModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(settings.vocabulary_size))
         initialize(self, self.encoder, seed)
 
-    def masked_hidden(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor) -> Tensor:
-        """What the vocabulary head multiplies, at the masked positions only: [M, E]."""
-        hidden_MD = self.encoder(tokens_BL, real_BL, positions_M)
-        return self.norm(F.gelu(self.transform(hidden_MD)))
-
     def forward(
-        self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor, hidden_only: bool = False
+        self,
+        tokens_BL: Tensor,
+        real_BL: Tensor | None,
+        positions_M: Tensor,
+        hidden_only: bool = False,
+        drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """Logits at the masked positions, [M, V]; with `hidden_only`, the [M, E] from which a sampler makes them."""
-        hidden_ME = self.masked_hidden(tokens_BL, real_BL, positions_M)
+        """Logits at the masked positions, [M, V]; with `hidden_only`, the [M, E] from which a sampler makes them.
+
+        `drop` drops some of what a frozen model computes, where an augmentation asks for it.
+        """
+        hidden_MD = self.encoder(tokens_BL, real_BL, positions_M, drop)
+        hidden_ME = self.norm(F.gelu(self.transform(hidden_MD)))
         return hidden_ME if hidden_only else F.linear(hidden_ME, self.encoder.embedding.weight, self.bias)
 
 

@@ -8,13 +8,14 @@ from fast_electra import randomness
 from fast_electra.batch import TokenBatch
 from fast_electra.corruption.masking import mask
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.objectives.objective import Forward
+from fast_electra.objectives.objective import Export, Forward
 
 
 class MLM:
     """Mean of -log p(x_i | i, x_masked) over the masked positions; all of them read [MASK], as in the paper."""
 
     name = "mlm"
+    parameter: str | None = None
     heldout_size, reference_size = 3, 0
 
     def __init__(self, model: MaskedLanguageModel, *, seed: int, mask_fraction: float, mask_id: int) -> None:
@@ -42,9 +43,12 @@ class MLM:
     def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
         return self.loss(forward, batch, value)[1]
 
-    def reference_sums(self, batch: TokenBatch, value: float | None) -> Tensor:
+    def reference_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
         return torch.zeros(0, dtype=torch.float64)
 
     def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
         row = self.summary(sums)
         return {"heldout_loss": row["loss"], "heldout_mlm_accuracy": row["accuracy"]}
+
+    def exports(self, weights: dict[str, Tensor]) -> list[Export]:
+        return [Export("model", "mlm", self.model.encoder.settings, weights)]

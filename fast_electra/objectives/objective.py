@@ -1,13 +1,23 @@
 """What every objective gives to the training loop."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from fast_electra.batch import TokenBatch
+from fast_electra.model.encoder import EncoderSettings
 
 Forward = Callable[..., Tensor]  # the model itself, or the DeepSpeed engine around it
+
+
+class Export(NamedTuple):
+    """A trained model to be written: where in the run folder, and what `model.files.save_model` wants to know."""
+
+    folder: str
+    kind: str
+    settings: EncoderSettings
+    weights: dict[str, Tensor]
 
 
 class Objective(Protocol):
@@ -18,6 +28,7 @@ class Objective(Protocol):
     """
 
     name: str
+    parameter: str | None  # what the curriculum's value is called in rows
 
     @property
     def model(self) -> nn.Module: ...
@@ -48,10 +59,14 @@ class Objective(Protocol):
         """As the sums of `loss`, on held-out sequences: float64 [heldout_size]."""
         ...
 
-    def reference_sums(self, batch: TokenBatch, value: float | None) -> Tensor:
-        """What a held-out figure needs from training sequences, without the model: float64 [reference_size]."""
+    def reference_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
+        """What a held-out figure needs from training sequences: float64 [reference_size]."""
         ...
 
     def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
         """An evaluation row from summed held-out and reference sums."""
+        ...
+
+    def exports(self, weights: dict[str, Tensor]) -> list[Export]:
+        """What a finished run leaves, from the weights of `model` by parameter name."""
         ...

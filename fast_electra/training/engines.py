@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import deepspeed
 import deepspeed.comm
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_module_flops
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
@@ -81,7 +83,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def training_engine(model: nn.Module, encoder: Encoder, config: dict[str, Any]) -> Engine:
+def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     """A ZeRO engine that trains `model` under a resolved DeepSpeed config.
 
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
@@ -97,9 +99,10 @@ def training_engine(model: nn.Module, encoder: Encoder, config: dict[str, Any]) 
     if engine.optimizer.dtype != torch.float32 or not engine.optimizer.compute_grad_norm:
         engine.optimizer.check_grad_overflow = True
     engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts and ends such runs itself
-    if encoder.settings.activation_checkpointing:
-        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
-        encoder.checkpoint = deepspeed.checkpointing.checkpoint
+    for encoder in model.modules():
+        if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:
+            deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
+            encoder.checkpoint = deepspeed.checkpointing.checkpoint
     return engine
 
 
@@ -122,3 +125,14 @@ def full_weights(engine: Engine) -> dict[str, Tensor]:
         full = safe_get_full_fp32_param(parameter)
         weights[name] = (parameter.detach() if full is None else full).float().cpu().clone()
     return weights
+
+
+def forward_flops(models: dict[str, nn.Module], work: Callable[[], object]) -> dict[str, int]:
+    """FLOPs of each model's own forward passes while `work` runs, as DeepSpeed's flops profiler counts them."""
+    profiler = FlopsProfiler(nn.ModuleDict(models))
+    profiler.start_profile()
+    try:
+        work()
+        return {name: int(get_module_flops(model)) for name, model in models.items()}
+    finally:
+        profiler.end_profile()

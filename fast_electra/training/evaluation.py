@@ -25,11 +25,16 @@ class EvaluationSettings(Settings):
     sequences: int = Field(default=2048, ge=1)
 
 
-def evaluation_sample(sequences: Sequences, count: int, seed: int) -> Tensor:
-    """`count` sequences spread over the documents (all, if there are fewer): int64."""
-    index = torch.arange(min(count, len(sequences)))
+def evaluation_size(sequences: Sequences, source: str, count: int) -> int:
+    """How many sequences an evaluation reads from `source`: "heldout", or "reference", the training sequences."""
+    return min(count * REFERENCE if source == "reference" else count, len(sequences))
+
+
+def evaluation_batch(sequences: Sequences, source: str, samples: Tensor, seed: int) -> TokenBatch:
+    """Members `samples` of the evaluation set, which is spread over the documents of `sequences`."""
     rounds = randomness.key(seed, randomness.ORDER, EPOCH, torch.arange(4))[None]
-    return randomness.permute(index, len(sequences), rounds)
+    which = randomness.permute(samples, len(sequences), rounds)
+    return token_batch(sequences, samples, which, torch.full_like(which, EPOCH), 1, 1, source)
 
 
 @torch.no_grad()
@@ -46,18 +51,18 @@ def evaluate(
     """An evaluation row at the curriculum's `value`. All ranks call it and share the work; each gets the row."""
     micro_batch = engine.train_micro_batch_size_per_gpu()
 
-    def add_up(sequences: Sequences, count: int, size: int, sums_of: Callable[[TokenBatch], Tensor]) -> Tensor:
+    def add_up(sequences: Sequences, source: str, size: int, sums_of: Callable[[TokenBatch], Tensor]) -> Tensor:
         total = torch.zeros(size, dtype=torch.float64, device=ranks.device)
-        for which in evaluation_sample(sequences, count, seed).split(micro_batch)[ranks.rank :: ranks.world]:
-            batch = token_batch(sequences, which, torch.full_like(which, EPOCH), 1, 1)
-            total += sums_of(batch.to(ranks.device))
+        samples = torch.arange(evaluation_size(sequences, source, count))
+        for part in samples.split(micro_batch)[ranks.rank :: ranks.world]:
+            total += sums_of(evaluation_batch(sequences, source, part, seed).to(ranks.device))
         return sum_over_ranks(total)
 
     engine.eval()
-    sums = add_up(heldout, count, objective.heldout_size, lambda b: objective.heldout_sums(engine, b, value))
+    sums = add_up(heldout, "heldout", objective.heldout_size, lambda b: objective.heldout_sums(engine, b, value))
     reference = torch.zeros(0, dtype=torch.float64)
     if objective.reference_size:
         size = objective.reference_size
-        reference = add_up(train, REFERENCE * count, size, lambda b: objective.reference_sums(b, value))
+        reference = add_up(train, "reference", size, lambda b: objective.reference_sums(engine, b, value))
     engine.train()
     return objective.heldout_summary(sums, reference)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from fast_electra.corpus.loader import token_batch
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import write_json
+from fast_electra.objectives.joint import Joint
 from fast_electra.objectives.objective import Objective
 from fast_electra.objectives.rtd import RTD
 from fast_electra.training.engines import Engine, Ranks
-from fast_electra.training.evaluation import EPOCH, evaluation_sample
+from fast_electra.training.evaluation import evaluation_batch, evaluation_size
 
 COUNT = 10
 
@@ -24,6 +24,7 @@ def write_examples(
     heldout: Sequences,
     tokenizer: Tokenizer,
     update: int,
+    value: float | None,
     seed: int,
     ranks: Ranks,
 ) -> None:
@@ -31,13 +32,12 @@ def write_examples(
 
     Only detection has such examples; for other objectives nothing is written. One rank may call it alone.
     """
-    if not isinstance(objective, RTD):
+    if not isinstance(objective, RTD | Joint):
         return
-    which = evaluation_sample(heldout, COUNT, seed)
-    batch = token_batch(heldout, which, torch.full_like(which, EPOCH), 1, 1).to(ranks.device)
-    value = objective.value(1.0)
-    corrupted = objective.corrupt(batch, value)
+    samples = torch.arange(evaluation_size(heldout, "heldout", COUNT))
+    batch = evaluation_batch(heldout, "heldout", samples, seed).to(ranks.device)
     engine.eval()
+    corrupted = objective.corrupt(engine, batch, value)
     probability_BL = engine(corrupted.tokens_BL, batch.attended_BL).float().sigmoid().cpu()
     engine.train()
     shown_BL, original_BL = corrupted.tokens_BL.cpu(), batch.tokens_BL.cpu()
@@ -60,4 +60,5 @@ def write_examples(
         }
         for row, length in enumerate(batch.lengths_B.tolist())
     ]
-    write_json(run / "examples.json", {"update": update, "temperature": value, "sequences": sequences})
+    curriculum = {} if objective.parameter is None else {objective.parameter: value}
+    write_json(run / "examples.json", {"update": update, **curriculum, "sequences": sequences})

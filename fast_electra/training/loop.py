@@ -1,6 +1,7 @@
 """One `fit` for every objective: the updates, what is logged of them, and what is kept."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Plan:
     log_every: int
     checkpoint: CheckpointSettings
     evaluation: EvaluationSettings
+    fraction: Callable[[int], float]  # u, the fraction of the updates done, as the curriculum counts it
 
 
 @dataclass
@@ -66,7 +68,7 @@ def fit(
 ) -> dict[str, float | None]:
     """Trains from update `start` to the end and returns the last evaluation row.
 
-    Update n = 1 ... N reads global batch n - 1, with the curriculum at u = n / N.
+    Update n = 1 ... N reads global batch n - 1, with the curriculum at u = plan.fraction(n), which is n / N.
 
     Args:
         heldout: held-out sequences, or None if the corpus has none.
@@ -90,17 +92,17 @@ def fit(
         count = plan.evaluation.sequences
         row = evaluate(objective, engine, heldout, loader.sequences, count, value, ranks, plan.seed)
         if monitor is not None:
-            curriculum = {} if value is None else {"temperature": value}
+            curriculum = _curriculum(objective, value)
             monitor.evaluation({"update": n, "updates": plan.updates, **curriculum, **(facts or {}), **row})
         return row
 
     if start == plan.updates and heldout is not None:  # interrupted between its last checkpoint and its end
-        return look_around(start, objective.value(1.0))
+        return look_around(start, objective.value(plan.fraction(start)))
     engine.train()
     for n in range(start + 1, plan.updates + 1):
-        value = objective.value(n / plan.updates)
+        value = objective.value(plan.fraction(n))
         update_began = time.perf_counter()
-        row, sums = _update(objective, engine, loader, n, value, plan.seed, ranks)
+        row, sums = update(objective, engine, loader, n, value, plan.seed, ranks)
         now = time.perf_counter()
         row |= {"tokens_per_second": row["tokens"] / (now - update_began), "seconds": now - began}
         pending.rows.append({"update": n, "updates": plan.updates, **row})
@@ -130,7 +132,7 @@ def fit(
     return evaluation
 
 
-def _update(
+def update(
     objective: Objective, engine: Engine, loader: Loader, n: int, value: float | None, seed: int, ranks: Ranks
 ) -> tuple[dict[str, Any], Tensor]:
     """One update of the weights; returns its row so far and this rank's sums."""
@@ -155,7 +157,12 @@ def _update(
         "tokens": parts[0].global_tokens,
         "skipped": skipped(engine),
     }
-    return row | ({} if value is None else {"temperature": value}), total
+    return row | _curriculum(objective, value), total
+
+
+def _curriculum(objective: Objective, value: float | None) -> dict[str, float]:
+    """The curriculum's value under its own name: temperature or gamma."""
+    return {} if value is None or objective.parameter is None else {objective.parameter: value}
 
 
 def _still_scaling(engine: Engine) -> bool:

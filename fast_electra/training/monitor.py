@@ -28,6 +28,7 @@ SHOWN = (
     ("loss", "loss", "{:.4f}", 7),
     ("accuracy", "accuracy", "{:.3f}", 5),
     ("temperature", "T", "{:.3f}", 5),
+    ("gamma", "gamma", "{:.3f}", 5),
     ("replaced_fraction", "replaced", "{:.1%}", 5),
     ("recall", "recall", "{:.3f}", 5),
     ("precision", "precision", "{:.3f}", 5),
@@ -181,7 +182,7 @@ class Monitor:
         for key, label, form, width in SHOWN:
             if key not in self._recent[-1]:
                 continue
-            held = [row.get(key) for row in ([self._recent[-1]] if key == "temperature" else self._recent)]
+            held = [row.get(key) for row in ([self._recent[-1]] if key in ("temperature", "gamma") else self._recent)]
             numbers = [number for number in map(_plain, held) if number is not None]
             value = form.format(sum(numbers) / len(numbers)) if numbers else "-"
             fields.append(f"{label} {value:>{width}}")

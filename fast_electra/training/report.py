@@ -17,6 +17,7 @@ from fast_electra.training.report_tables import events_html, headline, results_h
 TITLES = {
     "mlm": "Masked language modelling: the auxiliary model",
     "rtd": "Replaced-token detection: the discriminator",
+    "joint": "Joint training: the discriminator and its auxiliary model",
 }
 CSS = """
 :root { --ink: #26261f; --soft: #66665e; --line: #e2e2da; --paper: #fdfdfb; }
@@ -170,8 +171,10 @@ def _curves_html(objective: str, updates: list[Row], evaluations: list[Row], pre
 def _examples_html(examples: dict[str, Any]) -> str:
     if not examples.get("sequences"):
         return ""
-    temperature = examples.get("temperature")
-    at = f" at T = {temperature:.3g}" if isinstance(temperature, int | float) else ""
+    at = ""
+    for key, symbol in (("temperature", "T"), ("gamma", "γ")):
+        if isinstance(value := examples.get(key), int | float):
+            at = f" at {symbol} = {value:.3g}"
     return (
         "<h3>Example sequences</h3>\n"
         f'<p class="soft">Corrupted held-out text{at}, judged by the model after update {examples.get("update", "?")}. '

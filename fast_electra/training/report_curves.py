@@ -96,47 +96,71 @@ RATE = Panel(
         Curve("gradient_norm", "gradient norm (right)", ORANGE, right=True),
     ),
 )
+METER = Panel(
+    "How hard the replacements are",
+    "At masked positions: how undecided the distribution of replacements is, and how probable the original token. As "
+    "they get harder, the entropy falls and the original becomes more probable.",
+    (
+        Curve("replacement_entropy", "entropy (nats)", BLUE),
+        Curve("original_probability", "probability of the original (right)", ORANGE, right=True),
+    ),
+    right_format="percent",
+)
+FINDING = Panel(
+    "Finding the replaced tokens",
+    "On training sequences at the update's own difficulty, and on held-out documents (open marks). The dashed line is "
+    "the AUC that the token alone allows: what lies above it was learnt from context.",
+    (
+        Curve("auc", "AUC", BLUE, "heldout_auc"),
+        Curve("precision", "precision", ORANGE, "heldout_precision", "s"),
+        Curve("recall", "recall", GREEN, "heldout_recall", "^"),
+    ),
+    dashed="heldout_auc_token_identity",
+    dashed_label="AUC by token identity",
+    limits=(0, 1),
+)
+ACCURACY = Panel(
+    "Accuracy at masked positions",
+    "How often the auxiliary's first choice is the token that stood there.",
+    (Curve("accuracy", "training", BLUE, "heldout_mlm_accuracy"),),
+    left_format="percent",
+    limits=(0, None),
+)
 PANELS = {
     "rtd": (
         LOSS,
         Panel(
-            "Temperature and replaced tokens",
-            "T falls along the curriculum. A lower T brings more plausible replacements, and more lucky guesses: "
-            "fewer tokens really replaced.",
+            "Curriculum and replaced tokens",
+            "The temperature T (or gamma) falls along the curriculum. Lower, it brings more plausible replacements, "
+            "and more lucky guesses: fewer tokens really replaced.",
             (
                 Curve("temperature", "temperature T", BLUE, exact=True),
+                Curve("gamma", "gamma", BLUE, exact=True),
                 Curve("replaced_fraction", "replaced, of all tokens (right)", ORANGE, right=True),
             ),
             right_format="percent",
         ),
+        METER,
+        FINDING,
+        SPEED,
+        RATE,
+    ),
+    "joint": (
         Panel(
-            "Finding the replaced tokens",
-            "On training sequences at the T of the update, and on held-out documents (open marks). The dashed line is "
-            "the AUC that the token alone allows: what lies above it was learnt from context.",
+            "Losses",
+            "Of the auxiliary (MLM) and of the main model (detection, right); the objective is their weighted sum.",
             (
-                Curve("auc", "AUC", BLUE, "heldout_auc"),
-                Curve("precision", "precision", ORANGE, "heldout_precision", "s"),
-                Curve("recall", "recall", GREEN, "heldout_recall", "^"),
+                Curve("mlm_loss", "MLM", BLUE, "heldout_mlm_loss"),
+                Curve("rtd_loss", "detection (right)", ORANGE, "heldout_loss", right=True),
             ),
-            dashed="heldout_auc_token_identity",
-            dashed_label="AUC by token identity",
-            limits=(0, 1),
         ),
+        METER,
+        FINDING,
+        ACCURACY,
         SPEED,
         RATE,
     ),
-    "mlm": (
-        LOSS,
-        Panel(
-            "Accuracy at masked positions",
-            "How often the first choice is the token that stood there.",
-            (Curve("accuracy", "training", BLUE, "heldout_mlm_accuracy"),),
-            left_format="percent",
-            limits=(0, None),
-        ),
-        RATE,
-        SPEED,
-    ),
+    "mlm": (LOSS, ACCURACY, RATE, SPEED),
 }
 
 

@@ -52,7 +52,16 @@ RESULTS = {
         "The training objective, on documents that no model saw.",
     ),
     "heldout_replaced_fraction": ("Replaced tokens", "Of all tokens; lucky guesses of the original are not counted."),
+    "heldout_replacement_entropy": (
+        "Entropy of the replacements",
+        "How undecided the distribution is from which they are drawn, in nats.",
+    ),
+    "heldout_original_probability": (
+        "Probability of the original",
+        "What that distribution gives to the token that stood at a masked position: the lucky guesses.",
+    ),
     "temperature": ("Temperature T", "At which the held-out documents were corrupted."),
+    "gamma": ("Gamma", "The augmentation's strength, at which the held-out documents were corrupted."),
 }
 NOT_RESULTS = ("update", "updates", "evaluation")
 EVENTS_SHOWN = 20

@@ -1,13 +1,15 @@
-"""The public sampling function and the choice of its implementation."""
+"""The public sampling functions and the choice of their implementation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fast_electra_kernels import reference
+from fast_electra_kernels.reference import Statistics
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference.sample}
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Statistics | None]]] = {"reference": reference.sample}
 
 
 @torch.no_grad()
@@ -41,6 +43,45 @@ def sample(
     Raises:
         ValueError: for shapes or values that cannot be sampled from (NaN, +inf, a negative scale).
     """
+    return _implementation(hidden_MD, weight_VD, scale, keys_M, impl)(
+        hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, None
+    )[0]
+
+
+@torch.no_grad()
+def sample_with_statistics(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    scale: float,
+    prior_V: Tensor | None = None,
+    keys_M: Tensor,
+    original_M: Tensor,
+    impl: str | None = None,
+) -> tuple[Tensor, Statistics]:
+    """The draws of `sample`, and each distribution's entropy and log-probability of a given token.
+
+    Args:
+        original_M: int64 [M], the token whose log-probability is wanted at each position; the rest as for `sample`.
+    """
+    ids_M, statistics = _implementation(hidden_MD, weight_VD, scale, keys_M, impl)(
+        hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M
+    )
+    assert statistics is not None
+    return ids_M, statistics
+
+
+@torch.no_grad()
+def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> tuple[Tensor, Statistics]:
+    """As `sample_with_statistics` at scale 1, from logits that stand in memory anyway, as in joint training."""
+    return reference.sample_logits(logits_MV, keys_M, original_M)
+
+
+def _implementation(
+    hidden_MD: Tensor, weight_VD: Tensor, scale: float, keys_M: Tensor, impl: str | None
+) -> Callable[..., Any]:
+    """The implementation of that name, once its arguments are known to fit each other."""
     if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden [M, D] and weight [V, D] do not fit: {hidden_MD.shape} and {weight_VD.shape}")
     if keys_M.shape != hidden_MD.shape[:1] or keys_M.dtype != torch.int64:
@@ -50,4 +91,4 @@ def sample(
     name = impl or "reference"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
-    return IMPLEMENTATIONS[name](hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M)
+    return IMPLEMENTATIONS[name]

@@ -17,7 +17,7 @@ from fast_electra.corruption.corrupt import corrupt
 from fast_electra.corruption.masking import mask
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.replacement.auxiliary import Auxiliary
+from fast_electra.replacement.auxiliary import Auxiliary, Temperature
 
 MASK, SPECIALS = Tokenizer.mask_id, (Tokenizer.pad_id, Tokenizer.cls_id, Tokenizer.sep_id)
 
@@ -29,7 +29,7 @@ def auxiliary(tiny_corpus: Corpus) -> Auxiliary:
         vocabulary_size=tiny_corpus.vocabulary_size, layers=1, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4
     )
     model = MaskedLanguageModel(sizes, seed=7).eval()
-    return Auxiliary(model, model)
+    return Temperature(model, model)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_corrupted_differs_only_at_masked_positions(auxiliary: Auxiliary, sequen
         untouched = torch.ones(batch.tokens_BL.numel(), dtype=torch.bool)
         untouched[result.masked.positions_M] = False
         assert torch.equal(result.tokens_BL.flatten()[untouched], batch.tokens_BL.flatten()[untouched])
-        assert torch.equal(result.tokens_BL.flatten()[result.masked.positions_M], result.replacements_M)
+        assert torch.equal(result.tokens_BL.flatten()[result.masked.positions_M], result.draws.tokens_M)
         assert (result.masked.tokens_BL.flatten()[result.masked.positions_M] == MASK).all()
         assert torch.equal(result.masked.tokens_BL.flatten()[untouched], batch.tokens_BL.flatten()[untouched])
 
@@ -63,7 +63,7 @@ def test_the_auxiliary_reads_the_masked_sequence_not_the_original(auxiliary: Aux
     masked = corrupted(auxiliary, batch).masked
     other = batch.tokens_BL.flatten().index_fill(0, masked.positions_M, 99).view_as(batch.tokens_BL)
     changed = TokenBatch(**{**vars(batch), "tokens_BL": other})
-    assert torch.equal(corrupted(auxiliary, changed).replacements_M, corrupted(auxiliary, batch).replacements_M)
+    assert torch.equal(corrupted(auxiliary, changed).draws.tokens_M, corrupted(auxiliary, batch).draws.tokens_M)
 
 
 def test_labels_say_exactly_where_the_token_changed(auxiliary: Auxiliary, sequences: Sequences) -> None:
@@ -73,8 +73,8 @@ def test_labels_say_exactly_where_the_token_changed(auxiliary: Auxiliary, sequen
         assert torch.equal(result.replaced_BL, result.tokens_BL != batch.tokens_BL)
         original_M = batch.tokens_BL.flatten()[result.masked.positions_M]
         labels_M = result.replaced_BL.flatten()[result.masked.positions_M]
-        lucky += int((result.replacements_M == original_M).sum())
-        assert torch.equal(labels_M, result.replacements_M != original_M)
+        lucky += int((result.draws.tokens_M == original_M).sum())
+        assert torch.equal(labels_M, result.draws.tokens_M != original_M)
     assert lucky > 0  # so the case "drawn token equals the original" was seen, and labelled original
 
 
@@ -127,16 +127,17 @@ def _draw(
     auxiliary: Auxiliary, batch: TokenBatch, positions_M: torch.Tensor, temperature: float, epoch: int
 ) -> torch.Tensor:
     """100 draws for each of the four positions, with keys of their own."""
-    tokens = corrupted(auxiliary, batch).masked.tokens_BL
+    masked = corrupted(auxiliary, batch).masked
     keys = randomness.key(randomness.REPLACEMENT, epoch, torch.arange(100)[:, None], torch.arange(4)).flatten()
-    return auxiliary.sample(MaskedBatch(batch, tokens, positions_M.repeat(100), keys), temperature)
+    again = MaskedBatch(batch, masked.tokens_BL, positions_M.repeat(100), keys, masked.keys_B)
+    return auxiliary.sample(again, temperature).tokens_M
 
 
 def test_replacements_are_not_the_argmax(auxiliary: Auxiliary, sequences: Sequences) -> None:
     batch = batches(sequences, 1)[0]
     result = corrupted(auxiliary, batch, temperature=2.0)
     logits_MV = auxiliary.model(result.masked.tokens_BL, batch.attended_BL, result.masked.positions_M)
-    assert float((result.replacements_M == logits_MV.argmax(1)).float().mean()) < 0.9
+    assert float((result.draws.tokens_M == logits_MV.argmax(1)).float().mean()) < 0.9
 
 
 def test_higher_temperature_replaces_more(auxiliary: Auxiliary, sequences: Sequences) -> None:

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from fast_electra import randomness
-from fast_electra_kernels import IMPLEMENTATIONS, sample
+from fast_electra_kernels import IMPLEMENTATIONS, sample, sample_logits, sample_with_statistics
 
 M, D, V = 200_000, 8, 50  # so many draws see an error of 1% in any probability over 0.05
 
@@ -85,3 +85,31 @@ def test_bad_input_is_refused() -> None:
         sample(hidden, weight, bias, scale=1.0, keys_M=keys(3))
     with pytest.raises(ValueError, match="impl"):
         sample(hidden, weight, bias, scale=1.0, keys_M=keys(4), impl="cuda")
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_statistics_are_those_of_the_distribution_drawn_from(impl: str) -> None:
+    """Beside a dense float64 softmax; tokens that are never drawn add nothing, and do not make NaN."""
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight = torch.randn(300, D, generator=generator), torch.randn(V, D, generator=generator)
+    bias, prior = torch.randn(V, generator=generator), torch.randn(V, generator=generator)
+    bias[7], prior[9] = -torch.inf, -1e30
+    original = torch.arange(300) % V
+    more = {"scale": 0.6, "prior_V": prior, "keys_M": keys(300), "impl": impl}
+    ids, statistics = sample_with_statistics(hidden, weight, bias, original_M=original, **more)
+    assert torch.equal(ids, sample(hidden, weight, bias, **more))
+    p = (0.6 * (hidden @ weight.T + bias).double() + prior).softmax(1)
+    assert torch.allclose(statistics.entropy_M.double(), -torch.xlogy(p, p).sum(1), atol=1e-5)
+    assert torch.allclose(statistics.original_M.exp().double(), p.gather(1, original[:, None])[:, 0], atol=1e-6)
+
+
+def test_logits_in_memory_give_the_same_draws() -> None:
+    generator = torch.Generator().manual_seed(6)
+    hidden, weight = torch.randn(700, D, generator=generator), torch.randn(V, D, generator=generator)
+    logits, original = hidden @ weight.T, torch.arange(700) % V
+    before = logits.clone()
+    ids, statistics = sample_logits(logits, keys(700), original)
+    expected = sample_with_statistics(hidden, weight, scale=1.0, keys_M=keys(700), original_M=original)
+    assert torch.equal(ids, expected[0]) and torch.equal(logits, before)
+    assert torch.allclose(statistics.entropy_M, expected[1].entropy_M, atol=1e-5)
+    assert [len(part) for part in sample_logits(logits[:0], keys(0), original[:0])[1]] == [0, 0]

@@ -13,9 +13,10 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.objectives.detection import auc, auc_token_identity
 from fast_electra.objectives.mlm import MLM
-from fast_electra.objectives.rtd import RTD, auc, auc_token_identity
-from fast_electra.replacement.auxiliary import Auxiliary
+from fast_electra.objectives.rtd import RTD
+from fast_electra.replacement.auxiliary import Temperature
 
 NOISE = {"seed": 2, "mask_fraction": 0.15, "mask_id": Tokenizer.mask_id}
 
@@ -35,7 +36,7 @@ def sizes(tiny_corpus: Corpus) -> EncoderSettings:
 @pytest.fixture(scope="module")
 def rtd(sizes: EncoderSettings) -> RTD:
     model = MaskedLanguageModel(sizes, seed=1).eval()
-    return RTD(Discriminator(sizes, seed=3).eval(), Auxiliary(model, model), CurriculumSettings(), **NOISE)
+    return RTD(Discriminator(sizes, seed=3).eval(), Temperature(model, model), CurriculumSettings(), **NOISE)
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def test_rtd_loss_is_the_mean_over_all_real_tokens(rtd: RTD, sequences: Sequence
     share = sum(rtd.loss(rtd.model, part, 1.5)[0] for part in parts)
     losses = []
     for part in parts:
-        corrupted = rtd.corrupt(part, 1.5)
+        corrupted = rtd.corrupt(rtd.model, part, 1.5)
         for row in range(4):
             n = int(part.lengths_B[row])
             logits = rtd.model(corrupted.tokens_BL[row : row + 1, :n], None)[0]
@@ -69,7 +70,7 @@ def test_mlm_loss_is_the_mean_over_masked_positions(sizes: EncoderSettings, sequ
 def test_figures_agree_with_scikit_learn(rtd: RTD, sequences: Sequences) -> None:
     batch = Loader(sequences, Split(64, 1), 2, 0.15).batch(0)[0]
     row = rtd.summary(rtd.loss(rtd.model, batch, 1.0)[1])
-    corrupted = rtd.corrupt(batch, 1.0)
+    corrupted = rtd.corrupt(rtd.model, batch, 1.0)
     logits = rtd.model(corrupted.tokens_BL, batch.attended_BL)[batch.real_BL].detach()
     labels = corrupted.replaced_BL[batch.real_BL]
     assert row["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=2e-3)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fast_electra import config, pretraining
+from fast_electra import config, preprocessing, pretraining
 from fast_electra.training import deepspeed_config, engines
 from fast_electra.training.engines import Ranks, start_ranks, stop_ranks
 
+CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 UPDATES = 12
 Tree = dict[str, Any]
 
@@ -120,6 +121,81 @@ def checkpointing(corpus: Path, output: Path, ranks: Ranks) -> None:
         train(values, ranks)
 
 
+# Each row of the paper: a config that ships, and the one key (or two) that chooses it.
+METHODS: dict[str, tuple[str, ...]] = {
+    "uniform": ("tiny", "replacement.distribution=uniform"),
+    "term_frequency": ("tiny", "replacement.distribution=term_frequency"),
+    "smoothed_one_hot": ("tiny", "replacement.distribution=smoothed_one_hot"),
+    "uniform_to_smoothed_one_hot": ("tiny", "replacement.distribution=uniform_to_smoothed_one_hot"),
+    "term_frequency_to_smoothed_one_hot": ("tiny", "replacement.distribution=term_frequency_to_smoothed_one_hot"),
+    "temperature": ("tiny",),
+    "term_frequency_interpolation": ("tiny", "replacement.augmentation=term_frequency_interpolation"),
+    "dropout": ("tiny", "replacement.augmentation=dropout"),
+    "attention_dropout": ("tiny", "replacement.augmentation=attention_dropout"),
+    "drop_token": ("tiny", "replacement.augmentation=drop_token"),
+    "polynomial": ("tiny", "curriculum.schedule=polynomial", "curriculum.rate=2"),
+    "stepwise": ("tiny", "curriculum.schedule=stepwise", "curriculum.rate=4"),
+    "constant": ("tiny", "curriculum.schedule=constant"),
+    "fixed": ("tiny", "curriculum.schedule=constant", "curriculum.initial=1"),
+    "joint_shared": ("tiny_joint",),
+    "joint_disentangled": ("tiny_joint", "joint.embedding_sharing=gradient_disentangled"),
+    "joint_none": ("tiny_joint", "joint.embedding_sharing=none"),
+}
+
+
+def joint(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """Both models at once, with activation checkpointing; its losses are compared between numbers of ranks."""
+    values = tree(corpus, output / "joint", "joint", joint={"auxiliary_layers": 1})
+    values["fast_electra"]["model"] |= {"dropout": 0.0, "attention_dropout": 0.0, "activation_checkpointing": True}
+    train(values, ranks)
+
+
+def offline(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """One store for two schedules, beside the same two online; and a store of one value an epoch."""
+    run, store = output / "offline", output / "store"
+    run.mkdir(exist_ok=True)
+    schedules: dict[str, Tree] = {
+        "exponential": {"schedule": "exponential", "rate": 0.3},
+        "stepwise": {"schedule": "stepwise", "rate": 3.0, "initial": 1.8},
+        "per_epoch": {"schedule": "polynomial", "rate": 2.0, "per": "epoch"},
+    }
+    for name, curriculum in schedules.items():
+        online = tree(corpus, run / f"{name}_online", curriculum=curriculum, checkpoint={"every": 100})
+        online["fast_electra"]["auxiliary"] = {"run": str(output / "auxiliary")}
+        if name == "per_epoch":
+            online["fast_electra"]["replacement"] = {"augmentation": "dropout"}
+        train(online, ranks)
+        folder = store.with_name(f"store_{name}") if name == "per_epoch" else store
+        path = run / f"{name}.{ranks.rank}.json"
+        path.write_text(json.dumps(online))
+        preprocessing.write(config.load(path, world=ranks.world), folder, ranks, part=32)
+        overrides = [
+            f"fast_electra.replacement.store={folder}",
+            f"fast_electra.run={run}/{name}_offline",
+            "fast_electra.auxiliary.run=/nowhere",
+        ]
+        train(online, ranks, *overrides)
+
+
+def methods(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """Everything that the paper trains with, each for a few updates, from the configs that ship."""
+    small = {
+        "updates": 4,
+        "model.vocabulary_size": 1000,
+        "corpus.shards": corpus / "shards",
+        "corpus.tokenizer": corpus / "tokenizer",
+        "evaluation.sequences": 16,
+    }
+    frozen = output / "methods" / "auxiliary"
+    for name, (file, *chosen) in {"auxiliary": ("tiny_auxiliary",), **METHODS}.items():
+        keys = small | {"run": output / "methods" / name}
+        if file == "tiny":
+            keys["auxiliary.run"] = frozen
+        overrides = [f"fast_electra.{key}={value}" for key, value in keys.items()]
+        overrides += ["train_batch_size=16", *(f"fast_electra.{choice}" for choice in chosen)]
+        pretraining.train(config.load(CONFIGS / f"{file}.json", overrides, world=ranks.world), ranks)
+
+
 def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
     """bf16 training with accumulation, and a bf16 auxiliary."""
     values = tree(corpus, output / "bf16", auxiliary={"run": str(output / "auxiliary"), "dtype": "bf16"})
@@ -180,7 +256,9 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
 
 
 SCENARIOS = {
-    f.__name__: f for f in (auxiliary, plain, accumulated, resumed, checkpointing, sixteen_bit, half, not_finite)
+    f.__name__: f
+    for f in (auxiliary, plain, accumulated, resumed, checkpointing, joint, offline, methods)
+    + (sixteen_bit, half, not_finite)
 }
 
 

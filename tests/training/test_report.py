@@ -125,7 +125,7 @@ def test_page_tells_settings_results_status_and_curves_of_each_run_in_order(quic
     drawn = [attributes["aria-label"] for tag, attributes in page.elements if tag == "svg"]
     assert drawn == [
         *("Loss", "Accuracy at masked positions", "Learning rate and gradient norm", "Speed"),
-        *("Loss", "Temperature and replaced tokens", "Finding the replaced tokens", "Speed"),
+        *("Loss", "Curriculum and replaced tokens", "Finding the replaced tokens", "Speed"),
         "Learning rate and gradient norm",
     ]
     assert page.text("span").count("completed") == 4  # in the summary and in the section, of both runs

@@ -15,6 +15,7 @@ from fast_electra.files import file_hash
 from fast_electra.training.monitor import read_metrics
 
 SCENARIOS = str(Path(__file__).parent / "scenarios.py")
+NAMES = ["auxiliary", "plain", "accumulated", "resumed", "checkpointing", "sixteen_bit", "half", "not_finite"]
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +23,7 @@ def runs(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, launch: 
     """Everything with two ranks, then what is compared with it under one."""
     output = tmp_path_factory.mktemp("runs")
     arguments = ["--corpus", str(tiny_corpus.shards.parent), "--output", str(output)]
-    names = ["auxiliary", "plain", "accumulated", "resumed", "checkpointing", "sixteen_bit", "half", "not_finite"]
-    launch(SCENARIOS, [*arguments, *names], ranks=2)
+    launch(SCENARIOS, [*arguments, *NAMES], ranks=2)
     one = output / "one"
     one.mkdir()
     (one / "auxiliary").symlink_to(output / "auxiliary")

@@ -1,0 +1,63 @@
+"""Term frequency: how often each vocabulary entry occurs in the training documents (D.1)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fast_electra.corpus.shards import Shards
+from fast_electra.settings import UserError
+
+NEVER = -1e30  # log 0, but finite: 0 * NEVER is 0, so that 0^0 = 1 needs no special case
+_BLOCK = 2**20  # tokens that are counted at a time
+
+
+def token_counts(shards: Shards, vocabulary_size: int, rank: int = 0, world: int = 1) -> Tensor:
+    """Occurrences of each token in this rank's share of the documents, int64 [V], on the CPU.
+
+    The shares are runs of whole documents with about as many tokens each; their sum over the ranks is the count of the
+    whole split. Documents hold no [CLS], [SEP] or [PAD], whose counts are therefore 0. The tokens are read from
+    the memory-mapped files block by block: beyond that, memory is two numbers a vocabulary entry.
+
+    Args:
+        shards: the split that is counted, usually `train`.
+        vocabulary_size: V, no less than that of the tokenizer which made the shards.
+        rank: whose share is counted, of `world`.
+    """
+    assert shards.manifest.vocabulary_size <= vocabulary_size, (shards.manifest.vocabulary_size, vocabulary_size)
+    ends = np.cumsum(shards.lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    # A document belongs to the rank in whose share of the tokens it ends.
+    first, last = (int(np.searchsorted(ends, total * r // world, side="right")) for r in (rank, rank + 1))
+    counts = np.zeros(vocabulary_size, dtype=np.int64)
+    block: list[np.ndarray] = []
+    waiting = 0
+    for document in range(first, last):
+        for start in range(0, int(shards.lengths[document]), _BLOCK):
+            tokens = shards.tokens(document, start, min(start + _BLOCK, int(shards.lengths[document])))
+            block.append(tokens)
+            waiting += len(tokens)
+            if waiting >= _BLOCK:
+                counts += np.bincount(np.concatenate(block), minlength=vocabulary_size)
+                block, waiting = [], 0
+    if block:
+        counts += np.bincount(np.concatenate(block), minlength=vocabulary_size)
+    return torch.from_numpy(counts)
+
+
+def log_frequency(counts_V: Tensor) -> Tensor:
+    """log p_TF, p_TF the share of each token in the whole corpus (D.1), float64 [V]; `NEVER` where the count is 0.
+
+    Args:
+        counts_V: int64 [V], summed over all ranks.
+
+    Raises:
+        UserError: when nothing was counted.
+    """
+    total = int(counts_V.sum())
+    if total == 0:
+        raise UserError(
+            "the corpus's documents hold no token, so there is no term frequency: "
+            "build the shards from other input, or choose another replacement distribution"
+        )
+    log_V = counts_V.double().log() - np.log(total)
+    return log_V.masked_fill(counts_V == 0, NEVER)

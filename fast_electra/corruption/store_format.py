@@ -1,0 +1,235 @@
+"""The files of an offline store: corrupted data as differences only.
+
+    plan.json                  what is to be written: written first, so that a killed preprocessing continues
+    train-00000.safetensors    parts: a fixed number of sequences each, written whole; heldout-..., reference-...
+    manifest.json              the same facts, counts, and the hash of each part: written last
+
+Which positions are masked follows from the noise, so a part holds the drawn tokens alone, in the order of a batch's
+masked positions: in 2 or 3 bytes each. Of kind `fixed` that is one token a position; of kind `axis` the pieces of its
+envelope (fast_electra_kernels.envelope): 1 byte for their number, and 4 for where each but the first begins. Offsets
+of each sequence, 4 or 8 bytes, make the rest addressable: no part is ever read whole.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from fast_electra.corpus.shards import FileRecord
+from fast_electra.settings import Settings, UserError
+from fast_electra_kernels import Pieces
+
+PLAN, MANIFEST = "plan.json", "manifest.json"
+METADATA = "fast_electra"
+Kind = Literal["axis", "fixed"]
+
+
+class Facts(Settings):
+    """What decides the tokens of a store, or of a run: by it they are known to belong together.
+
+    Attributes:
+        exact: must be the same.
+        most: a run may need as much as the store has, or less.
+    """
+
+    exact: dict[str, str | int | float | None]
+    most: dict[str, int | float]
+
+
+class SetRecord(Settings):
+    """One row of sequences, addressed by their numbers.
+
+    Attributes:
+        name: how the names of its parts begin.
+        source: as in `TokenBatch`: "train", or an evaluation set, "heldout" or "reference".
+        value: the curriculum's value at which it was drawn; None of kind `axis`, and of "train", where it changes.
+        sequences: how many.
+    """
+
+    name: str
+    source: str
+    value: float | None
+    sequences: int
+
+
+class Plan(Settings):
+    """All that is known of a store before its first token.
+
+    Attributes:
+        format: version of this layout, and of the masks and noise: a change of those must raise it.
+        parameter, floor: of the distribution.
+        low, high: the coordinates that the pieces span, of kind `axis`.
+        vocabulary_size: tells the bytes of a token.
+        part: sequences of a part.
+        about: figures of the auxiliary model, which a run from the store repeats.
+    """
+
+    format: Literal[1] = 1
+    kind: Kind
+    parameter: str
+    floor: float
+    low: float | None
+    high: float | None
+    vocabulary_size: int
+    part: int
+    facts: Facts
+    sets: list[SetRecord]
+    about: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands in each part too."""
+        return str(xxhash.xxh3_128_hexdigest(json.dumps(self.model_dump(), sort_keys=True).encode()))
+
+    @property
+    def sequences(self) -> int:
+        return sum(record.sequences for record in self.sets)
+
+    def parts(self) -> "Iterator[Part]":
+        for record in self.sets:
+            for number, first in enumerate(range(0, record.sequences, self.part)):
+                yield Part(record, number, first, min(first + self.part, record.sequences))
+
+
+class Manifest(Settings):
+    """What a complete store holds: `positions` masked ones and `pieces` in `bytes`, all parts together."""
+
+    plan: Plan
+    positions: int
+    pieces: int
+    bytes: int
+    parts: list[FileRecord]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences [first, stop) of a set."""
+
+    set: SetRecord
+    number: int
+    first: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.set.name}-{self.number:05d}.safetensors"
+
+
+def write_part(path: Path, plan: Plan, part: Part, counts_B: Tensor, pieces: Pieces) -> None:
+    """Writes one part: beside its place, synced, and moved there.
+
+    Args:
+        counts_B: int64, masked positions of each sequence of the part.
+        pieces: of all these positions; of kind `fixed`, one each.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    counts_M, tokens_P, starts_P = (tensor.cpu().numpy() for tensor in pieces)
+    positions = _offsets(counts_B.numpy())
+    assert len(positions) == part.stop - part.first + 1 and positions[-1] == len(counts_M)
+    arrays = {"positions": positions, "tokens": _pack(tokens_P, plan.vocabulary_size)}
+    if plan.kind == "axis":
+        assert counts_M.max(initial=1) < 256, "a position has more than 255 pieces"
+        first_P = _offsets(counts_M)
+        arrays["pieces"] = first_P[positions]
+        arrays["counts"] = counts_M.astype(np.uint8)
+        arrays["starts"] = np.delete(starts_P, first_P[:-1])
+    else:
+        assert len(tokens_P) == len(counts_M)
+    # One entry: the order of several would differ from one writing to the next.
+    label = {METADATA: json.dumps({"store": plan.fingerprint, "kind": plan.kind, "first": part.first})}
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(arrays, temporary, metadata=label)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be written ({error}): make room, and start the same command again, which goes on"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class PartFile:
+    """One part, memory-mapped: what is asked for is read, and no more.
+
+    Attributes:
+        label: what the part says of itself; empty where it says nothing.
+        pieces_in_all: number of its pieces.
+        positions_in_all: number of its masked positions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            OSError, SafetensorError: when it is missing or truncated.
+        """
+        self._file = safe_open(path, framework="numpy")
+        self._axis = "counts" in self._file.keys()  # noqa: SIM118 (no dict)
+        self.label: dict[str, Any] = json.loads((self._file.metadata() or {}).get(METADATA, "{}"))
+        self.pieces_in_all = self._length("tokens")
+        self.positions_in_all = self._length("counts") if self._axis else self.pieces_in_all
+
+    def _length(self, name: str) -> int:
+        return int(self._file.get_slice(name).get_shape()[0])
+
+    def _slice(self, name: str, start: int, stop: int) -> np.ndarray:
+        stored = self._file.get_slice(name)
+        if start == stop:  # which safetensors takes for out of bounds
+            return np.zeros(0, np.float32 if name == "starts" else np.uint8)
+        return np.asarray(stored[start:stop])
+
+    def read(self, start: int, stop: int) -> Pieces:
+        """The pieces of sequences [start, stop) of the part, start < stop."""
+        first, *_, last = self._slice("positions", start, stop + 1).tolist()
+        if not self._axis:
+            tokens_M = torch.from_numpy(_unpack(self._slice("tokens", first, last)))
+            return Pieces(torch.ones_like(tokens_M), tokens_M, torch.full(tokens_M.shape, -torch.inf))
+        begin, *_, end = self._slice("pieces", start, stop + 1).tolist()
+        counts_M = self._slice("counts", first, last).astype(np.int64)
+        starts_P = np.empty(end - begin, np.float32)
+        is_first_P = np.zeros(end - begin, np.bool_)
+        is_first_P[np.cumsum(counts_M) - counts_M] = True
+        starts_P[is_first_P] = -np.inf
+        starts_P[~is_first_P] = self._slice("starts", begin - first, end - last)
+        tokens_P = _unpack(self._slice("tokens", begin, end))
+        return Pieces(torch.from_numpy(counts_M), torch.from_numpy(tokens_P), torch.from_numpy(starts_P))
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    """Where each begins, and the end: uint32 [n + 1]."""
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    assert offsets[-1] < 2**32, "a part is too large: fewer sequences each"
+    return offsets.astype(np.uint32)
+
+
+def _pack(tokens_P: np.ndarray, vocabulary_size: int) -> np.ndarray:
+    """Token ids as uint16 [P], or as three bytes each, the lowest first: uint8 [P, 3]."""
+    assert vocabulary_size <= 2**24
+    if vocabulary_size <= 2**16:
+        return tokens_P.astype(np.uint16)
+    return np.ascontiguousarray(tokens_P.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3])
+
+
+def _unpack(packed: np.ndarray) -> np.ndarray:
+    """int64 [P]"""
+    if packed.ndim == 1:
+        return packed.astype(np.int64)
+    wide = np.zeros((len(packed), 4), np.uint8)
+    wide[:, :3] = packed
+    return wide.view("<u4")[:, 0].astype(np.int64)

@@ -1,0 +1,32 @@
+"""What all launch scripts share: their arguments, and one voice for users' mistakes. Imports nothing heavy."""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from fast_electra.settings import UserError
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of every script that the `deepspeed` launcher starts."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key; repeatable")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for the launcher's sake; always on")
+    return parser
+
+
+def run(name: str, main: Callable[[], None]) -> None:
+    """Runs `main`; a UserError becomes one line on stderr, by one rank of each machine, and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice a machine
+            where = "" if os.environ.get("RANK", "0") == "0" else f" on {socket.gethostname()}"
+            sys.stderr.write(f"{name}: error{where}: {error}\n")  # in one piece: ranks share the pipe
+        sys.exit(2)

@@ -1,0 +1,137 @@
+"""Which line is highest, as a function of the coordinate: the upper envelope of many lines, for many positions at once.
+
+With the noise fixed, a draw by Gumbel-max is the argmax over tokens of slope * t + intercept, where t is the coordinate
+of a curriculum's value: 1/T for a temperature (slope: the logit; intercept: the noise), gamma for an interpolation. As
+t moves, the argmax changes only where two lines cross. So a handful of pieces holds every draw for every t, exactly.
+
+Coordinates are float32, like the factor by which the sampler multiplies its scores: `low` and `high` are rounded so.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Elements of one block of scores: bounds the memory of gathered rows.
+_BLOCK_CPU, _BLOCK_GPU = 1 << 22, 1 << 26
+
+
+class Pieces(NamedTuple):
+    """The winners of M positions along the coordinate; piece k of a position holds for starts_k <= t < starts_{k+1}.
+
+    Attributes:
+        counts_M: int64 [M], how many pieces each position has, at least 1.
+        tokens_P: int64 [P], P the sum of the counts: the winners, in order of position, then of rising coordinate.
+        starts_P: float32 [P], strictly rising within a position, whose first is -inf.
+    """
+
+    counts_M: Tensor
+    tokens_P: Tensor
+    starts_P: Tensor
+
+
+@torch.no_grad()
+def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) -> Pieces:
+    """The pieces of argmax over columns of slopes * t + intercepts, for t in [low, high].
+
+    The argmax is taken at both ends; where the winners differ, all lines are evaluated where those two cross; a third
+    winner there splits the interval, and so on. The slopes of winners rise strictly with t: a winner that breaks this
+    is a tie of rounding, and ends the search in its interval. Wherever lines were evaluated the pieces give the winner
+    found there, both ends included; elsewhere they differ from an argmax in float32 only by ties of rounding.
+
+    Args:
+        slopes_MC: [M, C] float32 or float64, finite; -1e30 stands for "never".
+        intercepts_MC: as the slopes.
+        low: the lowest coordinate; at most `high`.
+        high: the highest one.
+
+    Returns:
+        Pieces whose tokens are column numbers. Before `low` and from `high` on they hold what wins there.
+
+    Raises:
+        ValueError: for shapes, coordinates or values without a highest line (NaN, +inf).
+    """
+    if slopes_MC.dim() != 2 or slopes_MC.shape != intercepts_MC.shape or slopes_MC.shape[1] == 0:
+        raise ValueError(
+            f"slopes and intercepts must be [M, C] with C > 0: {slopes_MC.shape} and {intercepts_MC.shape}"
+        )
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"coordinates must be finite, low at most high, not {low} and {high}")
+    m, device = slopes_MC.shape[0], slopes_MC.device
+    row = torch.arange(m, device=device)
+    # Open intervals [a, b], one an entry, with the winners at their ends.
+    a, b = (torch.full((m,), t, dtype=torch.float32, device=device) for t in (low, high))
+    left, right = (_highest(slopes_MC, intercepts_MC, row, t) for t in (a, b))
+    rows, tokens, starts = [row], [left], [torch.full_like(a, -torch.inf)]  # of the pieces found so far
+    while True:
+        row, a, b, left, right = _keep(left != right, row, a, b, left, right)
+        if not len(row):
+            break
+        rising = slopes_MC[row, left] < slopes_MC[row, right]
+        inside, t = _crossing(slopes_MC, intercepts_MC, row, left, right, a, b)
+        # No coordinate between the ends to look at: the change is at the one that is nearest to the crossing.
+        settled = ~(rising & inside)
+        rows, tokens, starts = [*rows, row[settled]], [*tokens, right[settled]], [*starts, t[settled]]
+
+        row, a, b, left, right, t = _keep(~settled, row, a, b, left, right, t)
+        middle = _highest(slopes_MC, intercepts_MC, row, t)
+        slope = slopes_MC[row, middle]
+        split = (slopes_MC[row, left] < slope) & (slope < slopes_MC[row, right])
+        # One of the two wins where they cross: `right` from there on; or still `left`, and `right` just after.
+        change = torch.where(middle == left, t.nextafter(torch.full_like(t, torch.inf)), t)
+        rows, tokens, starts = [*rows, row[~split]], [*tokens, right[~split]], [*starts, change[~split]]
+
+        row, a, b, left, right, t, middle = _keep(split, row, a, b, left, right, t, middle)
+        row, a, b = torch.cat([row, row]), torch.cat([a, t]), torch.cat([t, b])
+        left, right = torch.cat([left, middle]), torch.cat([middle, right])
+    return _in_order(torch.cat(rows), torch.cat(tokens), torch.cat(starts), m)
+
+
+def winners(pieces: Pieces, t: float) -> Tensor:
+    """The winner of each position at the coordinate `t`, int64 [M]."""
+    counts_M = pieces.counts_M
+    last_M = counts_M.cumsum(0)
+    coordinate = torch.full((), t, dtype=torch.float32, device=counts_M.device)
+    begun_P = (pieces.starts_P <= coordinate).long().cumsum(0)  # a position's first piece begins at -inf
+    before_M = torch.cat([begun_P.new_zeros(1), begun_P])[last_M - counts_M]
+    return pieces.tokens_P[last_M - counts_M + begun_P[last_M - 1] - before_M - 1]
+
+
+def concatenate(parts: list[Pieces]) -> Pieces:
+    """The pieces of several blocks of positions, in their order; at least one block."""
+    return Pieces(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _keep(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor[mask] for tensor in tensors)
+
+
+def _highest(slopes_MC: Tensor, intercepts_MC: Tensor, row_I: Tensor, t_I: Tensor) -> Tensor:
+    """The winning column in row row_I at the coordinate t_I, int64 [I]: multiplied, then added, as the sampler does."""
+    block = max(1, (_BLOCK_GPU if slopes_MC.is_cuda else _BLOCK_CPU) // slopes_MC.shape[1])
+    winner_I = torch.empty_like(row_I)
+    for start in range(0, len(row_I), block):
+        part = slice(start, start + block)
+        scores = slopes_MC[row_I[part]] * t_I[part, None].to(slopes_MC.dtype)
+        best, winner_I[part] = scores.add_(intercepts_MC[row_I[part]]).max(dim=1)
+        if not bool((best < torch.inf).all()):  # NaN and +inf both fail
+            raise ValueError("slopes or intercepts hold NaN or +inf")
+    return winner_I
+
+
+def _crossing(
+    slopes_MC: Tensor, intercepts_MC: Tensor, row: Tensor, left: Tensor, right: Tensor, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether two lines cross strictly between a and b, and where, float32; else the nearest place in (a, b]."""
+    rise = slopes_MC[row, right].double() - slopes_MC[row, left].double()
+    t = ((intercepts_MC[row, left].double() - intercepts_MC[row, right].double()) / rise).float()
+    t = torch.where(t.isfinite(), t, b)  # parallel
+    return (a < t) & (t < b), torch.minimum(torch.maximum(t, a.nextafter(b)), b)
+
+
+def _in_order(row_P: Tensor, token_P: Tensor, start_P: Tensor, m: int) -> Pieces:
+    """Sorts pieces by row, then by start; no two of a row start at one place, for they come of disjoint intervals."""
+    by_start = start_P.argsort(stable=True)
+    order = by_start[row_P[by_start].argsort(stable=True)]
+    return Pieces(torch.bincount(row_P, minlength=m), token_P[order], start_P[order])

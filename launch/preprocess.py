@@ -1,0 +1,31 @@
+"""Writes the corrupted data of a run before it trains: the offline preprocessing of the paper's section 4.
+
+    deepspeed launch/preprocess.py --deepspeed_config ds_configs/large.json --output DIR [--set KEY=VALUE ...]
+    deepspeed launch/pretrain.py --deepspeed_config ds_configs/large.json --set fast_electra.replacement.store=DIR
+
+The run then needs no auxiliary model, and sees the same tokens as without the store. Starting the same command again,
+with any number of processes, goes on where a killed one stood.
+"""
+
+from pathlib import Path
+
+from fast_electra import launching
+
+
+def main() -> None:
+    parser = launching.parser(__doc__)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="the store; fast_electra.replacement.store if left out"
+    )
+    parser.add_argument("--part", type=int, metavar="N", help="sequences of a file (default: 65,536)")
+    arguments = parser.parse_args()
+
+    from fast_electra import config, preprocessing  # here: --help answers at once
+
+    run = config.load(arguments.deepspeed_config, arguments.set)
+    part = preprocessing.PART if arguments.part is None else arguments.part
+    preprocessing.preprocess(run, arguments.output, part)
+
+
+if __name__ == "__main__":
+    launching.run("preprocess", main)

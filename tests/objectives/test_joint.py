@@ -1,0 +1,141 @@
+"""Joint training is L_MLM + lambda L_RTD with replacements drawn from the auxiliary itself; sharing is what it says."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Corpus
+
+from fast_electra.batch import TokenBatch
+from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corruption.corrupt import corrupt
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel, count_parameters
+from fast_electra.model.joint import JointModel
+from fast_electra.objectives.joint import Joint, JointSettings
+from fast_electra.replacement.auxiliary import Temperature
+
+NOISE: dict[str, Any] = {"seed": 2, "mask_fraction": 0.15, "mask_id": Tokenizer.mask_id}
+SHARINGS = ["shared", "gradient_disentangled", "none"]
+EMBEDDING = "encoder.embedding.weight"
+
+
+@pytest.fixture(scope="module")
+def sizes(tiny_corpus: Corpus) -> EncoderSettings:
+    return EncoderSettings(
+        vocabulary_size=tiny_corpus.vocabulary_size,
+        layers=2,
+        hidden_size=32,
+        ffn_size=64,
+        heads=2,
+        initial_std=0.3,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_corpus: Corpus) -> list[TokenBatch]:
+    sequences = Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
+    return Loader(sequences, Split(4, 4), 2, 0.15).batch(1)
+
+
+def joint(sizes: EncoderSettings, sharing: str, loss_weight: float = 50.0) -> Joint:
+    settings = JointSettings.model_validate(
+        {"loss_weight": loss_weight, "auxiliary_layers": 1, "embedding_sharing": sharing}
+    )
+    return Joint(JointModel(sizes, 1, sharing, seed=3), settings, **NOISE)
+
+
+@torch.no_grad()
+def test_loss_is_the_weighted_sum_of_both_means(sizes: EncoderSettings, parts: list[TokenBatch]) -> None:
+    """Computed by hand, from the auxiliary as Fast-ELECTRA would draw from it at T = 1."""
+    objective = joint(sizes, "shared", loss_weight=7.0)
+    share = sum(float(objective.loss(objective.model, part, None)[0]) for part in parts)
+    auxiliary, main = objective.model.auxiliary, objective.model.main
+    mlm, rtd = [], []
+    for part in parts:
+        corrupted = corrupt(part, Temperature(auxiliary, auxiliary), 1.0, seed=2, fraction=0.15, mask_id=4)
+        masked = corrupted.masked
+        original_M = part.tokens_BL.flatten()[masked.positions_M]
+        logits_MV = auxiliary(masked.tokens_BL, part.attended_BL, masked.positions_M)
+        mlm.append(F.cross_entropy(logits_MV, original_M, reduction="none"))
+        logits_BL = main(corrupted.tokens_BL, part.attended_BL)
+        loss_BL = F.binary_cross_entropy_with_logits(logits_BL, corrupted.replaced_BL.float(), reduction="none")
+        rtd.append(loss_BL[part.real_BL])
+    means = float(torch.cat(mlm).mean()), float(torch.cat(rtd).mean())
+    assert share == pytest.approx(means[0] + 7.0 * means[1], rel=1e-5)
+    row = objective.summary(sum(objective.loss(objective.model, part, None)[1] for part in parts))
+    assert (row["mlm_loss"], row["rtd_loss"]) == pytest.approx(means, rel=1e-5)
+    assert row["loss"] == pytest.approx(share, rel=1e-5)
+
+
+def gradients(objective: Joint, batch: TokenBatch, which: str) -> dict[str, torch.Tensor | None]:
+    """Gradients by name, of the MLM loss alone or of detection alone."""
+    objective.model.zero_grad()
+    corrupted, mlm_sum, _ = objective.propose(objective.model, batch)
+    if which == "mlm":
+        mlm_sum.backward()
+    else:
+        logits_BL = objective.model(corrupted.tokens_BL, batch.attended_BL)
+        F.binary_cross_entropy_with_logits(logits_BL, corrupted.replaced_BL.float()).backward()
+    return {name: parameter.grad for name, parameter in objective.model.named_parameters()}
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_whose_loss_pulls_on_which_embedding(sizes: EncoderSettings, parts: list[TokenBatch], sharing: str) -> None:
+    objective = joint(sizes, sharing)
+    of_mlm, of_rtd = (gradients(objective, parts[0], which) for which in ("mlm", "rtd"))
+    own, others = f"main.{EMBEDDING}", f"auxiliary.{EMBEDDING}"
+    assert of_mlm[others] is not None and of_mlm[others].any()
+    assert (own in of_rtd) == (sharing != "shared")
+    reached = of_rtd[others] is not None and bool(of_rtd[others].any())
+    assert reached == (sharing == "shared")
+    if sharing != "shared":
+        assert of_rtd[own] is not None and of_rtd[own].any()
+        assert of_mlm[own] is None or not of_mlm[own].any()
+    assert all(gradient is None for name, gradient in of_mlm.items() if name.startswith("main.") and name != own)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@torch.no_grad()
+def test_exported_models_are_whole_and_compute_the_same(
+    sizes: EncoderSettings, parts: list[TokenBatch], sharing: str
+) -> None:
+    objective = joint(sizes, sharing)
+    if sharing == "gradient_disentangled":
+        objective.model.main.encoder.embedding.weight.normal_(0, 0.1)  # as after training: no longer zero
+    weights = {name: parameter.detach() for name, parameter in objective.model.named_parameters()}
+    for (folder, kind, settings, part), model_class, genuine in zip(
+        objective.exports(weights),
+        (Discriminator, MaskedLanguageModel),
+        (objective.model.main, objective.model.auxiliary),
+        strict=True,
+    ):
+        assert (folder, kind) in (("model", "rtd"), ("auxiliary/model", "mlm"))
+        model = model_class(settings)
+        model.load_state_dict(part)
+        arguments = [parts[0].tokens_BL, parts[0].attended_BL]
+        arguments += [torch.arange(9)] if kind == "mlm" else []
+        assert torch.equal(model(*arguments), genuine(*arguments))
+
+
+def test_parameters_are_counted_once(sizes: EncoderSettings) -> None:
+    """Table 1's auxiliary has no embedding of its own in the original method."""
+    alone = count_parameters(Discriminator(sizes)) + count_parameters(
+        MaskedLanguageModel(sizes.model_copy(update={"layers": 1}))
+    )
+    table = sizes.vocabulary_size * sizes.hidden_size
+    counts = [count_parameters(joint(sizes, sharing).model) for sharing in SHARINGS]
+    assert counts == [alone - table, alone, alone]
+
+
+@torch.no_grad()
+def test_the_main_model_starts_as_fast_electras_does(sizes: EncoderSettings) -> None:
+    """One seed, one start: what differs between the two methods is the objective."""
+    model, alone = joint(sizes, "none").model.main, Discriminator(sizes, seed=3)
+    assert all(torch.equal(weight, alone.state_dict()[name]) for name, weight in model.state_dict().items())

@@ -1,0 +1,177 @@
+"""Each augmentation does to the auxiliary what E.2 says, decided by keys alone; its pieces are its draws."""
+
+import pytest
+import torch
+from conftest import Corpus
+from torch import Tensor
+
+from fast_electra import randomness
+from fast_electra.batch import MaskedBatch
+from fast_electra.corpus.frequency import log_frequency, token_counts
+from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corruption.masking import mask
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.model.keyed_dropout import KeyedDropout
+from fast_electra.replacement.auxiliary import AUGMENTATIONS, Auxiliary, DropToken
+from fast_electra.replacement.distribution import RANGES, LinearDistribution
+from fast_electra_kernels import winners
+
+LINEAR = ["temperature", "term_frequency_interpolation"]
+
+
+@pytest.fixture(scope="module")
+def sequences(tiny_corpus: Corpus) -> Sequences:
+    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_corpus: Corpus) -> MaskedLanguageModel:
+    sizes = EncoderSettings(
+        vocabulary_size=tiny_corpus.vocabulary_size, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4
+    )
+    return MaskedLanguageModel(sizes, seed=7).eval()
+
+
+@pytest.fixture(scope="module")
+def log_frequency_V(sequences: Sequences) -> Tensor:
+    return log_frequency(token_counts(sequences.shards, sequences.tokenizer.vocabulary_size))
+
+
+@pytest.fixture(scope="module")
+def auxiliaries(model: MaskedLanguageModel, log_frequency_V: Tensor) -> dict[str, Auxiliary]:
+    return {name: kind(model, model, log_frequency_V) for name, kind in AUGMENTATIONS.items()}
+
+
+def masked_batch(sequences: Sequences, n: int = 0, **split: int) -> MaskedBatch:
+    (batch,) = Loader(sequences, Split(**({"micro_batch": 24, "accumulation": 1} | split)), 5, 0.15).batch(n)
+    return mask(batch, 5, 0.15, Tokenizer.mask_id)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_any_division_of_a_batch_draws_alike(
+    name: str, auxiliaries: dict[str, Auxiliary], sequences: Sequences
+) -> None:
+    """One rank and several, micro-batches of other widths: the same replacements."""
+    value = RANGES[name].initial
+    whole = auxiliaries[name].sample(masked_batch(sequences), value).tokens_M
+    parts = [masked_batch(sequences, micro_batch=6, ranks=4, rank=rank) for rank in range(4)]
+    assert torch.equal(torch.cat([auxiliaries[name].sample(part, value).tokens_M for part in parts]), whole)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_at_its_floor_an_augmentation_is_the_plain_auxiliary(
+    name: str, auxiliaries: dict[str, Auxiliary], sequences: Sequences
+) -> None:
+    masked = masked_batch(sequences)
+    plain = auxiliaries["temperature"].sample(masked, 1.0)
+    draws = auxiliaries[name].sample(masked, RANGES[name].floor)
+    assert torch.equal(draws.tokens_M, plain.tokens_M)
+    easier = auxiliaries[name].sample(masked, RANGES[name].initial)
+    assert not torch.equal(easier.tokens_M, plain.tokens_M)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@torch.no_grad()
+def test_output_augmentations_follow_their_definitions(
+    name: str, auxiliaries: dict[str, Auxiliary], model: MaskedLanguageModel, sequences: Sequences
+) -> None:
+    """Entropy and probability of the original, beside a dense float64 softmax of the paper's formula."""
+    masked, value = masked_batch(sequences), 1.6 if name == "temperature" else 0.4
+    log_p = model(masked.tokens_BL, masked.original.attended_BL, masked.positions_M).double().log_softmax(1)
+    if name == "temperature":
+        p_MV = (log_p / value).softmax(1)
+    else:
+        p_TF = auxiliaries[name].log_frequency_V.double().exp()
+        p_MV = p_TF**value * log_p.exp() ** (1 - value)
+        p_MV = p_MV / p_MV.sum(1, keepdim=True)
+    draws = auxiliaries[name].sample(masked, value)
+    original_M = masked.original.tokens_BL.flatten()[masked.positions_M]
+    assert torch.allclose(draws.original_M.double(), p_MV.gather(1, original_M[:, None])[:, 0], rtol=1e-4)
+    assert torch.allclose(draws.entropy_M.double(), -torch.xlogy(p_MV, p_MV).sum(1), rtol=1e-4)
+
+
+def test_interpolation_never_draws_what_the_corpus_lacks(
+    auxiliaries: dict[str, Auxiliary], log_frequency_V: Tensor, sequences: Sequences
+) -> None:
+    absent = log_frequency_V < -1e20
+    assert absent.any() and not absent.all()
+    draws = [
+        auxiliaries["term_frequency_interpolation"].sample(masked_batch(sequences, n), 1e-3).tokens_M for n in range(9)
+    ]
+    assert not absent[torch.cat(draws)].any()
+    plain = [auxiliaries["temperature"].sample(masked_batch(sequences, n), 1.0).tokens_M for n in range(9)]
+    assert absent[torch.cat(plain)].any()  # the model itself does
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_pieces_are_the_draws_at_every_value(
+    name: str, auxiliaries: dict[str, Auxiliary], sequences: Sequences
+) -> None:
+    auxiliary, masked = auxiliaries[name], masked_batch(sequences)
+    assert isinstance(auxiliary, LinearDistribution)
+    _, floor, _, initial = RANGES[name]
+    ends = sorted((auxiliary.coordinate(initial), auxiliary.coordinate(floor)))
+    pieces = auxiliary.pieces(masked, *ends)
+    changed = 0
+    for step in range(40):
+        value = initial + (floor - initial) * step / 39
+        drawn_M = auxiliary.sample(masked, value).tokens_M
+        assert torch.equal(winners(pieces, auxiliary.coordinate(value)), drawn_M)
+        changed += int((drawn_M != auxiliary.sample(masked, initial).tokens_M).sum())
+    assert changed > 0
+
+
+def test_drop_token_drops_an_exact_fraction_of_what_is_neither_special_nor_masked(
+    auxiliaries: dict[str, Auxiliary], sequences: Sequences
+) -> None:
+    drop_token = auxiliaries["drop_token"]
+    assert isinstance(drop_token, DropToken)
+    masked = masked_batch(sequences)
+    length = masked.tokens_BL.shape[1]
+    position_L, lengths_B1 = torch.arange(length), masked.original.lengths_B[:, None]
+    eligible_BL = (position_L > 0) & (position_L < lengths_B1 - 1) & (masked.tokens_BL != Tokenizer.mask_id)
+    before = torch.ones_like(eligible_BL)
+    for fraction in (1.0, 0.5, 0.2, 0.0):
+        tokens_BL = drop_token.drop(masked, fraction)
+        dropped_BL = tokens_BL != masked.tokens_BL
+        assert (tokens_BL[dropped_BL] == Tokenizer.unk_id).all()
+        assert not (dropped_BL & ~eligible_BL).any()
+        unknown_BL = (masked.tokens_BL == Tokenizer.unk_id) & eligible_BL  # dropping them changes nothing
+        expected_B = (eligible_BL.sum(1) * fraction + 0.5).floor()
+        assert ((dropped_BL.sum(1) - expected_B).abs() <= unknown_BL.sum(1)).all()
+        assert not (dropped_BL & ~before).any()  # a falling fraction only restores tokens
+        before = dropped_BL
+
+
+@pytest.mark.parametrize("rates", [{"hidden_rate": 0.3}, {"attention_rate": 0.3}])
+@torch.no_grad()
+def test_dropped_alike_whether_or_not_the_last_layer_is_pruned(
+    rates: dict[str, float], model: MaskedLanguageModel, sequences: Sequences
+) -> None:
+    masked = masked_batch(sequences)
+    drop = KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), **rates)
+    whole = model.encoder(masked.tokens_BL, masked.original.attended_BL, drop=drop).flatten(0, 1)[masked.positions_M]
+    pruned = model.encoder(masked.tokens_BL, masked.original.attended_BL, masked.positions_M, drop)
+    plain = model.encoder(masked.tokens_BL, masked.original.attended_BL, masked.positions_M)
+    assert torch.allclose(whole, pruned, atol=1e-5) and not torch.allclose(plain, pruned, atol=0.1)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_keyed_dropout_has_its_rate_and_keeps_the_mean(rate: float) -> None:
+    """200,000 numbers at each site: within 5 standard deviations (error rate under 1e-6), and sites independent."""
+    drop = KeyedDropout(randomness.key(torch.arange(20)), hidden_rate=rate, attention_rate=rate)
+    ones_BLD = torch.ones(20, 100, 100)
+    sites = [drop.of_layer(layer).hidden(ones_BLD, branch, None, 100) for layer in (0, 1, 2) for branch in (0, 1)]
+    sites.append(drop.of_layer(1).attention(torch.ones(20, 1, 100, 100))[:, 0])
+    deviation = (rate * (1 - rate) / ones_BLD.numel()) ** 0.5
+    for kept in sites:
+        assert abs(float((kept == 0).float().mean()) - rate) < 5 * deviation
+        assert torch.allclose(kept[kept != 0], torch.tensor(1 / (1 - rate)))
+    for one in range(len(sites)):
+        for other in range(one):
+            both = float(((sites[one] == 0) & (sites[other] == 0)).float().mean())
+            assert abs(both - rate**2) < 5 * rate * deviation / (1 - rate) ** 0.5 + 5e-3 * rate
