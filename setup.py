@@ -65,7 +65,7 @@ setup(
     # `kernels/` itself is no package: a top-level package of that name collides with the one on PyPI.
     packages=[*find_packages(include=["fast_electra", "fast_electra.*"]), *find_packages(KERNELS)],
     package_dir={"fast_electra": "fast_electra", "fast_electra_kernels": f"{KERNELS}/fast_electra_kernels"},
-    package_data={"fast_electra.corpus": ["sample/*"]},
+    package_data={"fast_electra.corpus": ["sample/*"], "fast_electra.calibration": ["reference.json"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["fast-electra = fast_electra.cli:main"]},

@@ -1,6 +1,8 @@
 """`fast-electra ...`: everything that needs no distributed launch. Each command imports what it needs when it runs."""
 
 import argparse
+import contextlib
+import json
 import signal
 import sys
 import time
@@ -156,6 +158,86 @@ def _run_doctor(arguments: argparse.Namespace) -> None:
         sys.exit(code)
 
 
+def _add_estimate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="a run's config (default: Table 1 of the paper alone)")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a key of the config; repeatable")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="devices of the run (default: %(default)s)")
+    parser.add_argument("--gpu", default="h100", metavar="NAME", help="which one (default: %(default)s)")
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of its peak that it reaches (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dollars-per-hour", type=float, metavar="X", help="of one GPU (default: an assumption, which is printed)"
+    )
+    parser.add_argument("--json", action="store_true", help="every figure, unrounded")
+
+
+def _run_estimate(arguments: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed, once imported, then logs: --json must stay JSON
+        from fast_electra import estimation
+    from fast_electra.cost.estimate import Machine
+    from fast_electra.cost.table_1 import ratios, table_1, table_1_text
+    from fast_electra.cost.text import run_text
+
+    machine = Machine(arguments.gpu, arguments.gpus, arguments.mfu, arguments.dollars_per_hour)
+    machine.check()
+    run = estimation.estimate_config(arguments.config, arguments.set or [], machine) if arguments.config else None
+    rows = table_1(estimation.paper_models())
+    if arguments.json:
+        print(json.dumps({"table_1": rows, "table_1_ratios": ratios(rows), "run": run}, indent=2))
+        return
+    print(table_1_text(rows))
+    if run is not None:
+        print("\n" + run_text(run))
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config of objective rtd")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a key of the config; repeatable")
+    parser.add_argument("--auxiliary", metavar="RUN", help="run folder of the auxiliary (default: the config's)")
+    parser.add_argument(
+        "--reference", metavar="RUN|FILE", help="a joint or rtd run, or a saved curve (default: the one that ships)"
+    )
+    parser.add_argument(
+        "--match",
+        choices=("level", "shape"),
+        help="follow the reference itself, or only its way to wherever the auxiliary ends "
+        "(default: level with --reference, shape without)",
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=512, metavar="N", help="held-out ones to measure on (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
+    parser.add_argument(
+        "--save-reference", type=Path, metavar="FILE", help="keep the reference's curve as a small file"
+    )
+
+
+def _run_calibrate(arguments: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # as for `estimate`
+        from fast_electra.calibration import calibrate as calibration
+    from fast_electra.calibration.reference import open_reference, save_reference
+    from fast_electra.files import write_json
+
+    reference = open_reference(arguments.reference)
+    match = arguments.match or ("shape" if arguments.reference is None else "level")
+    found = calibration.calibrate(
+        arguments.config, arguments.set or [], arguments.auxiliary, reference, match, arguments.sequences
+    )
+    print(calibration.to_text(found))
+    if arguments.json:
+        write_json(arguments.json, calibration.to_json(found))
+    if arguments.plot:
+        calibration.write_plot(found, arguments.plot)
+    if arguments.save_reference:
+        save_reference(reference, arguments.save_reference)
+
+
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
@@ -164,6 +246,8 @@ COMMANDS = {
     "tokenizer": Command("train a SentencePiece tokenizer on text", _add_tokenizer, _run_tokenizer),
     "corpus": Command("tokenise text into shards", _add_corpus, _run_corpus),
     "report": Command("write one HTML page on one or more runs", _add_report, _run_report),
+    "estimate": Command("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _run_estimate),
+    "calibrate": Command("propose the curriculum of an auxiliary model", _add_calibrate, _run_calibrate),
     "doctor": Command("see whether this machine is ready, and what it lacks", lambda parser: None, _run_doctor),
 }
 

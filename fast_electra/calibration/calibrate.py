@@ -1,0 +1,230 @@
+"""`fast-electra calibrate`: proposes the curriculum of an auxiliary model, from its run and a reference curve.
+
+calibrate -> measure (the auxiliary, once) -> fit -> notes on what cannot be matched
+"""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fast_electra import config
+from fast_electra.assembly import Corpus, open_auxiliary, open_corpus
+from fast_electra.calibration import fit
+from fast_electra.calibration.fit import Response
+from fast_electra.calibration.reference import MEASURES, Reference
+from fast_electra.config import RunConfig
+from fast_electra.corruption.masking import mask
+from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.settings import UserError
+from fast_electra.training.evaluation import evaluation_batch
+
+MICRO_BATCH = 32
+SHOWN = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # the fractions of a run in the table
+PAPER = (2.0, 0.1)  # C.1
+CLOSE = 0.02  # a difference of a measure that is not worth a word
+POOR = 0.05  # a residual that is
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the auxiliary was measured on."""
+
+    sequences: int
+    masked: int
+    source: str  # "heldout", or "training" where the corpus holds nothing out
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A proposed curriculum, and all that tells how good it is."""
+
+    run: RunConfig
+    auxiliary: dict[str, Any]  # the model's own description
+    sample: Sample
+    response: Response
+    reference: Reference
+    match: str
+    target_2P: np.ndarray  # at the reference's u
+    initial: float
+    rate: float
+
+    @property
+    def overrides(self) -> list[str]:
+        """The proposal, as values of --set."""
+        keys = {"initial": f"{self.initial:g}", "rate": f"{self.rate:g}"}
+        if self.run.curriculum.schedule != "exponential":
+            keys = {"schedule": "exponential"} | keys
+        return [f"fast_electra.curriculum.{key}={value}" for key, value in keys.items()]
+
+    def residuals(self, initial: float, rate: float) -> dict[str, float]:
+        values = fit.residuals(self.response, self.reference.u_P, self.target_2P, initial, rate)
+        return dict(zip(MEASURES, values.tolist(), strict=True))
+
+
+def calibrate(
+    path: str,
+    overrides: list[str],
+    auxiliary: str | None,
+    reference: Reference,
+    match: str,
+    sequences: int,
+) -> Calibration:
+    """Fits T0 and tau for a config's auxiliary, or for another one.
+
+    Args:
+        path: config of a run of objective rtd: its corpus, masks, seed and auxiliary.
+        auxiliary: run folder of the auxiliary, instead of the config's own.
+        match: "level" or "shape", see `fit.target`.
+        sequences: how many to measure on, held-out ones where there are any.
+
+    Raises:
+        UserError: nothing of that config has a temperature, or its parts do not belong together.
+    """
+    if sequences < 1:
+        raise UserError(f"--sequences is a number of sequences: at least 1, not {sequences}")
+    more = [f"fast_electra.auxiliary.run={auxiliary}"] if auxiliary is not None else []
+    run = config.load(path, [*overrides, *more], world=1).run
+    replacement = run.replacement
+    if run.objective != "rtd" or replacement.distribution != "auxiliary" or replacement.augmentation != "temperature":
+        what = f"objective {run.objective}"
+        if run.objective == "rtd":
+            what = f"replacement.distribution {replacement.distribution}, augmentation {replacement.augmentation}"
+        raise UserError(
+            f"calibrate is for the temperature of an auxiliary model, and {path} has {what}: name a config of "
+            "objective rtd that draws from an auxiliary model by temperature, such as ds_configs/tiny.json"
+        )
+    corpus = open_corpus(run, verify=False)
+    model, description = open_auxiliary(run, corpus.tokenizer)
+    response, sample = measure(run, corpus, model, sequences)
+    target_2P = fit.target(reference, response, match)
+    initial, rate = (float(f"{value:.3g}") for value in fit.fit(response, reference.u_P, target_2P))
+    return Calibration(run, description, sample, response, reference, match, target_2P, initial, rate)
+
+
+@torch.no_grad()
+def measure(run: RunConfig, corpus: Corpus, model: MaskedLanguageModel, sequences: int) -> tuple[Response, Sample]:
+    """What the auxiliary answers at every temperature, on the sequences that an evaluation reads; in fp32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+    source, split = ("reference", corpus.train) if corpus.heldout is None else ("heldout", corpus.heldout)
+    samples = torch.arange(min(sequences, len(split)))
+    sums_2K, masked_positions = torch.zeros(2, fit.NODES, dtype=torch.float64), 0
+    for part in samples.split(MICRO_BATCH):
+        batch = evaluation_batch(split, source, part, run.seed).to(device)
+        masked = mask(batch, run.seed, run.corruption.mask_fraction, corpus.tokenizer.mask_id)
+        hidden_ME = model(masked.tokens_BL, batch.attended_BL, masked.positions_M, hidden_only=True)
+        original_M = batch.tokens_BL.flatten().index_select(0, masked.positions_M)
+        sums_2K += fit.statistics(hidden_ME, model.encoder.embedding.weight, model.bias, original_M, fit.nodes())
+        masked_positions += len(original_M)
+    response = fit.response_of(sums_2K, masked_positions, corpus.tokenizer.vocabulary_size)
+    return response, Sample(len(samples), masked_positions, "training" if corpus.heldout is None else "heldout")
+
+
+def table(calibration: Calibration) -> list[dict[str, float]]:
+    """Rows at some u: the target, what the proposal makes of it, and the temperature that would be nearest."""
+    c = calibration
+    u = np.array([u for u in SHOWN if u <= c.reference.u_P[-1] + 0.02])
+    aim = Reference(c.reference.u_P, c.target_2P, "", {}).at(u)
+    temperature = fit.temperatures(u, c.initial, c.rate)
+    names = ("u", "target_replaced", "target_entropy", "temperature", "replaced", "entropy", "best_temperature")
+    columns = np.vstack([u, aim, temperature, c.response.at(temperature), fit.best_temperatures(c.response, aim)])
+    return [dict(zip(names, row, strict=True)) for row in columns.T.tolist()]
+
+
+def notes(calibration: Calibration) -> list[str]:
+    """What a reader should know before using the proposal."""
+    c, found = calibration, []
+    u_P = c.reference.u_P
+    own_2 = c.response.at(np.array([1.0]))[:, 0]
+    short_P = (own_2[:, None] - c.target_2P).mean(axis=0)  # positive: T = 1 is still too easy
+    their_ends = f"at its end {_pair(c.target_2P[:, -1])}, the auxiliary {_pair(own_2)}"
+    if c.match == "level" and short_P[-1] > CLOSE:
+        before = np.flatnonzero(short_P <= 0)
+        since = u_P[before[-1] + 1] if len(before) else u_P[0]
+        found.append(
+            f"from u = {since:.2f} on the reference is harder than this auxiliary is at T = 1 ({their_ends}), and T "
+            "ends there: train the auxiliary longer or deeper, or compare shapes with --match shape"
+        )
+    if c.match == "level" and short_P[-1] < -CLOSE:
+        best = fit.best_temperatures(c.response, c.target_2P[:, -1:])[0]
+        found.append(
+            f"the reference ends easier than this auxiliary is at T = 1 ({their_ends}): T = {best:.2f} would match "
+            "there, but a curriculum ends at 1; --match shape compares the way, not the end"
+        )
+    if 1.0 - own_2[0] < fit.LEARNT:
+        found.append(f"this auxiliary has learnt next to nothing (at T = 1 {_pair(own_2)})")
+    if max(c.residuals(c.initial, c.rate).values()) > POOR:
+        found.append("the fit is poor: compare the nearest T with the proposed one in the table before using it")
+    if c.initial < 1.01:
+        found.append("T0 is 1: without any smoothing this auxiliary is as easy as the reference, or easier")
+    elif c.initial > 0.99 * fit.HIGHEST:
+        found.append(f"T0 = {c.initial:g} is the highest that was searched")
+    elif not 1.01 * fit.RATES[0] < c.rate < 0.99 * fit.RATES[1]:
+        found.append(f"tau = {c.rate:g} is the end of what was searched")
+    if u_P[-1] < 0.95:
+        found.append(f"the reference ends at u = {u_P[-1]:.2f}: its run is not complete")
+    return found
+
+
+def to_text(calibration: Calibration) -> str:
+    c = calibration
+    encoder, own = c.auxiliary["encoder"], c.response.at(np.array([1.0]))[:, 0]
+    where = "held-out" if c.sample.source == "heldout" else "training"
+    lines = [
+        f"auxiliary {c.run.auxiliary.run if c.run.auxiliary else ''} ({encoder['layers']} x {encoder['hidden_size']}): "
+        f"at T = 1 {_pair(own)}",
+        f"measured  at {c.sample.masked:,} masked positions of {c.sample.sequences:,} {where} sequences",
+        f"reference {c.reference.name}, matched by {c.match}",
+        "",
+        "              target               proposed                 nearest",
+        "    u   replaced  entropy        T  replaced  entropy          T",
+    ]
+    for row in table(c):
+        lines.append(
+            f" {row['u']:4.2f}   {row['target_replaced']:8.1%} {row['target_entropy']:8.1%} {row['temperature']:8.2f}  "
+            f"{row['replaced']:8.1%} {row['entropy']:8.1%}   {row['best_temperature']:8.2f}"
+        )
+    lines += ["", "replaced: of masked positions; entropy: of log V. Residuals, root mean square over u:"]
+    for name, (initial, rate) in {"proposed": (c.initial, c.rate), "paper's": PAPER}.items():
+        rest = c.residuals(initial, rate)
+        lines.append(
+            f"{name:9} T0 {initial:g}, tau {rate:g}: replaced {rest['replaced']:.3f}, entropy {rest['entropy']:.3f}"
+        )
+    lines += [f"note      {note}" for note in notes(c)]
+    return "\n".join([*lines, "", " ".join(f"--set {shlex.quote(override)}" for override in c.overrides)])
+
+
+def to_json(calibration: Calibration) -> dict[str, Any]:
+    c = calibration
+    return {
+        "initial": c.initial,
+        "rate": c.rate,
+        "set": c.overrides,
+        "match": c.match,
+        "residuals": c.residuals(c.initial, c.rate),
+        "residuals_of_paper": c.residuals(*PAPER),
+        "notes": notes(c),
+        "table": table(c),
+        "auxiliary": {"hash": c.auxiliary["hash"], "encoder": c.auxiliary["encoder"]},
+        "sample": {"source": c.sample.source, "sequences": c.sample.sequences, "masked": c.sample.masked},
+        "response": {"temperature": c.response.nodes_K.tolist()}
+        | dict(zip(MEASURES, c.response.measured_2K.tolist(), strict=True)),
+        "reference": c.reference.to_json(),
+    }
+
+
+def write_plot(calibration: Calibration, path: Path) -> None:
+    """Draws the curves; the file's ending names the format."""
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--plot {path}: end the name in .svg, .png or .pdf")
+    from fast_electra.calibration.plot import draw  # here: matplotlib takes a second to load
+
+    draw(calibration, path)
+
+
+def _pair(measures_2: np.ndarray) -> str:
+    return f"replaced {measures_2[0]:.1%}, entropy {measures_2[1]:.1%} of log V"

@@ -1,0 +1,62 @@
+"""What one sequence costs, as named terms: the FLOPs of every matrix product that the code really computes.
+
+A product of [a, b] with [b, c] is 2abc FLOPs. Element-wise work (norms, GELU, softmax, noise, Adam) is left out, as is
+usual: it costs time but hardly any FLOPs. `tests/cost/test_flops.py` holds every term to torch's own count.
+"""
+
+from fast_electra.model.encoder import EncoderSettings
+
+Terms = dict[str, float]
+
+# Terms that are computed inside the layers: activation checkpointing computes them a second time.
+LAYER_TERMS = ("query, key, value", "attention scores and values", "attention output", "feed-forward")
+BACKWARD, RECOMPUTATION = "backward, 2 x forward", "recomputation of the layers"
+
+
+def encoder_forward(settings: EncoderSettings, length: int, read: int) -> Terms:
+    """One forward pass of the encoder over one sequence.
+
+    Args:
+        length: positions of the sequence; the attention is computed for every pair of them.
+        read: positions whose hidden states the head reads: behind its attention, the last layer computes only these.
+    """
+    d, ffn, layers = settings.hidden_size, settings.ffn_size, settings.layers
+    embedding_size = settings.embedding_size or d
+    rows = (layers - 1) * length + read
+    projection = 2 * length * embedding_size * d if embedding_size != d else 0
+    return {
+        "embedding, a look-up": 0,
+        "embedding projection": projection,
+        "query, key, value": layers * 2 * length * d * 3 * d,
+        "attention scores and values": layers * 2 * 2 * length * length * d,
+        "attention output": rows * 2 * d * d,
+        "feed-forward": rows * 2 * 2 * d * ffn,
+    }
+
+
+def discriminator_forward(settings: EncoderSettings, length: int) -> Terms:
+    """The main model: its head of one hidden layer and one output reads every position."""
+    d = settings.hidden_size
+    return encoder_forward(settings, length, length) | {"detection head": length * (2 * d * d + 2 * d)}
+
+
+def masked_lm_forward(settings: EncoderSettings, length: int, masked: int) -> Terms:
+    """A masked language model, whose head reads the masked positions only."""
+    d, vocabulary = settings.hidden_size, settings.vocabulary_size
+    embedding_size = settings.embedding_size or d
+    return encoder_forward(settings, length, masked) | {
+        "head, transform": masked * 2 * d * embedding_size,
+        "head, vocabulary": masked * 2 * embedding_size * vocabulary,
+    }
+
+
+def trained(forward: Terms, checkpointing: bool) -> Terms:
+    """Forward and backward: the backward is two products for each one of the forward, exactly.
+
+    A GPU's fused attention computes its scores once more in the backward pass; that is left out, as is usual.
+
+    Args:
+        checkpointing: whether the backward pass computes the layers' forward again.
+    """
+    again = sum(forward[name] for name in LAYER_TERMS) if checkpointing else 0
+    return forward | {BACKWARD: 2 * sum(forward.values()), RECOMPUTATION: again}

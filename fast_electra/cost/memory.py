@@ -1,0 +1,158 @@
+"""What one device holds, as named terms, in bytes: states under ZeRO-2, activations, logits.
+
+Written down from DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`) and from the code in `fast_electra/model`;
+`tests/cost/test_memory.py` holds the activations to what torch really keeps for the backward pass. P stands for the
+positions of a micro-batch, B x L.
+"""
+
+from typing import NamedTuple
+
+from fast_electra.cost.flops import Terms
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra_kernels import blocks
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+FP32 = 4
+SAMPLER_BYTES = 20  # a score of the sampler: itself, its noise and what makes that, in 32 bits
+LOSS_BYTES = 12  # a logit in the loss's backward pass: log-probability and two gradients, in fp32
+
+AT_WORK = "activations, the layer at work"  # with activation checkpointing: recomputed in the backward pass
+
+
+class Zero(NamedTuple):
+    """What of DeepSpeed's config decides memory."""
+
+    world: int
+    dtype: str  # of weights and activations: a key of BYTES
+    gradient_dtype: str = "fp32"  # data_types.grad_accum_dtype
+    bucket: int = 500_000_000  # reduce_bucket_size, in elements
+    buckets: int = 2  # two with overlap_comm, none without contiguous_gradients
+
+
+class MicroBatch(NamedTuple):
+    """What one device computes at once."""
+
+    sequences: int
+    length: int
+    masked: int  # of one sequence
+    dtype: str
+    on_gpu: bool = True
+
+    @property
+    def positions(self) -> int:
+        return self.sequences * self.length
+
+    @property
+    def masked_positions(self) -> int:
+        return self.sequences * self.masked
+
+
+def states(trained: int, zero: Zero) -> Terms:
+    """Of the trained parameters. ZeRO-2 keeps the weights whole on each device and shares out the rest evenly.
+
+    DeepSpeed copies the weights in fp32 for its optimizer even where they are fp32 already.
+    """
+    share = trained / zero.world
+    return {
+        "weights": trained * BYTES[zero.dtype],
+        "fp32 copy of the weights, shared out": share * FP32,
+        "Adam's two moments, shared out": share * 2 * FP32,
+        "gradients, shared out": share * BYTES[zero.gradient_dtype],
+    }
+
+
+def reduction_buckets(trained: int, zero: Zero) -> Terms:
+    """Where gradients wait to be reduced, through the whole backward pass: as large as configured, not as needed."""
+    if not zero.buckets:
+        return {"gradients before their reduction": min(trained, zero.bucket) * BYTES[zero.dtype]}
+    return {"reduction's buckets": zero.buckets * zero.bucket * BYTES[zero.dtype]}
+
+
+def reduction_copy(trained: int, zero: Zero) -> Terms:
+    """At the end of the backward pass: a bucket's gradients, flattened once more."""
+    return {"gradients on their way": min(trained, zero.bucket) * BYTES[zero.dtype]}
+
+
+def step_copy(trained: int, zero: Zero) -> Terms:
+    """In the optimizer's step: where the gradients were not added up in one buffer already, they are flattened."""
+    flattened = trained / zero.world * BYTES[zero.gradient_dtype] if zero.dtype == zero.gradient_dtype else 0
+    return {"gradients, flattened": flattened}
+
+
+def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None = None) -> int:
+    """What one layer keeps inside for its backward pass, its input not counted.
+
+    Query, key and value; then, for the positions that are read behind the attention (all, but for the last layer of a
+    masked language model): the attention's output, the inputs of both norms, the first one's output, and the
+    feed-forward's numbers before and after GELU.
+
+    Args:
+        read: positions that the layer computes behind its attention; None for all.
+    """
+    size, d, length = BYTES[batch.dtype], settings.hidden_size, batch.length
+    rows = batch.positions if read is None else read
+    values = 3 * batch.positions * d + rows * (4 * d + 2 * settings.ffn_size)
+    if read is not None:
+        values += rows * d  # the residual's rows are a copy
+    mask_size = 1 if batch.on_gpu else size
+    dropped = 2 * rows * d * mask_size if settings.dropout else 0
+    norms = 2 * rows * 2 * FP32  # mean and deviation
+    pairs = batch.sequences * settings.heads * length * length
+    if batch.on_gpu:  # fused attention keeps its mask (bias and padding) and one number a row and head
+        attention = pairs * size + batch.positions * settings.heads * FP32
+        if read is not None:
+            attention += batch.positions * d * size  # and its output, where that is no longer the next input
+    else:
+        attention = pairs * size * (3 if settings.attention_dropout else 1)
+    return values * size + dropped + norms + attention
+
+
+def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Terms:
+    """What a forward pass in training keeps for the backward pass, logits and loss not counted.
+
+    Args:
+        kind: "rtd", whose head reads all positions, or "mlm", whose head reads the masked ones.
+    """
+    size, d, positions = BYTES[batch.dtype], settings.hidden_size, batch.positions
+    embedding_size = settings.embedding_size or d
+    mask_size = 1 if batch.on_gpu else size
+    embedding = positions * (d * size + 2 * FP32 + (d * mask_size if settings.dropout else 0))  # the norm's input
+    if embedding_size != d:
+        embedding += positions * embedding_size * size
+    read = None if kind == "rtd" else batch.masked_positions
+    last, other = layer_bytes(settings, batch, read), layer_bytes(settings, batch)
+    if settings.activation_checkpointing:
+        inside = {AT_WORK: last if settings.layers == 1 else other}
+    else:
+        inside = {"activations inside the layers": (settings.layers - 1) * other + last}
+    if read is None:
+        head = positions * 3 * d * size
+    else:
+        head = read * ((d + 3 * embedding_size) * size + 2 * FP32)
+    return {
+        "activations between the layers": settings.layers * positions * d * size,
+        **inside,
+        "activations of embedding and head": embedding + head,
+    }
+
+
+def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
+    """Of one layer's activations, on their way: of its feed-forward, or of its attention, when the former is done."""
+    d, ffn = settings.hidden_size, settings.ffn_size
+    pairs = batch.sequences * settings.heads * batch.length**2 * (1 if batch.on_gpu else 2)
+    feed = batch.positions * (2 * d + ffn)
+    attention = pairs + batch.positions * 4 * d - batch.positions * (2 * d + 2 * ffn)
+    return {"gradients of the layer at work": max(feed, attention) * BYTES[batch.dtype]}
+
+
+def sampler_block(vocabulary: int, batch: MicroBatch) -> Terms:
+    """The block of scores that the sampler holds at a time: the [M, V] matrix never exists."""
+    block = next(blocks(batch.masked_positions, vocabulary, batch.on_gpu))
+    return {"sampler's block of scores": (block.stop - block.start) * vocabulary * SAMPLER_BYTES}
+
+
+def inference(settings: EncoderSettings, batch: MicroBatch) -> Terms:
+    """One layer of a frozen model at work: its input, query, key and value, then the feed-forward's numbers."""
+    size, d = BYTES[batch.dtype], settings.hidden_size
+    attention = batch.positions * 5 * d + batch.sequences * settings.heads * batch.length**2
+    return {"auxiliary's layer at work": max(attention, batch.positions * (2 * d + 2 * settings.ffn_size)) * size}

@@ -1,0 +1,103 @@
+"""Table 1 of the paper, by the paper's conventions: with these, each of its figures comes out to the printed digit.
+
+They are the paper's, not what a run does (see `fast_electra.cost.estimate` for that):
+
+- FLOPs are those of one *sequence* of s = 512 tokens (the caption says batch). After Hoffmann et al. (2022), a forward
+  pass of N layers is 2sVd + N(8sd^2 + 4s^2d + 4sdF), and training is three forward passes. The embedding is billed as
+  a product with the whole vocabulary at every position; the heads, the auxiliary's vocabulary head too, are left out.
+- Bytes are those of a whole batch of 2,048 sequences on one device: 20 for a trained parameter (Smith et al., 2022), 2
+  for a frozen one, and, where a model is trained, 2 for each number between its layers, N x 2048 x 512 x d. GB is 1e9.
+- The original method's auxiliary shares the main model's embedding, so its bytes leave the embedding out. The frozen
+  auxiliary of Fast-ELECTRA has its own, and its bytes count it.
+
+Parameters are counted exactly, on our models. Table 2's rounded 184, 127 and 98 million (434, 208 and 131) give the
+same digits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fast_electra.cost.parameters import embedding_parameters, parameters
+from fast_electra.model.encoder import EncoderSettings
+
+LENGTH, BATCH = 512, 2048  # Table 3
+TRAINED_BYTES, FROZEN_BYTES, ACTIVATION_BYTES = 20, 2, 2
+PARTS = ("main", "auxiliary", "total")
+
+
+class Models(NamedTuple):
+    """A row of Table 2: the two models' sizes."""
+
+    main: EncoderSettings
+    auxiliary: EncoderSettings
+
+
+def forward_flops(settings: EncoderSettings) -> int:
+    """FLOPs of a forward pass over one sequence, by the paper's formula."""
+    s, d = LENGTH, settings.hidden_size
+    layer = 8 * s * d**2 + 4 * s**2 * d + 4 * s * d * settings.ffn_size
+    return 2 * s * settings.vocabulary_size * d + settings.layers * layer
+
+
+def activation_bytes(settings: EncoderSettings) -> int:
+    """Bytes of a batch's hidden states between the layers."""
+    return settings.layers * BATCH * LENGTH * settings.hidden_size * ACTIVATION_BYTES
+
+
+def table_1(models: dict[str, Models]) -> list[dict[str, Any]]:
+    """Two rows a model: {"model", "method", "gflops": {"main", "auxiliary", "total"}, "gigabytes"}, unrounded."""
+    rows = []
+    for name, (main, auxiliary) in models.items():
+        main_bytes = TRAINED_BYTES * parameters(main, "rtd") + activation_bytes(main)
+        own = parameters(auxiliary, "mlm") - embedding_parameters(auxiliary)
+        costs = {
+            "original": (3 * forward_flops(auxiliary), TRAINED_BYTES * own + activation_bytes(auxiliary)),
+            "fast": (forward_flops(auxiliary), FROZEN_BYTES * parameters(auxiliary, "mlm")),
+        }
+        for method, (flops, size) in costs.items():
+            gflops, gigabytes = _parts(3 * forward_flops(main), flops), _parts(main_bytes, size)
+            rows.append({"model": name, "method": method, "gflops": gflops, "gigabytes": gigabytes})
+    return rows
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fast-ELECTRA's share of the original's cost, a row for each model, keys as in `table_1`."""
+    found = []
+    for original, fast in zip(rows[::2], rows[1::2], strict=True):
+        shares = {
+            measure: {part: fast[measure][part] / original[measure][part] for part in PARTS}
+            for measure in ("gflops", "gigabytes")
+        }
+        found.append({"model": original["model"], **shares})
+    return found
+
+
+def table_1_text(rows: list[dict[str, Any]]) -> str:
+    """The table with the digits that the paper prints."""
+    lines = [
+        f"Table 1 of the paper, by its own conventions: FLOPs of one sequence, memory of a batch of {BATCH:,}",
+        "",
+        f"{'':16}{'computation (GFLOPs)':>33}{'':4}{'memory (GB)':>33}",
+        f"{'model':7}{'method':9}{_columns(PARTS)}{'':4}{_columns(PARTS)}",
+    ]
+    for original, fast, ratio in zip(rows[::2], rows[1::2], ratios(rows), strict=True):
+        lines.append(_line(original, "original", (1, 1, 1), (1, 1, 1)))
+        lines.append(_line(fast, "fast", (1, 1, 1), (1, 2, 1)))
+        lines.append(_line(ratio, "ratio", (1, 2, 2), (1, 2, 2)))
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], method: str, flops_digits: tuple[int, ...], bytes_digits: tuple[int, ...]) -> str:
+    flops, sizes = row["gflops"].values(), row["gigabytes"].values()
+    left = [f"{value:.{digits}f}" for value, digits in zip(flops, flops_digits, strict=True)]
+    right = [f"{value:.{digits}f}" for value, digits in zip(sizes, bytes_digits, strict=True)]
+    return f"{row['model'] if method == 'original' else '':7}{method:9}{_columns(left)}{'':4}{_columns(right)}"
+
+
+def _columns(texts: Sequence[str]) -> str:
+    return "".join(f"{text:>11}" for text in texts)
+
+
+def _parts(main: float, auxiliary: float) -> dict[str, float]:
+    """The three columns, in units of 1e9."""
+    return {"main": main / 1e9, "auxiliary": auxiliary / 1e9, "total": (main + auxiliary) / 1e9}

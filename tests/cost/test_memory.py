@@ -1,0 +1,123 @@
+"""The bytes of a device: against what torch really keeps, and the arithmetic of ZeRO."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fast_electra.cost.memory import (
+    AT_WORK,
+    BYTES,
+    SAMPLER_BYTES,
+    MicroBatch,
+    Zero,
+    activations,
+    reduction_buckets,
+    sampler_block,
+    states,
+    step_copy,
+)
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra_kernels import sample_with_statistics
+
+SIZES = {
+    "vocabulary_size": 96,
+    "layers": 3,
+    "hidden_size": 24,
+    "ffn_size": 40,
+    "heads": 4,
+    "initialization": "bert",
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+def kept_bytes(model: torch.nn.Module, *inputs: torch.Tensor | None) -> int:
+    """Bytes of the numbers that torch keeps for the backward pass, each storage once, parameters not counted."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # holds each tensor, so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if tensor.is_floating_point() and address not in own:
+            kept.setdefault(address, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(*inputs)
+    del output
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("kind", ["rtd", "mlm"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"dropout": 0.1, "attention_dropout": 0.2}, {"embedding_size": 8}, {"layers": 1}]
+)
+def test_activations_are_what_torch_keeps(kind: str, changes: dict[str, float]) -> None:
+    settings = EncoderSettings.model_validate(SIZES | changes)
+    tokens_BL = torch.arange(3 * 16).view(3, 16)
+    batch = MicroBatch(sequences=3, length=16, masked=2, dtype="fp32", on_gpu=False)
+    predicted = sum(activations(settings, batch, kind).values())
+    if kind == "rtd":
+        assert kept_bytes(Discriminator(settings), tokens_BL, None) == predicted
+    else:
+        positions_M = torch.tensor([1, 2, 18, 19, 33, 40])
+        assert kept_bytes(MaskedLanguageModel(settings), tokens_BL, None, positions_M) == predicted
+
+
+def test_checkpointing_keeps_one_layer_inside() -> None:
+    batch = MicroBatch(4, 16, 2, "bf16")
+    whole = activations(EncoderSettings.model_validate(SIZES), batch, "rtd")
+    checkpointed = activations(EncoderSettings.model_validate(SIZES | {"activation_checkpointing": True}), batch, "rtd")
+    assert checkpointed[AT_WORK] * 3 == whole["activations inside the layers"]
+    assert (
+        checkpointed["activations between the layers"] == whole["activations between the layers"] == 3 * 4 * 16 * 24 * 2
+    )
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_zero_shares_out_evenly(dtype: str) -> None:
+    """Doubling the devices halves what is shared out, exactly, and leaves the weights whole."""
+    one, two = (states(1001, Zero(world, dtype)) for world in (4, 8))
+    assert one["weights"] == two["weights"] == 1001 * BYTES[dtype]
+    for name in one.keys() - {"weights"}:
+        assert two[name] * 2 == one[name]
+    # On one device: the paper's 20 bytes a parameter, less its 16-bit gradient, which ZeRO-2 does not keep.
+    alone = sum(states(1000, Zero(1, dtype)).values())
+    assert alone == 1000 * (BYTES[dtype] + 4 + 8 + 4)
+
+
+def test_buckets_are_as_large_as_configured() -> None:
+    """DeepSpeed allocates whole buckets, however small the model."""
+    assert reduction_buckets(10, Zero(1, "bf16")) == {"reduction's buckets": 2 * 500_000_000 * 2}
+    assert reduction_buckets(10, Zero(1, "bf16", bucket=100, buckets=1)) == {"reduction's buckets": 200}
+    assert reduction_buckets(10, Zero(1, "bf16", buckets=0)) == {"gradients before their reduction": 20}
+
+
+def test_gradients_are_flattened_only_where_no_buffer_holds_them() -> None:
+    assert sum(step_copy(1000, Zero(4, "bf16")).values()) == 0
+    assert sum(step_copy(1000, Zero(4, "fp32")).values()) == 1000
+
+
+def test_a_score_of_the_sampler_takes_what_is_assumed() -> None:
+    """The most bytes that one block really holds at a time, by torch's profiler."""
+    rows, vocabulary = 64, 4000
+    hidden, weight = torch.ones(rows, 4), torch.ones(vocabulary, 4)
+    keys, original = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        sample_with_statistics(hidden, weight, scale=0.5, keys_M=keys, original_M=original)
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    highest = max(accumulate(sizes))
+    assert highest == pytest.approx(SAMPLER_BYTES * rows * vocabulary, rel=0.02)
+
+
+def test_the_sampler_never_holds_all_logits() -> None:
+    batch = MicroBatch(sequences=64, length=512, masked=77, dtype="bf16")
+    (block,) = sampler_block(128_000, batch).values()
+    assert block < batch.masked_positions * 128_000 * 4
+    few = batch._replace(sequences=1)
+    assert sum(sampler_block(128_000, few).values()) == 77 * 128_000 * SAMPLER_BYTES
