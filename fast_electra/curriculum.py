@@ -6,7 +6,7 @@ Every schedule falls from 1 at u = 0; the value runs between `initial` and the f
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,10 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
+# tau unless given: the paper's C.1 for the first; it prints none for the others. `constant` has no use for one.
+RATES = {"exponential": 0.1, "polynomial": 2.0, "stepwise": 4.0, "constant": 0.1}
+
+
 class CurriculumSettings(Settings):
     """How the curriculum's value falls through pre-training. Defaults: the paper's C.1, for the temperature."""
 
@@ -48,6 +52,13 @@ class CurriculumSettings(Settings):
     initial: float = Field(default=2.0, ge=0.0, allow_inf_nan=False)  # T0 of Eq. 2, gamma_max of E.2
     rate: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)  # tau
     per: Literal["update", "epoch"] = "update"  # `epoch` holds the value through each epoch, see section 4
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_rate(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("schedule") in RATES and given.get("rate") is None:
+            return given | {"rate": RATES[given["schedule"]]}
+        return given
 
     @model_validator(mode="after")
     def _whole_steps(self) -> "CurriculumSettings":

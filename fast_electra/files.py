@@ -22,6 +22,13 @@ def file_hash(path: Path) -> str:
     return state.hexdigest()
 
 
+def grant(path: Path) -> None:
+    """Gives a file the permissions of any new one: safetensors lets nobody but its owner read what it writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file beside its place, syncs it, and moves it there: readers see the old or the new one, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -211,6 +211,9 @@ def test_where_a_curriculum_begins_follows_from_what_is_scheduled(tmp_path: Path
         assert config.load(tiny(tmp_path), [override], world=2).run.curriculum.initial == initial
         own = [override, "fast_electra.curriculum.initial=1.0"]
         assert config.load(tiny(tmp_path), own, world=2).run.curriculum.initial == 1.0
+    for schedule, rate in (("exponential", 0.1), ("polynomial", 2.0), ("stepwise", 4.0)):
+        override = f"fast_electra.curriculum.schedule={schedule}"
+        assert config.load(tiny(tmp_path), [override], world=2).run.curriculum.rate == rate
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])

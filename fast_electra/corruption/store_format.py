@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from fast_electra.corpus.shards import FileRecord
+from fast_electra.files import grant
 from fast_electra.settings import Settings, UserError
 from fast_electra_kernels import Pieces
 
@@ -151,6 +152,7 @@ def write_part(path: Path, plan: Plan, part: Part, counts_B: Tensor, pieces: Pie
     temporary = path.with_name(f".{path.name}.partial")
     try:
         save_file(arrays, temporary, metadata=label)
+        grant(temporary)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)

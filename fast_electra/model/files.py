@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fast_electra.files import atomic_folder, file_hash, write_json
+from fast_electra.files import atomic_folder, file_hash, grant, write_json
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.settings import UserError
@@ -24,6 +24,7 @@ def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict
     """
     with atomic_folder(folder, "model.json", overwrite=True) as partial:
         save_file(weights, partial / "model.safetensors")
+        grant(partial / "model.safetensors")
         description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(partial / "model.safetensors")}
         write_json(partial / "model.json", description | facts)
 
