@@ -185,6 +185,8 @@ def _run_estimate(arguments: argparse.Namespace) -> None:
 
     machine = Machine(arguments.gpu, arguments.gpus, arguments.mfu, arguments.dollars_per_hour)
     machine.check()
+    if arguments.config is None and (arguments.set or arguments.gpus > 1):
+        raise UserError("--gpus and --set are about a run: name its config with --config")
     run = estimation.estimate_config(arguments.config, arguments.set or [], machine) if arguments.config else None
     rows = table_1(estimation.paper_models())
     if arguments.json:
@@ -224,6 +226,11 @@ def _run_calibrate(arguments: argparse.Namespace) -> None:
     from fast_electra.calibration.reference import open_reference, save_reference
     from fast_electra.files import write_json
 
+    if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--plot {arguments.plot}: end the name in .svg, .png or .pdf")
+    for file in (arguments.json, arguments.plot, arguments.save_reference):
+        if file and not file.parent.is_dir():  # said before the work, not after it
+            raise UserError(f"{file}: there is no folder {file.parent}")
     reference = open_reference(arguments.reference)
     match = arguments.match or ("shape" if arguments.reference is None else "level")
     found = calibration.calibrate(

@@ -59,6 +59,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_objective(self) -> "RunConfig":
+        if self.objective == "joint" and self.joint is None:
+            raise ValueError("objective joint needs the section joint: leave it out, and the recipe's stands")
         if self.objective != "rtd":
             if self.replacement.store is not None:
                 raise ValueError(
@@ -84,6 +86,13 @@ class RunConfig(Settings):
         return self
 
 
+_UNREAD = {
+    "mlm": ("auxiliary", "replacement", "curriculum", "joint"),
+    "joint": ("auxiliary", "replacement", "curriculum"),
+    "rtd": ("joint",),
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """A resolved configuration: our part, and DeepSpeed's part as plain JSON without `auto`."""
@@ -95,6 +104,11 @@ class Config:
         """u as a function of the update, for epochs of so many sequences: see `CurriculumSettings.fraction`."""
         run, batch = self.run, self.deepspeed["train_batch_size"]
         return lambda update: run.curriculum.fraction(update, run.updates, batch, epoch)
+
+    @property
+    def unread(self) -> list[str]:
+        """Sections of the config that its objective makes no use of."""
+        return [name for name in _UNREAD[self.run.objective] if name in self.run.model_fields_set]
 
     def to_json(self) -> dict[str, Any]:
         return {SECTION: self.run.model_dump(), "deepspeed": self.deepspeed}

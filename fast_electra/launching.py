@@ -22,10 +22,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(name: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError becomes one line on stderr, by one rank of each machine, and exit code 2."""
+    """Runs `main`; a user's mistake becomes one line on stderr, by one rank of each machine, and exit code 2."""
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice a machine
             where = "" if os.environ.get("RANK", "0") == "0" else f" on {socket.gethostname()}"
             sys.stderr.write(f"{name}: error{where}: {error}\n")  # in one piece: ranks share the pipe

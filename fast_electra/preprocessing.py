@@ -26,7 +26,7 @@ from fast_electra.config import Config
 from fast_electra.corpus.loader import masked_counts, token_batch
 from fast_electra.corpus.shards import FileRecord
 from fast_electra.corruption.masking import mask
-from fast_electra.corruption.store import check_belongs, read_manifest
+from fast_electra.corruption.store import check_belongs, check_files, read_manifest
 from fast_electra.corruption.store_format import (
     MANIFEST,
     PLAN,
@@ -45,12 +45,14 @@ from fast_electra.training.engines import Ranks, start_ranks, stop_ranks, wait_f
 from fast_electra.training.evaluation import evaluation_batch
 from fast_electra_kernels import Pieces, concatenate
 
-PART = 65_536  # sequences of a part: 47 MB at 512 positions and 128,000 tokens; what a crash can cost each rank
+# Sequences of a part: at most 47 MB at 512 positions and 128,000 tokens, which is what a crash can cost each rank.
+LEAST, MOST = 4096, 65_536
+PARTS = 8  # for each rank, if that leaves them large enough: so their shares are alike
 PROGRESS = 10.0  # seconds between two lines
 PAPER = 256_000_000  # sequences that the paper pre-trains on: 125,000 updates of 2,048
 
 
-def preprocess(config: Config, output: Path | None, part: int = PART) -> None:
+def preprocess(config: Config, output: Path | None, part: int | None = None) -> None:
     """Preprocessing in processes of its own: joins the launcher's process group, writes the store, leaves it."""
     folder = destination(config, output, part)
     ops.ensure(fused_adam=False)
@@ -59,7 +61,7 @@ def preprocess(config: Config, output: Path | None, part: int = PART) -> None:
     stop_ranks()
 
 
-def destination(config: Config, output: Path | None, part: int) -> Path:
+def destination(config: Config, output: Path | None, part: int | None) -> Path:
     """The folder to write: `output`, or the one that the config names. Refuses what needs no corpus to be refused."""
     if output is None and config.run.replacement.store is not None:
         output = Path(config.run.replacement.store)
@@ -69,17 +71,18 @@ def destination(config: Config, output: Path | None, part: int) -> Path:
         raise UserError(
             f"objective {config.run.objective} draws no replacements from a frozen model: only rtd can be preprocessed"
         )
-    if part < 1:
+    if part is not None and part < 1:
         raise UserError(f"--part is the number of sequences of a file: at least 1, not {part}")
     return output
 
 
-def write(config: Config, output: Path, ranks: Ranks, part: int = PART) -> None:
+def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -> None:
     """Writes the store of a run, or what is missing of it.
 
     Args:
         output: its folder.
-        part: sequences of a file; a store that was begun keeps its own.
+        part: sequences of a file; by default such that each rank writes PARTS of them, from LEAST to MOST. A store
+            that was begun keeps its own.
 
     Raises:
         UserError: the run cannot be stored so, or the folder holds something else.
@@ -89,8 +92,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int = PART) -> None:
         known = facts_of_run(config, corpus, known_of_auxiliary(config))
         manifest = read_manifest(output)
         check_belongs(output, manifest.plan.facts, known(manifest.plan.kind))
-        if missing := [record.name for record in manifest.parts if not (output / record.name).exists()]:
-            raise UserError(f"{output} lacks {missing[0]}: remove {output / MANIFEST}, and what is missing is written")
+        check_files(output, manifest, verify=False)
         if ranks.rank == 0:
             print(f"{output} is complete ({manifest.plan.sequences:,} sequences)")
         return
@@ -118,10 +120,11 @@ class Store:
     corpus: Corpus
     distribution: Distribution
     values: list[float]  # the curriculum's value at each update, of kind `fixed`
+    micro_batch: int  # sequences that are drawn for together
 
     def micro_batches(self, part: Part) -> Iterator[tuple[TokenBatch, float | None]]:
         """The sequences of a part, and of kind `fixed` the value at which they are drawn."""
-        size, batch = (self.config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "train_batch_size"))
+        size, batch = self.micro_batch, self.config.deepspeed["train_batch_size"]
         sequences = self.corpus.heldout if part.set.source == "heldout" else self.corpus.train
         assert sequences is not None
         start = part.first
@@ -146,9 +149,12 @@ def begin(
     about: dict[str, Any],
     folder: Path,
     ranks: Ranks,
-    part: int = PART,
+    part: int | None = None,
 ) -> Store:
     """Plans the store, and makes sure that the folder is new or holds an unfinished store of just this plan."""
+    if part is None:
+        samples = config.run.updates * config.deepspeed["train_batch_size"]
+        part = min(MOST, max(LEAST, -(-samples // (PARTS * ranks.world))))
     values, plan = plan_store(config, corpus, distribution, about, part)
     begun = folder / PLAN
     if begun.exists():
@@ -169,7 +175,8 @@ def begin(
             file.unlink()
         write_json(begun, plan.model_dump())
     _wait(ranks)
-    return Store(folder, plan, config, corpus, distribution, values)
+    micro, batch = (config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "train_batch_size"))
+    return Store(folder, plan, config, corpus, distribution, values, min(micro, -(-batch // ranks.world)))
 
 
 def _unfinished(folder: Path) -> list[Path]:
@@ -254,11 +261,9 @@ def finish(store: Store) -> Manifest:
 
 def _headline(store: Store, ranks: Ranks, kept: int) -> str:
     plan = store.plan
-    what = (
-        f"every {plan.parameter} of the curriculum"
-        if plan.kind == "axis"
-        else f"{len(dict.fromkeys(store.values))} {plan.parameter} value(s), one an epoch"
-    )
+    what = f"every {plan.parameter} of the curriculum" if plan.parameter else "a distribution without a curriculum"
+    if plan.kind == "fixed":
+        what = f"{len(dict.fromkeys(store.values))} value(s) of {plan.parameter}, one an epoch"
     goes_on = f"; goes on after {kept} parts that this process finds whole" if kept else ""
     return (
         f"preprocessing {plan.sequences:,} sequences for {what}, into {store.folder}: "

@@ -28,6 +28,7 @@ FREE = {
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("comms_logger", "flops_profiler", "checkpoint"),
+    *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "allgather_bucket_size", "overlap_comm")),
 }
 
 
@@ -64,6 +65,8 @@ def train(config: Config, ranks: Ranks) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", settled)
         print(_headline(config, corpus, objective, ranks), flush=True)
+        for section in config.unread:
+            print(f"note: objective {run.objective} makes no use of {SECTION}.{section}")
         monitor = Monitor(folder, run.updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
         monitor.status("running", start)
     try:

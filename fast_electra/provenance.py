@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fast_electra.config import SECTION, Config
 from fast_electra.corruption.store import Stored, open_store
 from fast_electra.corruption.store_format import Facts, Kind, Plan, SetRecord
-from fast_electra.replacement.distribution import Distribution, LinearDistribution
+from fast_electra.replacement.distribution import Distribution, LinearDistribution, coordinate
 from fast_electra.settings import UserError
 from fast_electra.training.engines import Ranks
 from fast_electra.training.evaluation import REFERENCE, evaluation_size
@@ -26,8 +26,11 @@ def open_for_run(config: Config, corpus: "Corpus", ranks: Ranks) -> tuple[Stored
         UserError: it is not complete, belongs to another run, or was damaged. Rank 0 checks the contents for all.
     """
     assert config.run.replacement.store is not None
-    folder = Path(config.run.replacement.store)
-    stored = open_store(folder, facts_of_run(config, corpus, known_of_auxiliary(config)), verify=ranks.rank == 0)
+    folder, known = Path(config.run.replacement.store), known_of_auxiliary(config)
+    stored = open_store(folder, facts_of_run(config, corpus, known), verify=ranks.rank == 0)
+    drawn_by = stored.plan.about.get("auxiliary_hash")
+    if ranks.rank == 0 and drawn_by and "auxiliary_hash" not in known:
+        print(f"note: there is no auxiliary model to compare; {folder} was drawn by the one with hash {drawn_by[:12]}")
     return stored, stored.plan.about
 
 
@@ -55,6 +58,8 @@ def facts_of_run(config: Config, corpus: "Corpus", auxiliary: dict[str, Any]) ->
     common: dict[str, Any] = {
         "the corpus": corpus.hash,
         "the tokenizer": corpus.tokenizer.hash,
+        "the number of training sequences": len(corpus.train),
+        "the number of held-out sequences": len(corpus.heldout or ()),
         f"{SECTION}.replacement.distribution": replacement.distribution,
         f"{SECTION}.seed": run.seed,
         f"{SECTION}.corruption.mask_fraction": run.corruption.mask_fraction,
@@ -107,7 +112,7 @@ def plan_store(
         clock = config.clock(len(corpus.train))
         values = [run.curriculum.value(clock(n), floor) for n in range(1, run.updates + 1)]
     elif isinstance(distribution, LinearDistribution):
-        low, high = sorted(distribution.coordinate(value) for value in (run.curriculum.value(0.0, floor), floor))
+        low, high = sorted(coordinate(distribution.parameter, value) for value in (run.curriculum.initial, floor))
     else:
         raise UserError(
             f"draws under fast_electra.replacement.augmentation {run.replacement.augmentation} cannot be stored for "

@@ -17,14 +17,14 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the store; fast_electra.replacement.store if left out"
     )
-    parser.add_argument("--part", type=int, metavar="N", help="sequences of a file (default: 65,536)")
+    parser.add_argument("--part", type=int, metavar="N", help="sequences of a file (default: 4,096 to 65,536)")
     arguments = parser.parse_args()
 
     from fast_electra import config, preprocessing  # here: --help answers at once
 
-    run = config.load(arguments.deepspeed_config, arguments.set)
-    part = preprocessing.PART if arguments.part is None else arguments.part
-    preprocessing.preprocess(run, arguments.output, part)
+    # As for one process: how the batch of training is divided says nothing about who may write.
+    run = config.load(arguments.deepspeed_config, arguments.set, world=1)
+    preprocessing.preprocess(run, arguments.output, arguments.part)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pre-trains by any objective: the auxiliary model (mlm) or the main model (rtd), as the config says.
+"""Pre-trains by any objective: the auxiliary model (mlm), the main model (rtd) or both (joint), as the config says.
 
     deepspeed launch/pretrain.py --deepspeed_config ds_configs/large.json [--set KEY=VALUE ...]
 

@@ -128,7 +128,7 @@ def test_a_complete_store_is_left_alone(
     with pytest.raises(UserError, match=r"goes up to 96 there and is 128 here"):
         preprocessing.write(other, tmp_path, ALONE)
     next(tmp_path.glob("train-*")).unlink()
-    with pytest.raises(UserError, match=r"lacks train-00000.safetensors: remove .*manifest.json"):
+    with pytest.raises(UserError, match=r"train-00000.safetensors is missing; remove that file and .*manifest.json"):
         preprocessing.write(settings, tmp_path, ALONE)
 
 

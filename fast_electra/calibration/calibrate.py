@@ -219,8 +219,6 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
 
 def write_plot(calibration: Calibration, path: Path) -> None:
     """Draws the curves; the file's ending names the format."""
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise UserError(f"--plot {path}: end the name in .svg, .png or .pdf")
     from fast_electra.calibration.plot import draw  # here: matplotlib takes a second to load
 
     draw(calibration, path)

@@ -13,13 +13,12 @@ from torch import Tensor
 from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.corruption.store_format import MANIFEST, PLAN, Facts, Kind, Manifest, PartFile, SetRecord
 from fast_electra.files import file_hash
+from fast_electra.replacement.distribution import coordinate
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, concatenate, winners
 
 COMMAND = "deepspeed launch/preprocess.py --deepspeed_config CONFIG --output DIR"
 OPEN_PARTS = 16
-# The axis on which log-scores are linear, by the curriculum's parameter; as `LinearDistribution.coordinate` has it.
-COORDINATES: dict[str, Callable[[float], float]] = {"temperature": lambda value: 1.0 / value, "gamma": float}
 
 
 class Stored:
@@ -32,7 +31,7 @@ class Stored:
         """`open_store` makes one."""
         plan = manifest.plan
         self.folder, self.plan = folder, plan
-        self.parameter: str = plan.parameter
+        self.parameter = plan.parameter
         self.floor = plan.floor
         self._sets = {(record.source, record.value): record for record in plan.sets}
         self._part = lru_cache(maxsize=OPEN_PARTS)(self._open_part)
@@ -45,7 +44,7 @@ class Stored:
         """
         batch = masked.original
         pieces = self._read(self._set(batch.source, value), batch.samples_B)
-        tokens_M = winners(pieces, COORDINATES[self.parameter](value)) if self.plan.kind == "axis" else pieces.tokens_P
+        tokens_M = winners(pieces, coordinate(self.parameter, value)) if self.plan.kind == "axis" else pieces.tokens_P
         assert len(tokens_M) == len(masked.positions_M), "the store masks other positions"
         return Draws(tokens_M.to(masked.positions_M.device, non_blocking=True))
 
@@ -53,7 +52,7 @@ class Stored:
         plan = self.plan
         if plan.kind == "axis":
             assert plan.low is not None and plan.high is not None
-            if plan.low <= COORDINATES[self.parameter](value) <= plan.high:
+            if plan.low <= coordinate(self.parameter, value) <= plan.high:
                 return self._sets[source, None]
         elif record := self._sets.get((source, None if source == "train" else value)):
             return record
@@ -97,7 +96,7 @@ def open_store(folder: Path, facts_of_run: Callable[[Kind], Facts], verify: bool
     """
     manifest = read_manifest(folder)
     check_belongs(folder, manifest.plan.facts, facts_of_run(manifest.plan.kind))
-    _check_files(folder, manifest, verify)
+    check_files(folder, manifest, verify)
     return Stored(folder, manifest)
 
 
@@ -132,7 +131,8 @@ def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
             )
 
 
-def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
+def check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
+    """Raises a UserError for a part that is missing, cut short or, with `verify`, altered."""
     paths = [folder / part.name for part in manifest.parts]
     for path, part in zip(paths, manifest.parts, strict=True):
         size = path.stat().st_size if path.exists() else None

@@ -76,7 +76,7 @@ class Plan(Settings):
 
     format: Literal[1] = 1
     kind: Kind
-    parameter: str
+    parameter: str | None
     floor: float
     low: float | None
     high: float | None

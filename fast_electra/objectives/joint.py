@@ -62,8 +62,11 @@ class Joint:
         original_M = batch.tokens_BL.flatten().index_select(0, masked.positions_M)
         mlm_sum = F.cross_entropy(logits_MV.float(), original_M, reduction="sum")
         with torch.no_grad():
-            tokens_M, statistics = sample_logits(logits_MV.detach(), masked.keys_M, original_M)
-            draws = Draws(tokens_M, statistics.entropy_M, statistics.original_M.exp())
+            try:
+                tokens_M, statistics = sample_logits(logits_MV.detach(), masked.keys_M, original_M)
+                draws = Draws(tokens_M, statistics.entropy_M, statistics.original_M.exp())
+            except ValueError:  # NaN or +inf: nothing is drawn, and the loop skips the update as for any such loss
+                draws, mlm_sum = Draws(original_M), mlm_sum * torch.nan
             return replace(masked, draws), mlm_sum, (logits_MV.argmax(dim=1) == original_M).sum()
 
     def corrupt(self, forward: Forward, batch: TokenBatch, value: float | None) -> CorruptedBatch:

@@ -17,7 +17,7 @@ from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.model.keyed_dropout import KeyedDropout
-from fast_electra.replacement.distribution import RANGES
+from fast_electra.replacement.distribution import RANGES, coordinate
 from fast_electra.settings import Settings, UserError
 from fast_electra_kernels import Pieces, blocks, concatenate, envelope, gumbel, sample_with_statistics
 
@@ -42,6 +42,7 @@ class Auxiliary:
         """
         self.engine, self.model = engine, model
         self.log_frequency_V = None if log_frequency_V is None else log_frequency_V.float()
+        self.parameter: str | None
         self.parameter, self.floor, *_ = RANGES[self.augmentation]
 
     @torch.no_grad()
@@ -110,10 +111,7 @@ class Temperature(_Linear):
     augmentation = "temperature"
 
     def output(self, value: float) -> tuple[float, Tensor | None]:
-        return self.coordinate(value), None
-
-    def coordinate(self, value: float) -> float:
-        return 1.0 / value
+        return coordinate("temperature", value), None
 
     def lines(self, logits_RV: Tensor, noise_RV: Tensor) -> tuple[Tensor, Tensor]:
         return logits_RV, noise_RV
@@ -126,10 +124,8 @@ class TermFrequencyInterpolation(_Linear):
 
     def output(self, value: float) -> tuple[float, Tensor | None]:
         assert self.log_frequency_V is not None
-        return 1.0 - value, value * self.log_frequency_V
-
-    def coordinate(self, value: float) -> float:
-        return value
+        gamma = coordinate("gamma", value)
+        return 1.0 - gamma, gamma * self.log_frequency_V
 
     def lines(self, logits_RV: Tensor, noise_RV: Tensor) -> tuple[Tensor, Tensor]:
         assert self.log_frequency_V is not None

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.corpus.frequency import NEVER
+from fast_electra.replacement.distribution import coordinate
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, concatenate, envelope
 from fast_electra_kernels.noise import random_bits
@@ -70,7 +71,6 @@ class AuxiliaryFree:
     n is taken with the 32-bit (bits * n) >> 32, which changes its share of the group by less than n / 2^32.
     """
 
-    parameter = "gamma"
     floor = 0.0
 
     def __init__(self, log_q_V: Tensor, alpha: float, gamma: float | None, arrivals: int = _ARRIVALS) -> None:
@@ -90,6 +90,7 @@ class AuxiliaryFree:
             )
         assert log_q_V.dtype == torch.float64 and len(log_q_V) >= 2
         self.gamma, self.arrivals = gamma, arrivals
+        self.parameter = "gamma" if gamma is None else None
         self.log_q_V = log_q_V
         self.log_x, self.log_other = math.log1p(-alpha), math.log(alpha / (len(log_q_V) - 1))
         # Groups are made on the CPU, so that every device has the same. Borders a fraction of an octave off the
@@ -112,7 +113,7 @@ class AuxiliaryFree:
         Raises:
             UserError: when gamma is not in [0, 1].
         """
-        gamma = self.coordinate(value) if self.gamma is None else self.gamma
+        gamma = self._gamma(value) if self.gamma is None else self.gamma
         originals_M = _originals(masked)
         tokens_M = torch.full_like(originals_M, -1)
         rows_M, arrivals = torch.arange(len(tokens_M), device=tokens_M.device), self.arrivals
@@ -123,11 +124,10 @@ class AuxiliaryFree:
             rows_M, arrivals = rows_M[tokens_M[rows_M] < 0], 2 * arrivals
         return Draws(tokens_M, *self._figures(originals_M, gamma))
 
-    def coordinate(self, value: float) -> float:
-        """Log-scores are linear in gamma itself, rounded to float32 as all coordinates of `Pieces` are."""
-        if self.gamma is None and not 0.0 <= value <= 1.0:
+    def _gamma(self, value: float) -> float:
+        if not 0.0 <= value <= 1.0:
             raise UserError(f"gamma is {value}: it must lie in [0, 1]; see fast_electra.curriculum.initial")
-        return torch.tensor(value, dtype=torch.float32).item()
+        return coordinate("gamma", value)
 
     @torch.no_grad()
     def pieces(self, masked: MaskedBatch, low: float, high: float) -> Pieces:
@@ -136,7 +136,7 @@ class AuxiliaryFree:
             tokens_M = self.sample(masked, self.gamma).tokens_M
             starts_M = torch.full(tokens_M.shape, -math.inf, device=tokens_M.device)
             return Pieces(torch.ones_like(tokens_M), tokens_M, starts_M)
-        low, high = self.coordinate(low), self.coordinate(high)
+        low, high = self._gamma(low), self._gamma(high)
         originals_M = _originals(masked)
         settled: list[Tensor] = []
         found: list[Pieces] = []

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from pydantic import Field
 
 from fast_electra.batch import Draws, MaskedBatch
@@ -53,13 +54,24 @@ class ReplacementSettings(Settings):
         return RANGES[self.augmentation] if self.distribution == "auxiliary" else INTERPOLATION
 
 
+def coordinate(parameter: str | None, value: float) -> float:
+    """Where a curriculum's value stands on the axis along which log-scores are linear.
+
+    1/T for a temperature (Eq. 1), gamma itself for the others (E.2); 0 where there is no curriculum. Rounded to
+    float32, in which scores are computed: training online and from a store then agree on it to the bit.
+    """
+    exact = 1.0 / value if parameter == "temperature" else value if parameter == "gamma" else 0.0
+    return float(np.float32(exact))
+
+
 class Distribution(Protocol):
     """A distribution over replacements that the curriculum makes easier or harder.
 
     `parameter` names the curriculum's value, and `floor` is where it falls to: a "temperature" to 1, a "gamma" to 0.
+    A distribution without a curriculum has no parameter (None), and ignores the value.
     """
 
-    parameter: str
+    parameter: str | None
     floor: float
 
     def sample(self, masked: MaskedBatch, value: float) -> Draws:
@@ -74,10 +86,6 @@ class LinearDistribution(Distribution, Protocol):
     With the noise of a position fixed, the winning token is then an upper envelope of lines: a few pieces.
     """
 
-    def coordinate(self, value: float) -> float:
-        """Where the value stands on that axis: 1/T for the temperature (Eq. 1), gamma itself for the others (E.2)."""
-        ...
-
     def pieces(self, masked: MaskedBatch, low: float, high: float) -> Pieces:
-        """The draws at every coordinate in [low, high]."""
+        """The draws at every coordinate in [low, high]; see `coordinate`."""
         ...

@@ -146,7 +146,12 @@ AXES: dict[str, dict[str, Any]] = {
     "temperature": {},
     "interpolation": {"replacement__augmentation": "term_frequency_interpolation", "curriculum__initial": 0.9},
     "uniform to one-hot": {"replacement__distribution": "uniform_to_smoothed_one_hot"},
-    "frequency to one-hot": {"replacement__distribution": "term_frequency_to_smoothed_one_hot"},
+    # 0.9 is no float32: the range of the store must hold it nevertheless
+    "frequency to one-hot": {
+        "replacement__distribution": "term_frequency_to_smoothed_one_hot",
+        "curriculum__initial": 0.9,
+    },
+    "no curriculum": {"replacement__distribution": "term_frequency"},
 }
 
 

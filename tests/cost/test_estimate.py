@@ -31,6 +31,19 @@ def test_the_issues_command_prints_readable_text(capsys: pytest.CaptureFixture[s
     assert "Warnings" not in printed
 
 
+def test_the_example_in_the_docs_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    assert main(["estimate", "--config", "ds_configs/large.json", "--gpus", "64"]) == 0
+    printed = capsys.readouterr().out
+    run = printed[printed.index("ds_configs/large.json, as the code") :].rstrip()
+    page = Path("docs/cost.md").read_text()
+    assert "\n".join(f"    {line}".rstrip() for line in run.splitlines()) in page
+    table = printed[: printed.index("ds_configs/large.json")].splitlines()[3:]
+    assert all(f"    {line}".rstrip() in page for line in table)
+
+
 def test_large_costs_what_its_terms_say(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of(capsys, "large.json", "--gpus", "64", "--dollars-per-hour", "2")
     methods = run["methods"]

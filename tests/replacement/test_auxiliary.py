@@ -17,7 +17,7 @@ from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.model.keyed_dropout import KeyedDropout
 from fast_electra.replacement.auxiliary import AUGMENTATIONS, Auxiliary, DropToken
-from fast_electra.replacement.distribution import RANGES, LinearDistribution
+from fast_electra.replacement.distribution import RANGES, LinearDistribution, coordinate
 from fast_electra_kernels import winners
 
 LINEAR = ["temperature", "term_frequency_interpolation"]
@@ -114,13 +114,13 @@ def test_pieces_are_the_draws_at_every_value(
     auxiliary, masked = auxiliaries[name], masked_batch(sequences)
     assert isinstance(auxiliary, LinearDistribution)
     _, floor, _, initial = RANGES[name]
-    ends = sorted((auxiliary.coordinate(initial), auxiliary.coordinate(floor)))
+    ends = sorted((coordinate(auxiliary.parameter, initial), coordinate(auxiliary.parameter, floor)))
     pieces = auxiliary.pieces(masked, *ends)
     changed = 0
     for step in range(40):
         value = initial + (floor - initial) * step / 39
         drawn_M = auxiliary.sample(masked, value).tokens_M
-        assert torch.equal(winners(pieces, auxiliary.coordinate(value)), drawn_M)
+        assert torch.equal(winners(pieces, coordinate(auxiliary.parameter, value)), drawn_M)
         changed += int((drawn_M != auxiliary.sample(masked, initial).tokens_M).sum())
     assert changed > 0
 

@@ -14,7 +14,7 @@ from fast_electra.batch import MaskedBatch, TokenBatch
 from fast_electra.corpus.frequency import log_frequency
 from fast_electra.replacement import auxiliary_free as module
 from fast_electra.replacement.auxiliary_free import KINDS, AuxiliaryFree, auxiliary_free
-from fast_electra.replacement.distribution import LinearDistribution
+from fast_electra.replacement.distribution import LinearDistribution, coordinate
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, winners
 
@@ -184,9 +184,9 @@ def test_pieces_hold_the_draw_at_every_gamma(name: str) -> None:
     whole, part = distribution.pieces(batch, 0.0, 1.0), distribution.pieces(batch, 0.2, 0.6)
     for gamma in GAMMAS:
         drawn = distribution.sample(batch, gamma).tokens_M
-        assert torch.equal(winners(whole, distribution.coordinate(gamma)), drawn), gamma
+        assert torch.equal(winners(whole, coordinate(distribution.parameter, gamma)), drawn), gamma
         if 0.2 <= gamma <= 0.6:
-            assert torch.equal(winners(part, distribution.coordinate(gamma)), drawn), gamma
+            assert torch.equal(winners(part, coordinate(distribution.parameter, gamma)), drawn), gamma
     pieces = whole.counts_M.double().mean()
     assert pieces == 1 if KINDS[name].gamma is not None else 1 < pieces < 4
 

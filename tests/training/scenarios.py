@@ -222,6 +222,7 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
         ("loss", {5}, {}),
         ("bf16", {5}, {"bf16": {"enabled": True}}),
         ("gradient", {5}, {}),
+        ("joint", {5}, {}),
         ("forever", set(range(5, 100)), {}),
     ):
         run = output / f"not_finite_{kind}"
@@ -231,8 +232,15 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
             loss, count = objective.loss, iter(range(1, 1000))
 
             def poison(forward: Any, batch: Any, value: Any) -> Any:
+                now = next(count) in updates and ranks.rank == ranks.world - 1
+                if kind == "joint" and now:  # logits from which nothing can be drawn, as when fp16 overflows
+                    hook = objective.model.auxiliary.register_forward_hook(lambda _, __, logits: logits / 0)
+                    try:
+                        return loss(forward, batch, value)
+                    finally:
+                        hook.remove()
                 share, sums = loss(forward, batch, value)
-                if next(count) in updates and ranks.rank == ranks.world - 1:
+                if now:
                     if kind == "gradient":  # a sound loss with an infinite slope
                         weight = objective.model.output.weight
                         share = share + (weight.abs().sum() * 0).sqrt()
@@ -244,9 +252,9 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
             return objective, facts
 
         pretraining.build_objective = poisoned
-        values = (
-            tree(corpus, run, checkpoint={"every": 4, "keep": 10}, updates=12 if kind != "forever" else 40) | section
-        )
+        objective = "joint" if kind == "joint" else "rtd"
+        length = 12 if kind != "forever" else 40
+        values = tree(corpus, run, objective, checkpoint={"every": 4, "keep": 10}, updates=length) | section
         try:
             train(values, ranks)
         except ValueError as error:

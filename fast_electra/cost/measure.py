@@ -1,0 +1,271 @@
+"""What training costs, measured: seconds per update and the peak memory that tensors occupy (E.1, Table 7).
+
+Several ways to train are measured in turns. In its turn a way's engine is built, some updates warm it up, some are
+measured, and everything is freed. So one engine at a time is in memory; every turn does the same updates, by the loop's
+own `update`, on the same batches; and in each round another way goes first, so that whatever else the machine does
+hits all of them alike.
+"""
+
+import gc
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+import fast_electra
+from fast_electra.corpus.loader import Loader
+from fast_electra.cost.gpus import GPU, GPUS
+from fast_electra.objectives.objective import Objective
+from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, wait_for_ranks
+from fast_electra.training.loop import update
+
+MEMORY_UPDATES = 3  # the optimizer's states appear in the first one
+TRACED_UPDATES = 3  # the first of them is not in the trace
+MARK = "fast_electra: from here on memory is measured"
+OTHER_FORMS = {"pcie", "nvl", "ti", "d", "laptop"}  # in a GPU's name: not the one whose peak `gpus.GPUS` has
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that an update needs."""
+
+    objective: Objective
+    engine: Engine
+    loader: Loader
+    fraction: Callable[[int], float]  # u at an update
+    seed: int
+
+    def update(self, n: int, ranks: Ranks) -> dict[str, Any]:
+        """Update n = 1, 2, ... as a run does it, to the end of the device's work; returns its row."""
+        value = self.objective.value(self.fraction(n))
+        row, _ = update(self.objective, self.engine, self.loader, n, value, self.seed, ranks)
+        _finish(ranks.device)
+        return row
+
+
+Build = Callable[[], Parts]
+
+
+class Memory(NamedTuple):
+    """Bytes that tensors occupy on a device: before the work began, and at its highest moment."""
+
+    held: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the turns of one way to train gave.
+
+    Attributes:
+        seconds: of each measured update of each round, on the slowest rank.
+        cpu_seconds: the same, but of the CPU's work for it, on average over ranks: what a busy machine changes less.
+        skipped: timed updates whose gradients were not finite, as while fp16's loss scale is sought.
+        tokens: that are not padding, of one update, on average.
+        memory: of each rank, whose highest moment lies within the updates: what building the engine needs is left out.
+    """
+
+    seconds: list[list[float]]
+    cpu_seconds: list[list[float]]
+    skipped: int
+    tokens: float
+    memory: list[Memory]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(second for turn in self.seconds for second in turn)
+
+    @property
+    def peak(self) -> float:
+        """Peak memory averaged over ranks, as in the paper."""
+        return statistics.mean(memory.peak for memory in self.memory)
+
+    @property
+    def held(self) -> float:
+        """Memory of model and engine before the first update, averaged over ranks."""
+        return statistics.mean(memory.held for memory in self.memory)
+
+
+def ratios(seconds: list[list[float]], of_another: list[list[float]]) -> list[float]:
+    """How much longer an update took than another way's, in each round by itself: the machine was alike then."""
+    return [statistics.median(own) / statistics.median(its) for own, its in zip(seconds, of_another, strict=True)]
+
+
+def measure(
+    builds: dict[str, Build], ranks: Ranks, updates: int, warmup: int, rounds: int, tell: Callable[[str], None]
+) -> dict[str, Measured]:
+    """Measures each way's memory, then their times in turns. All ranks call it and get the same figures."""
+    tell(f"memory of {', '.join(builds)}")
+    memory = {name: _memory(build, ranks) for name, build in builds.items()}
+    clocks: dict[str, list[Clock]] = {name: [] for name in builds}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in builds}
+    names = list(builds)
+    for number in range(rounds):
+        first = number % len(names)
+        order = names[first:] + names[:first]
+        tell(f"round {number + 1} of {rounds}: {', '.join(order)}")
+        for name in order:
+            clock, turn_rows = _time(builds[name], ranks, updates, warmup)
+            clocks[name].append(clock)
+            rows[name] += turn_rows
+    return {
+        name: Measured(
+            [clock.seconds for clock in clocks[name]],
+            [clock.cpu_seconds for clock in clocks[name]],
+            sum(row["skipped"] for row in rows[name]),
+            statistics.mean(row["tokens"] for row in rows[name]),
+            memory[name],
+        )
+        for name in builds
+    }
+
+
+class Clock(NamedTuple):
+    """Of each measured update of one turn: see `Measured`."""
+
+    seconds: list[float]
+    cpu_seconds: list[float]
+
+
+def _time(build: Build, ranks: Ranks, updates: int, warmup: int) -> tuple[Clock, list[dict[str, Any]]]:
+    """One turn; also the rows of its measured updates."""
+    parts, seconds, cpu_seconds, rows = build(), [], [], []
+    for n in range(1, warmup + updates + 1):
+        wait_for_ranks()  # all begin it together
+        began, cpu_began = time.perf_counter(), time.process_time()
+        rows.append(parts.update(n, ranks))
+        seconds.append(time.perf_counter() - began)
+        cpu_seconds.append(time.process_time() - cpu_began)
+    parts.engine.destroy()
+    del parts
+    free(ranks.device)
+    slowest = [max(column) for column in zip(*_of_all_ranks(seconds[warmup:], ranks), strict=True)]
+    mean = [statistics.mean(column) for column in zip(*_of_all_ranks(cpu_seconds[warmup:], ranks), strict=True)]
+    return Clock(slowest, mean), rows[warmup:]
+
+
+def _memory(build: Build, ranks: Ranks) -> list[Memory]:
+    """Of each rank."""
+
+    def work(parts: Parts) -> None:
+        for n in range(1, MEMORY_UPDATES + 1):
+            parts.update(n, ranks)
+        parts.engine.destroy()
+
+    own = tensor_memory(ranks.device, build, work)
+    free(ranks.device)
+    return [Memory(int(held), int(peak)) for held, peak in _of_all_ranks(list(own), ranks)]
+
+
+def tensor_memory(device: torch.device, prepare: Callable[[], T], work: Callable[[T], None]) -> Memory:
+    """Bytes that tensors occupy while `work` runs on what `prepare` made; what was there before both does not count."""
+    return (_memory_on_gpu if device.type == "cuda" else _memory_on_cpu)(device, prepare, work)
+
+
+def _memory_on_gpu(device: torch.device, prepare: Callable[[], T], work: Callable[[T], None]) -> Memory:
+    before = torch.cuda.memory_allocated(device)
+    state = prepare()
+    held = torch.cuda.memory_allocated(device) - before
+    torch.cuda.reset_peak_memory_stats(device)
+    work(state)
+    return Memory(held, torch.cuda.max_memory_allocated(device) - before)
+
+
+def _memory_on_cpu(device: torch.device, prepare: Callable[[], T], work: Callable[[T], None]) -> Memory:
+    """As torch's profiler sees it: every allocation and release of its CPU allocator, those inside operators included.
+
+    Tensors over memory that numpy made, such as a batch's tokens, are not among them.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        state = prepare()
+        with record_function(MARK):
+            work(state)
+        # Here, where the profiler sees it: it takes an address for allocated until it sees it freed.
+        del state
+        gc.collect()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    bytes_now = held = peak = 0
+    marked = False
+    # The profiler's public tables add memory up by operator; the course over time is in its raw events alone.
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == MARK:
+            marked, held, peak = True, bytes_now, bytes_now
+        elif event.name() == "[memory]":
+            bytes_now += event.nbytes()
+            peak = max(peak, bytes_now)
+    assert marked
+    return Memory(held, peak)
+
+
+def free(device: torch.device) -> None:
+    """Frees what is no longer referred to: engines are full of cycles, and not free before they are destroyed."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def trace(build: Build, ranks: Ranks, path: Path) -> None:
+    """Two updates after a first one, as torch.profiler sees them on rank 0, for chrome://tracing or Perfetto."""
+    parts = build()
+    parts.update(1, ranks)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (ranks.device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        for n in range(2, TRACED_UPDATES + 1):
+            with record_function(f"update {n}"):
+                parts.update(n, ranks)
+    if ranks.rank == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(path))
+    parts.engine.destroy()
+    del parts
+    free(ranks.device)
+
+
+def known_gpu(name: str) -> GPU | None:
+    """The data sheet for a device's name, if it is one of `gpus.GPUS`; other forms of a GPU have other peaks."""
+    words = re.split(r"[ -]+", name.lower().replace("rtx ", "rtx"))
+    found = [gpu for key, gpu in GPUS.items() if key in words]
+    return found[0] if found and not OTHER_FORMS & set(words) else None
+
+
+def machine(ranks: Ranks) -> dict[str, Any]:
+    """What the figures depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpus = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    packages = {name: version(name) for name in ("torch", "deepspeed")}
+    return {
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+        "processes": ranks.world,
+        "cpu": next(cpus, platform.processor()),
+        "cores": os.cpu_count(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | packages | {"fast_electra": fast_electra.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg(),
+    }
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _of_all_ranks(values: list[float] | list[int], ranks: Ranks) -> list[list[float]]:
+    """The values of each rank, on all of them."""
+    table = torch.zeros(ranks.world, len(values), dtype=torch.float64, device=ranks.device)
+    table[ranks.rank] = torch.tensor(values, dtype=torch.float64)
+    rows: list[list[float]] = sum_over_ranks(table).tolist()
+    return rows

@@ -1,0 +1,37 @@
+"""Measures Table 7 of the paper on this machine: seconds per update and peak memory of tensors, beside predictions.
+
+    deepspeed launch/measure.py --deepspeed_config ds_configs/large.json [--set KEY=VALUE ...]
+
+The config is one of objective rtd. Joint training of the same main model, Fast-ELECTRA with its auxiliary (online), and
+Fast-ELECTRA from a store (offline) train on the same batches in one run. Where `auxiliary.run` holds no model yet, an
+untrained one stands in, which costs the same.
+"""
+
+import os
+from pathlib import Path
+
+from fast_electra import launching
+
+
+def main() -> None:
+    parser = launching.parser(__doc__)
+    parser.add_argument("--updates", type=int, default=10, metavar="N", help="measured in each turn; default: 10")
+    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="before them; default: 3")
+    parser.add_argument("--rounds", type=int, default=6, metavar="N", help="turns of each method; default: 6")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure here")
+    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="torch.profiler's traces of two updates, here")
+    parser.add_argument("--flops", action="store_true", help="let DeepSpeed's flops profiler count, too")
+    arguments = parser.parse_args()
+
+    for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(name, level)  # before torch is imported: its profiler tells of itself on stderr
+    from fast_electra import measuring  # here: --help answers at once
+
+    options = measuring.Options(
+        arguments.updates, arguments.warmup, arguments.rounds, arguments.json, arguments.trace, arguments.flops
+    )
+    measuring.measure(arguments.deepspeed_config, arguments.set, options)
+
+
+if __name__ == "__main__":
+    launching.run("measure", main)
