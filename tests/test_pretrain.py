@@ -52,7 +52,8 @@ def test_run_folder_is_complete(discriminator: Path) -> None:
     assert names == expected
     assert json.loads((discriminator / "status.json").read_text())["state"] == "completed"
     settled = json.loads((discriminator / "config.json").read_text())
-    assert settled["fast_electra"]["curriculum"] == {"schedule": "exponential", "initial": 2.0, "rate": 0.1}
+    curriculum = {"schedule": "exponential", "initial": 2.0, "rate": 0.1, "per": "update"}
+    assert settled["fast_electra"]["curriculum"] == curriculum
     assert settled["deepspeed"]["train_micro_batch_size_per_gpu"] == 32
     assert not list((discriminator / "checkpoints").glob("partial-*"))
 

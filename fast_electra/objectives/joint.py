@@ -65,8 +65,10 @@ class Joint:
             try:
                 tokens_M, statistics = sample_logits(logits_MV.detach(), masked.keys_M, original_M)
                 draws = Draws(tokens_M, statistics.entropy_M, statistics.original_M.exp())
-            except ValueError:  # NaN or +inf: nothing is drawn, and the loop skips the update as for any such loss
-                draws, mlm_sum = Draws(original_M), mlm_sum * torch.nan
+            except (
+                ValueError
+            ):  # NaN or +inf: nothing can be drawn, and the loss is not finite: the loop skips the update
+                draws = Draws(original_M)
             return replace(masked, draws), mlm_sum, (logits_MV.argmax(dim=1) == original_M).sum()
 
     def corrupt(self, forward: Forward, batch: TokenBatch, value: float | None) -> CorruptedBatch:

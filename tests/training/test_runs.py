@@ -15,6 +15,7 @@ from fast_electra.files import file_hash
 from fast_electra.training.monitor import read_metrics
 
 SCENARIOS = str(Path(__file__).parent / "scenarios.py")
+pytestmark = pytest.mark.timeout(900)  # one launch trains everything; machines are busy
 NAMES = ["auxiliary", "plain", "accumulated", "resumed", "checkpointing", "sixteen_bit", "half", "not_finite"]
 
 
@@ -23,7 +24,7 @@ def runs(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, launch: 
     """Everything with two ranks, then what is compared with it under one."""
     output = tmp_path_factory.mktemp("runs")
     arguments = ["--corpus", str(tiny_corpus.shards.parent), "--output", str(output)]
-    launch(SCENARIOS, [*arguments, *NAMES], ranks=2)
+    launch(SCENARIOS, [*arguments, *NAMES], ranks=2, timeout=600)
     one = output / "one"
     one.mkdir()
     (one / "auxiliary").symlink_to(output / "auxiliary")

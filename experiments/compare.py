@@ -1,0 +1,197 @@
+"""Variants compared over seeds: the figures of a result, their differences, and the tables of docs/results.md."""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Result = dict[str, Any]
+REFERENCE = "fast"  # what every variant is compared with
+CONFIDENCE = 0.95
+
+
+class Measure(NamedTuple):
+    """A key of the scores, its axis, its head in a table, and what is better."""
+
+    key: str
+    axis: str
+    head: str
+
+
+MEASURES = (
+    Measure("swap_auc", "swap probe, AUC (more is better)", "swap, AUC ↑"),
+    Measure("cloze_nats", "cloze probe, nats (less is better)", "cloze, nats ↓"),
+    Measure("judge_auc", "common judge, AUC (more is better)", "judge, AUC ↑"),
+)
+LABELS = {
+    "fast": "Fast-ELECTRA",
+    "joint": "joint, half the rate",
+    "joint_same_rate": "joint, same rate",
+    "uniform": "uniform",
+    "term_frequency": "term frequency",
+    "smoothed_one_hot": "smoothed one-hot",
+    "uniform_to_smoothed_one_hot": "UNF→SOH",
+    "term_frequency_to_smoothed_one_hot": "TF→SOH",
+    "fixed": "fixed auxiliary",
+    "fast_deep": "Fast-ELECTRA, auxiliary of 3 layers",
+    "fixed_deep": "fixed auxiliary of 3 layers",
+    "term_frequency_interpolation": "TF interpolation",
+    "dropout": "dropout",
+    "attention_dropout": "attention dropout",
+    "drop_token": "drop token",
+    "polynomial": "polynomial, 2",
+    "stepwise": "stepwise, 4",
+    "constant": "constant, T = 2",
+    "untrained": "untrained",
+    "auxiliary_1": "auxiliary, 1 layer (an MLM)",
+    "auxiliary_3": "auxiliary, 3 layers (an MLM)",
+}
+GROUPS = {
+    "distributions": (
+        "fast",
+        "joint",
+        "joint_same_rate",
+        "uniform",
+        "term_frequency",
+        "smoothed_one_hot",
+        "uniform_to_smoothed_one_hot",
+        "term_frequency_to_smoothed_one_hot",
+    ),
+    "auxiliaries": ("fast", "fixed", "fast_deep", "fixed_deep"),
+    "augmentations": ("fast", "term_frequency_interpolation", "dropout", "attention_dropout", "drop_token"),
+    "schedules": ("fast", "polynomial", "stepwise", "constant", "fixed"),
+}
+# MNLI accuracy where the paper prints it (Table 6, D.2), else what its text says of the figure (E.2).
+PAPER = {
+    "fast": "89.1",
+    "uniform": "diverged",
+    "term_frequency": "85.7",
+    "smoothed_one_hot": "83.8",
+    "uniform_to_smoothed_one_hot": "85.3",
+    "term_frequency_to_smoothed_one_hot": "84.9",
+    "fixed": "88.3, 88.4",
+    "fixed_deep": "over 3 points below",
+    "term_frequency_interpolation": "slightly lower",
+    "dropout": "slightly lower",
+    "attention_dropout": "slightly lower",
+    "drop_token": "slightly lower",
+    "polynomial": "comparable",
+    "stepwise": "comparable",
+    "constant": "significantly lower",
+}
+
+
+class Difference(NamedTuple):
+    """To the reference, over seeds: the mean of the pairs' differences and half the width of its t-interval."""
+
+    mean: float
+    half: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return abs(self.mean) > self.half
+
+
+# --- figures over seeds -----------------------------------------------------------------------------------------------
+
+
+def values(result: Result, name: str, key: str, update: int | None = None) -> np.ndarray:
+    """A figure of a variant or reference for each seed, float64 [seeds], in the order of the seeds."""
+    by_seed = result["scores"].get(name) or result["references"][name]
+    rows = [by_seed[seed] for seed in sorted(by_seed, key=int)]
+    if name in result["scores"]:
+        rows = [row[str(update or result["updates"])] for row in rows]
+    return np.array([row.get(key, np.nan) for row in rows], dtype=np.float64)
+
+
+def difference(result: Result, name: str, key: str) -> Difference:
+    """Seeds share weights, order, masks and auxiliary, so that runs of one seed are a pair."""
+    pairs = values(result, name, key) - values(result, REFERENCE, key)
+    n = len(pairs)
+    if n < 2:
+        return Difference(float(pairs.mean()), float("inf"))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * pairs.std(ddof=1) / np.sqrt(n)
+    return Difference(float(pairs.mean()), float(half))
+
+
+def threshold(result: Result, key: str) -> float:
+    """The difference of two variants' means that chance alone reaches for none of all comparisons, 19 times in 20.
+
+    Bonferroni's, over every variant and measure. The spread is pooled: what is left of each figure when the mean of its
+    variant and that of its seed are taken away, as if it were as wide for all variants.
+    """
+    figures = np.array([values(result, name, key) for name in result["scores"]])
+    variants, seeds = figures.shape
+    if seeds < 2:
+        return float("inf")
+    left = figures - figures.mean(1, keepdims=True) - figures.mean(0, keepdims=True) + figures.mean()
+    freedom = (variants - 1) * (seeds - 1)
+    spread = np.sqrt(np.square(left).sum() / freedom)
+    comparisons = (variants - 1) * len(MEASURES)
+    return float(stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, freedom) * spread * np.sqrt(2 / seeds))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(result: Result, variants: tuple[str, ...]) -> str:
+    """Mean and standard deviation over seeds, and the difference to the reference with its interval, as Markdown.
+
+    `entropy` is that of the replacements at the end of training, in nats, on held-out text: how easy the task is then.
+    """
+    heads = [cell for measure in MEASURES for cell in (measure.head, "− fast")]
+    lines = [_row(["", *heads, "entropy", "the paper, MNLI"]), _row(["---"] * (3 + len(heads)))]
+    for variant in variants:
+        cells = [f"**{LABELS[variant]}**" if variant == REFERENCE else LABELS[variant]]
+        for measure in MEASURES:
+            cells += [_spread(result, variant, measure.key), _compared(result, variant, measure.key)]
+        rows = result["own_task"][variant].values()
+        entropy = np.mean([row["heldout_replacement_entropy"] for row in rows])
+        lines.append(_row([*cells, f"{entropy:.2f}", PAPER.get(variant, "–")]))
+    return "\n".join(lines)
+
+
+def reference_table(result: Result) -> str:
+    """What models that never saw a replacement score, and what needs no model."""
+    lines = [_row(["", *(measure.head for measure in MEASURES)]), _row(["---"] * (1 + len(MEASURES)))]
+    for name in result["references"]:
+        lines.append(_row([LABELS[name], *(_spread(result, name, measure.key) for measure in MEASURES)]))
+    known = result["without_a_model"]
+    bare = ["0.500", f"{known['cloze_nats']:.3f}", f"{known['judge_auc']:.3f}"]
+    return "\n".join([*lines, _row(["no model: chance, token frequency, the token alone", *bare])])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(result: Result, name: str, key: str) -> str:
+    figures = values(result, name, key)
+    if np.isnan(figures).any():
+        return "–"
+    return f"{figures.mean():.3f}" + (f" ± {figures.std(ddof=1):.3f}" if len(figures) > 1 else "")
+
+
+def _compared(result: Result, name: str, key: str) -> str:
+    """Bold where the interval leaves zero out; with a dagger where the difference passes the common threshold."""
+    if name == REFERENCE:
+        return ""
+    mean, half = found = difference(result, name, key)
+    shown = (f"{mean:+.3f}" + (f" ± {half:.3f}" if np.isfinite(half) else "")).replace("-", "−")
+    shown = f"**{shown}**" if found.clear else shown
+    return shown + " †" * (abs(mean) > threshold(result, key))
+
+
+def put(text: str, name: str, content: str) -> str:
+    """The text with the table `name` replaced.
+
+    Raises:
+        ValueError: the text has no place for it.
+    """
+    begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
+    pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", flags=re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"there is no place for the table {name!r}: {begin} ... {end}")
+    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)

@@ -1,0 +1,154 @@
+"""The figures of docs/results.md, and its tables put in place, from what curricula.py has written.
+
+    python experiments/plots.py
+
+draws them anew. A table stands in the text between two comments that name it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from compare import GROUPS, LABELS, MEASURES, REFERENCE, Result, put, reference_table, table, values
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fast_electra.curriculum import CurriculumSettings
+from fast_electra.training.report_curves import BLUE, GREEN, GREY, ORANGE, STYLE
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_all(results: Path, docs: Path) -> None:
+    """Draws every figure into docs/images and puts every table into docs/results.md."""
+    result = json.loads(results.read_text())
+    images = docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    draw_schedules(images / "schedules.svg")
+    draw_points(result, GROUPS["distributions"], images / "distributions.svg")
+    draw_points(result, GROUPS["augmentations"], images / "augmentations.svg")
+    draw_points(result, GROUPS["schedules"], images / "schedules_compared.svg")
+    draw_auxiliaries(result, images / "auxiliaries.svg")
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    for name, variants in GROUPS.items():
+        text = put(text, name, table(result, variants))
+    text = put(text, "references", reference_table(result))
+    longer = results.with_name("longer.json")
+    if longer.exists():
+        result = json.loads(longer.read_text())
+        text = put(text, "longer", table(result, tuple(result["scores"])))
+        draw_course(result, images / "longer.svg")
+    (docs / "results.md").write_text(text, encoding="utf-8")
+
+
+def draw_points(result: Result, names: tuple[str, ...], file: Path) -> None:
+    """A point for each seed and a bar at the mean; dashed, the mean of the reference; dotted, the untrained model's."""
+    with _figure(file, (9.0, 0.9 + 0.3 * len(names))) as figure:
+        panels = figure.subplots(1, len(MEASURES), sharey=True)
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            for place, name in enumerate(names):
+                colour = BLUE if name == REFERENCE else ORANGE
+                seeds = values(result, name, measure.key)
+                axes.plot(seeds, [place] * len(seeds), "o", color="none", markeredgecolor=colour, markersize=4.5)
+                axes.plot([seeds.mean()], [place], "|", color=colour, markersize=13, markeredgewidth=2)
+            axes.axvline(values(result, REFERENCE, measure.key).mean(), color=BLUE, linestyle=(0, (4, 3)), linewidth=1)
+            axes.axvline(values(result, "untrained", measure.key).mean(), color=GREY, linestyle=":", linewidth=1)
+            axes.set_xlabel(measure.axis)
+            axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
+        panels[0].invert_yaxis()
+
+
+def draw_auxiliaries(result: Result, file: Path) -> None:
+    """Figure 4: above, in the course of training; below, against the depth of the auxiliary."""
+    with _figure(file, (9.0, 5.2)) as figure:
+        above, below = figure.subplots(2, len(MEASURES))
+        _course(above, result)
+        for axes, measure in zip(below, MEASURES, strict=True):
+            for name, colour in COMPARED.items():
+                deep = np.array([values(result, n, measure.key) for n in (name, f"{name}_deep")])
+                _line(axes, np.array([1, 3]), deep, colour, LABELS[name])
+            axes.set_xlabel("layers of the auxiliary")
+            axes.set_xticks([1, 3])
+            axes.set_xlim(0.5, 3.5)
+        figure.legend(*above[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+
+
+def draw_course(result: Result, file: Path) -> None:
+    """Figure 4, left, alone; with the other variants at the last update."""
+    with _figure(file, (9.0, 2.9)) as figure:
+        panels = figure.subplots(1, len(MEASURES))
+        _course(panels, result)
+        others = [name for name in result["scores"] if name not in COMPARED]
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            for name, colour, marker in zip(others, (GREEN, GREY, "black"), "s^D", strict=False):
+                seeds = values(result, name, measure.key)
+                x = np.full(len(seeds), result["updates"])
+                axes.plot(x, seeds, marker, color="none", markeredgecolor=colour, markersize=4.5, label=LABELS[name])
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=5)
+
+
+COMPARED = {"fast": BLUE, "fixed": ORANGE}
+
+
+def _course(panels: np.ndarray, result: Result) -> None:
+    """Each measure of the compared runs against the updates done."""
+    updates = sorted(map(int, next(iter(result["scores"][REFERENCE].values()))))
+    for axes, measure in zip(panels, MEASURES, strict=True):
+        for name, colour in COMPARED.items():
+            course = np.array([values(result, name, measure.key, update) for update in updates])
+            _line(axes, np.array(updates), course, colour, LABELS[name])
+        axes.set_xlabel("update")
+        axes.set_xticks(updates)
+        axes.set_title(measure.axis, fontsize=9)
+
+
+def _line(axes: Axes, x: np.ndarray, seeds: np.ndarray, colour: str, label: str) -> None:
+    """Means joined, seeds as points: x [n], seeds [n, seeds]."""
+    axes.plot(x, seeds.mean(1), color=colour, linewidth=1.6, label=label)
+    axes.plot(np.repeat(x, seeds.shape[1]), seeds.ravel(), "o", color="none", markeredgecolor=colour, markersize=4)
+
+
+def draw_schedules(file: Path) -> None:
+    """The temperature under every schedule of E.2, at the rates compared and at some others, and gamma beside it."""
+    u = np.linspace(0.0, 1.0, 201)
+    with _figure(file, (9.0, 2.9)) as figure:
+        panels = figure.subplots(1, 4, sharey=True)
+        for axes, (name, rates) in zip(panels, SHOWN.items(), strict=True):
+            for rate, colour in zip(rates, (BLUE, ORANGE, GREEN), strict=False):
+                settings = CurriculumSettings(schedule=name, initial=2.0, rate=rate)
+                label = f"τ = {rate:g}" if name != "constant" else "T = T0"
+                axes.plot(u, [settings.value(float(x)) for x in u], color=colour, linewidth=1.6, label=label)
+            if name == "constant":
+                axes.plot(u, np.ones_like(u), color=ORANGE, linewidth=1.6, label="T = 1: the fixed auxiliary")
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("u, fraction of the updates")
+            axes.set_ylim(0.95, 2.2)
+            axes.legend(loc="upper right" if name != "constant" else "center right", fontsize=8)
+        panels[0].set_ylabel("temperature T")
+        right = panels[-1].secondary_yaxis("right", functions=(lambda t: t - 1.0, lambda g: g + 1.0))
+        right.set_ylabel("γ / γ at the start")
+
+
+SHOWN: dict[Any, tuple[float, ...]] = {
+    "exponential": (0.1, 0.05, 0.5),
+    "polynomial": (2.0, 1.0, 5.0),
+    "stepwise": (4.0, 10.0),
+    "constant": (1.0,),
+}
+
+
+@contextmanager
+def _figure(file: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in the house's style, written to `file` in the end: the same figures give the same bytes."""
+    with matplotlib.rc_context(STYLE | {"figure.facecolor": "white", "svg.hashsalt": file.name}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+if __name__ == "__main__":
+    write_all(ROOT / "experiments" / "results" / "curricula.json", ROOT / "docs")

@@ -1,0 +1,219 @@
+"""Held-out measures of a main model that do not depend on the replacements that it was trained on.
+
+The encoder is frozen, every model is judged on identical inputs, and nothing here is random: the same model gets the
+same figures. Shape letters as in fast_electra/batch.py; C is the number of classes of a probe.
+
+    swap_auc        a linear probe on the hidden states tells tokens that changed places with their neighbour
+    cloze_nats      a linear probe on the hidden state of a hidden token guesses that token: cross-entropy
+    cloze_accuracy  the same probe: how often its first guess is right
+    judge_auc       the model's own head finds the replacements of one auxiliary that no model was trained with
+
+All but the last need no detection head, so that an untrained or a masked language model can be scored too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fast_electra import randomness
+from fast_electra.batch import TokenBatch
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corruption.masking import mask
+from fast_electra.model.encoder import Encoder
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.objectives import detection
+from fast_electra.training.evaluation import evaluation_batch
+from fast_electra_kernels import sample
+
+SEED = 20_240_515  # of the probes' texts and noise: no training has it
+FIT, TEST = 1024, 768  # sequences to fit probes on, and to judge on
+SWAPPED, HIDDEN = 0.10, 0.15  # fractions of the positions
+CLASSES = 100  # the most frequent tokens, which the cloze probe tells apart
+BATCH = 64
+DECAY, STEPS = 1e-4, 40  # of the probes: L2 penalty, steps of L-BFGS
+
+SETTINGS = {"seed": SEED, "fit": FIT, "test": TEST, "swapped": SWAPPED, "hidden": HIDDEN, "classes": CLASSES}
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Sequences with positions to classify: int64 flat indices into the sequences, and their labels."""
+
+    tokens_BL: Tensor
+    real_BL: Tensor
+    positions_P: Tensor
+    labels_P: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every model is judged on. The first of a pair fits the probe (training text), the second judges it."""
+
+    swapped: tuple[Labelled, Labelled]
+    hidden: tuple[Labelled, Labelled]
+    judged: Labelled
+    facts: Figures  # what is known without any model
+
+
+def prepare(train: Sequences, heldout: Sequences, judge: MaskedLanguageModel) -> Inputs:
+    """The inputs and what can be scored without a model: the same for all.
+
+    Args:
+        judge: the auxiliary whose replacements the models' own heads are to find, at temperature 1.
+    """
+    fit = evaluation_batch(train, "reference", torch.arange(FIT), SEED)
+    test = evaluation_batch(heldout, "heldout", torch.arange(TEST), SEED)
+    vocabulary_size = judge.encoder.settings.vocabulary_size
+    counts_V = torch.bincount(fit.tokens_BL[fit.real_BL], minlength=vocabulary_size)
+    counts_V[list(train.tokenizer.special_ids)] = 0
+    frequent_C = counts_V.argsort(descending=True, stable=True)[:CLASSES]
+    unknown = train.tokenizer.unk_id
+    class_V = torch.full((vocabulary_size,), -1)
+    class_V[frequent_C] = torch.arange(len(frequent_C))
+    hidden = hide(fit, class_V, unknown), hide(test, class_V, unknown)
+    judged = replaced(test, judge, train.tokenizer.mask_id)
+    prior_C = (counts_V[frequent_C] + 1.0).log().log_softmax(0)
+    facts = {
+        "cloze_nats": float(-prior_C[hidden[1].labels_P].mean()),
+        "cloze_accuracy": float((hidden[1].labels_P == 0).double().mean()),
+        "judge_auc": token_identity(replaced(fit, judge, train.tokenizer.mask_id), judged, vocabulary_size),
+        "judge_replaced": float(judged.labels_P.double().mean()),
+        "swapped_positions": float((swapped_test := swap(test)).labels_P.sum()),
+        "hidden_positions": float(len(hidden[1].labels_P)),
+    }
+    return Inputs((swap(fit), swapped_test), hidden, judged, facts)
+
+
+def inner(batch: TokenBatch) -> Tensor:
+    """bool [B, L]: the positions that are neither [CLS], [SEP] nor padding."""
+    position_L = torch.arange(batch.tokens_BL.shape[1])
+    return (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
+
+
+def swap(batch: TokenBatch) -> Labelled:
+    """Neighbours change places at the fraction SWAPPED of the positions; both are labelled 1.
+
+    Pairs do not overlap and hold two different tokens, so that each labelled position really changed. They start at an
+    even or an odd position, a coin for each sequence, so that the position tells nothing.
+    """
+    tokens_BL, inner_BL = batch.tokens_BL, inner(batch)
+    b, length = tokens_BL.shape
+    position_L = torch.arange(length)
+    name_B1 = randomness.key(SEED, batch.sequences_B)[:, None]
+    parity_B1 = randomness.key(1, name_B1) & 1
+    right_BL = torch.cat([tokens_BL[:, 1:], tokens_BL[:, :1]], dim=1)
+    inside_BL = inner_BL & torch.cat([inner_BL[:, 1:], torch.zeros(b, 1, dtype=torch.bool)], dim=1)
+    pair_BL = inside_BL & (position_L % 2 == parity_B1) & (tokens_BL != right_BL)
+    noise_BL = randomness.key(2, name_B1, position_L).masked_fill(~pair_BL, torch.iinfo(torch.int64).max)
+    rank_BL = noise_BL.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    count_B1 = (inner_BL.sum(1, keepdim=True) * SWAPPED / 2 + 0.5).floor()
+    left_BL = pair_BL & (rank_BL < count_B1)
+    moved_BL = left_BL | torch.cat([torch.zeros(b, 1, dtype=torch.bool), left_BL[:, :-1]], dim=1)
+    source_BL = position_L.expand(b, length) + left_BL.long() - (moved_BL & ~left_BL).long()
+    positions_P = inner_BL.flatten().nonzero().squeeze(1)
+    return Labelled(tokens_BL.gather(1, source_BL), batch.real_BL, positions_P, moved_BL.flatten()[positions_P].long())
+
+
+def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
+    """[UNK] at the fraction HIDDEN of the positions; those whose token has a class (not -1) are to be guessed.
+
+    Not [MASK]: a joint run's embedding of [MASK] is trained, that of a run with a frozen auxiliary never is. No text
+    holds [UNK], so that every main model meets it here for the first time.
+    """
+    hidden = mask(batch, SEED, HIDDEN, unknown)
+    class_M = class_V[batch.tokens_BL.flatten()[hidden.positions_M]]
+    asked_M = class_M >= 0
+    return Labelled(hidden.tokens_BL, batch.real_BL, hidden.positions_M[asked_M], class_M[asked_M])
+
+
+@torch.no_grad()
+def replaced(batch: TokenBatch, judge: MaskedLanguageModel, mask_id: int) -> Labelled:
+    """The judge's replacements at 15% of the positions, sampled at temperature 1; the label is x_hat != x."""
+    judge.eval()
+    masked = mask(batch, SEED, 0.15, mask_id)
+    hidden_ME = judge(masked.tokens_BL, batch.attended_BL, masked.positions_M, hidden_only=True)
+    ids_M = sample(hidden_ME, judge.encoder.embedding.weight, judge.bias, scale=1.0, keys_M=masked.keys_M)
+    tokens_BL = batch.tokens_BL.flatten().index_copy(0, masked.positions_M, ids_M).view_as(batch.tokens_BL)
+    positions_P = batch.real_BL.flatten().nonzero().squeeze(1)
+    labels_P = (tokens_BL != batch.tokens_BL).flatten()[positions_P].long()
+    return Labelled(tokens_BL, batch.real_BL, positions_P, labels_P)
+
+
+def token_identity(fit: Labelled, test: Labelled, vocabulary_size: int) -> float:
+    """The AUC that the token alone allows, its rate of being a replacement estimated on other text."""
+    counts = []
+    for data in (test, fit):
+        index_P = data.tokens_BL.flatten()[data.positions_P] + vocabulary_size * data.labels_P
+        counts.append(torch.bincount(index_P, minlength=2 * vocabulary_size).double().view(2, -1))
+    figure = detection.auc_token_identity(*counts)
+    assert figure is not None
+    return figure
+
+
+def score(model: Discriminator | MaskedLanguageModel, inputs: Inputs) -> Figures:
+    """All figures of a model; `judge_auc` only of one with a detection head."""
+    model.eval()
+    states = [features(model.encoder, data) for data in inputs.swapped]
+    log_p = probe(states[0], inputs.swapped[0].labels_P, states[1], 2)
+    figures = {"swap_auc": auc(log_p[:, 1] - log_p[:, 0], inputs.swapped[1].labels_P)}
+    states = [features(model.encoder, data) for data in inputs.hidden]
+    labels_P = inputs.hidden[1].labels_P
+    log_p = probe(states[0], inputs.hidden[0].labels_P, states[1], CLASSES)
+    figures["cloze_nats"] = float(F.nll_loss(log_p, labels_P))
+    figures["cloze_accuracy"] = float((log_p.argmax(1) == labels_P).double().mean())
+    if isinstance(model, Discriminator):
+        figures["judge_auc"] = auc(logits(model, inputs.judged), inputs.judged.labels_P)
+    return figures
+
+
+@torch.no_grad()
+def features(encoder: Encoder, data: Labelled) -> Tensor:
+    """The last layer's hidden states at the positions: float32 [P, D]."""
+    return _by_batch(encoder, data)
+
+
+@torch.no_grad()
+def logits(model: Discriminator, data: Labelled) -> Tensor:
+    """The detection head's logits at the positions: float32 [P]."""
+    return _by_batch(model, data)
+
+
+def _by_batch(model: Any, data: Labelled) -> Tensor:
+    parts = [
+        model(tokens, None if bool(real.all()) else real).flatten(0, 1)
+        for tokens, real in zip(data.tokens_BL.split(BATCH), data.real_BL.split(BATCH), strict=True)
+    ]
+    return torch.cat(parts)[data.positions_P]
+
+
+def probe(fit_PD: Tensor, labels_P: Tensor, test_QD: Tensor, classes: int) -> Tensor:
+    """Log-probabilities [Q, C] of a softmax regression fitted from zero to standardised features, by L-BFGS."""
+    mean_D, std_D = fit_PD.mean(0), fit_PD.std(0) + 1e-6
+    fit_PD, test_QD = (fit_PD - mean_D) / std_D, (test_QD - mean_D) / std_D
+    weight = torch.zeros(classes, fit_PD.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(fit_PD, weight, bias), labels_P) + DECAY * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return F.linear(test_QD, weight, bias).log_softmax(1)
+
+
+def auc(scores_P: Tensor, labels_P: Tensor) -> float:
+    """Area under the ROC curve, exact: the chance that a positive scores higher than a negative, ties counted half."""
+    levels, level_P = scores_P.unique(return_inverse=True)
+    counts = torch.bincount(level_P + len(levels) * labels_P, minlength=2 * len(levels)).double().view(2, -1)
+    figure = detection.auc(counts[0], counts[1])
+    assert figure is not None
+    return figure

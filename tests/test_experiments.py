@@ -1,0 +1,167 @@
+"""The measures of experiments/probes.py, the statistics of compare.py, and that every variant is a config."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Corpus
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.training.evaluation import evaluation_batch
+
+sys.path.append(str(ROOT / "experiments"))
+import compare
+import probes
+import variants
+
+SIZES = EncoderSettings(vocabulary_size=1000, layers=1, hidden_size=32, ffn_size=64, heads=2, initial_std=0.1)
+
+
+@pytest.fixture(scope="module")
+def splits(tiny_corpus: Corpus) -> tuple[Sequences, Sequences]:
+    tokenizer = Tokenizer.load(tiny_corpus.tokenizer)
+    train, heldout = (
+        Sequences(Shards.open(tiny_corpus.shards, split, verify=False), tokenizer, 32) for split in ("train", "heldout")
+    )
+    return train, heldout
+
+
+@pytest.fixture(scope="module")
+def judge() -> MaskedLanguageModel:
+    return MaskedLanguageModel(SIZES, seed=7)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs small enough for a second."""
+    for name, value in (("FIT", 96), ("TEST", 64), ("STEPS", 10)):
+        monkeypatch.setattr(probes, name, value)
+
+
+def test_swapped_neighbours_are_all_and_only_what_is_labelled(splits: tuple[Sequences, Sequences]) -> None:
+    batch = evaluation_batch(splits[0], "reference", torch.arange(200), probes.SEED)
+    swapped = probes.swap(batch)
+    changed_P = (swapped.tokens_BL != batch.tokens_BL).flatten()[swapped.positions_P]
+    assert torch.equal(changed_P.long(), swapped.labels_P)
+    assert torch.equal(swapped.tokens_BL.sort(1).values, batch.tokens_BL.sort(1).values)  # no token came or went
+    assert len(swapped.positions_P) == int((batch.lengths_B - 2).sum())  # [CLS], [SEP], padding are not asked for
+    outside_BL = ~probes.inner(batch)
+    assert torch.equal(swapped.tokens_BL[outside_BL], batch.tokens_BL[outside_BL])
+    pairs_B = (swapped.tokens_BL != batch.tokens_BL).sum(1) / 2
+    assert ((pairs_B - (batch.lengths_B - 2) * probes.SWAPPED / 2).abs() <= 0.5).all()
+    odd = swapped.positions_P[swapped.labels_P == 1] % 2  # the positions of a pair are one odd, one even
+    assert odd.double().mean() == 0.5
+
+
+def test_hidden_tokens_are_those_asked_for(splits: tuple[Sequences, Sequences]) -> None:
+    batch = evaluation_batch(splits[0], "reference", torch.arange(50), probes.SEED)
+    class_V = torch.full((1000,), -1)
+    frequent_C = batch.tokens_BL[probes.inner(batch)].bincount(minlength=1000).argsort(descending=True)[:20]
+    class_V[frequent_C] = torch.arange(20)
+    hidden = probes.hide(batch, class_V, Tokenizer.unk_id)
+    assert len(hidden.positions_P) > 50
+    assert (hidden.tokens_BL.flatten()[hidden.positions_P] == Tokenizer.unk_id).all()
+    assert torch.equal(frequent_C[hidden.labels_P], batch.tokens_BL.flatten()[hidden.positions_P])
+
+
+def test_auc_is_exact_with_ties() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2000, generator=generator).mul(8).round()
+    labels = (torch.rand(2000, generator=generator) < 0.2).long()
+    assert probes.auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_probe_finds_what_is_linear_and_nothing_in_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_PD, noise_PD = (torch.randn(4000, 8, generator=generator) * 50 + 7 for _ in range(2))
+    labels = x_PD[:, :3].argmax(1)  # three classes, of features that are neither centred nor scaled
+
+    def accuracy(features: torch.Tensor) -> float:
+        log_p = probes.probe(features[:2000], labels[:2000], features[2000:], 3)
+        assert log_p.exp().sum(1) == pytest.approx(torch.ones(2000))
+        return float((log_p.argmax(1) == labels[2000:]).double().mean())
+
+    assert accuracy(x_PD) > 0.97
+    assert accuracy(noise_PD) < 0.40  # chance is 1/3; 1/3 plus six standard errors of 2,000 guesses
+
+
+@pytest.mark.usefixtures("few")
+def test_the_same_model_gets_the_same_scores_and_each_measure_needs_what_it_names(
+    splits: tuple[Sequences, Sequences], judge: MaskedLanguageModel
+) -> None:
+    inputs, again = (probes.prepare(*splits, judge) for _ in range(2))
+    model = Discriminator(SIZES, seed=3)
+    first = probes.score(model.train(), inputs)
+    assert first == probes.score(model, again)
+    assert set(first) == {"swap_auc", "cloze_nats", "cloze_accuracy", "judge_auc"}
+    assert "judge_auc" not in probes.score(judge, inputs)
+    torch.nn.init.zeros_(model.output.weight)  # a head that says nothing
+    blunt = probes.score(model, inputs)
+    assert blunt["judge_auc"] == 0.5 and blunt["swap_auc"] == first["swap_auc"]
+    assert blunt["cloze_nats"] == first["cloze_nats"]
+
+
+def test_every_variant_is_a_config_that_changes_what_it_names_only(tmp_path: Path) -> None:
+    plan = variants.Plan(tmp_path, 100)
+    fast = plan.load("fast", 1).to_json()
+    seen = set()
+    for name, variant in variants.VARIANTS.items():
+        loaded = plan.load(name, 1).to_json()
+        section = loaded["fast_electra"]
+        seen.add(json.dumps({**section, "run": "", "checkpoint": ""}, sort_keys=True) + str(loaded["deepspeed"]))
+        for key in ("seed", "updates", "model", "corpus", "corruption"):
+            assert section[key] == fast["fast_electra"][key], (name, key)
+        if variant.file == "tiny":
+            assert loaded["deepspeed"] == fast["deepspeed"], name
+        assert (section["replacement"]["distribution"] == "auxiliary") == (variant.depth > 0 or "joint" in name)
+    assert len(seen) == len(variants.VARIANTS)
+    for name in (variants.JUDGE, "auxiliary_1", "auxiliary_3"):
+        assert plan.load(name, 1).run.objective == "mlm"
+    assert {name for names in compare.GROUPS.values() for name in names} == set(variants.VARIANTS)
+
+
+def result(**scores: list[float]) -> dict[str, Any]:
+    rows = {name: {str(seed): {"9": {"x": x}} for seed, x in enumerate(column)} for name, column in scores.items()}
+    return {"updates": 9, "scores": rows, "references": {}}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    figures = result(fast=[0.60, 0.70, 0.80, 0.65], fixed=[0.58, 0.67, 0.79, 0.63])
+    mean, half = found = compare.difference(figures, "fixed", "x")
+    interval = stats.ttest_rel([0.58, 0.67, 0.79, 0.63], [0.60, 0.70, 0.80, 0.65]).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
+    assert found.clear  # though the seeds differ by ten times as much
+    assert not compare.difference(result(fast=[0.6], fixed=[0.5]), "fixed", "x").clear  # one seed tells nothing
+    assert np.allclose(compare.values(figures, "fast", "x"), [0.60, 0.70, 0.80, 0.65])
+
+
+def test_threshold_is_passed_by_chance_in_one_of_twenty_whole_experiments() -> None:
+    generator = np.random.default_rng(0)
+    passed = 0
+    for _ in range(400):
+        figures = generator.normal(size=(8, 3)) + 5 * generator.normal(size=3)  # seeds differ more than variants
+        drawn = result(**{name: list(row) for name, row in zip(["fast", *"abcdefg"], figures, strict=True)})
+        least = compare.threshold(drawn, "x")
+        passed += any(abs(compare.difference(drawn, name, "x").mean) > least for name in "abcdefg")
+    # One measure of the three counted: at most 1/60 is expected; 20 of 400 is 5 standard deviations above that.
+    assert passed < 20
+
+
+def test_tables_go_where_their_names_stand() -> None:
+    text = "a\n<!-- table: one -->\nold\n<!-- end of table -->\nb\n<!-- table: two -->\n<!-- end of table -->\nc\n"
+    text = compare.put(compare.put(text, "one", "1 \\1"), "two", "2")
+    assert text == (
+        "a\n<!-- table: one -->\n1 \\1\n<!-- end of table -->\nb\n<!-- table: two -->\n2\n<!-- end of table -->\nc\n"
+    )
+    with pytest.raises(ValueError, match="three"):
+        compare.put(text, "three", "")
