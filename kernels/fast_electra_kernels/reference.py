@@ -66,11 +66,13 @@ def _draw(
     """One draw for each row of scores, which are overwritten, and the row's statistics."""
     statistics = None
     if original_R is not None:
-        normalizer_R = torch.logsumexp(scores_RV, dim=1)
-        log_p_RV = (scores_RV - normalizer_R[:, None]).clamp_(min=_NEVER)
-        original = log_p_RV.gather(1, original_R[:, None])[:, 0]
-        statistics = Statistics(original, -log_p_RV.exp().mul_(log_p_RV).sum(1))
-        del log_p_RV  # before the noise is made: a block is large
+        shifted_RV = (scores_RV - scores_RV.amax(dim=1, keepdim=True)).clamp_(min=_NEVER)
+        weight_RV = shifted_RV.exp()
+        total_R = weight_RV.sum(1)
+        mean_R = weight_RV.mul_(shifted_RV).sum(1) / total_R
+        original_log_p = shifted_RV.gather(1, original_R[:, None])[:, 0] - total_R.log()
+        statistics = Statistics(original_log_p, total_R.log() - mean_R)
+        del shifted_RV, weight_RV  # before the noise is made: a block is large
     tokens_V = torch.arange(scores_RV.shape[1], dtype=torch.int32, device=scores_RV.device)
     best, ids_R = scores_RV.add_(gumbel(keys_R, tokens_V)).max(dim=1)
     if not bool((best < torch.inf).all()):  # NaN and +inf both fail; -inf only means never drawn
