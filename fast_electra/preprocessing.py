@@ -24,9 +24,9 @@ from fast_electra.assembly import Corpus, build_distribution, open_corpus
 from fast_electra.batch import TokenBatch
 from fast_electra.config import Config
 from fast_electra.corpus.loader import masked_counts, token_batch
-from fast_electra.corpus.shards import FileRecord
+from fast_electra.corpus.shards import FileRecord, check_files
 from fast_electra.corruption.masking import mask
-from fast_electra.corruption.store import check_belongs, check_files, read_manifest
+from fast_electra.corruption.store import check_belongs, read_manifest, remedy
 from fast_electra.corruption.store_format import (
     MANIFEST,
     PLAN,
@@ -92,7 +92,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
         known = facts_of_run(config, corpus, known_of_auxiliary(config))
         manifest = read_manifest(output)
         check_belongs(output, manifest.plan.facts, known(manifest.plan.kind))
-        check_files(output, manifest, verify=False)
+        check_files(output, manifest.parts, remedy(output), verify=False)
         if ranks.rank == 0:
             print(f"{output} is complete ({manifest.plan.sequences:,} sequences)")
         return

@@ -108,21 +108,8 @@ class Shards:
         """
         folder = Path(folder)
         manifest = _manifest(folder)
-        records = [
-            (folder / file.name, file)
-            for shards in manifest.splits.values()
-            for shard in shards
-            for file in shard.files
-        ]
-        for path, file in records:
-            _check_size(path, file)
-        if verify:
-            with ThreadPoolExecutor(max_workers=8) as pool:
-                for (path, file), found in zip(
-                    records, pool.map(file_hash, [path for path, _ in records]), strict=True
-                ):
-                    if found != file.hash:
-                        raise UserError(f"{path} was altered (its hash is not that of the manifest): {_REMEDY}")
+        files = [file for shards in manifest.splits.values() for shard in shards for file in shard.files]
+        check_files(folder, files, _REMEDY, verify)
         shards = manifest.splits.get(split, [])
         if not shards:
             raise UserError(
@@ -148,13 +135,29 @@ def _manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): {_REMEDY}") from None
 
 
-def _check_size(path: Path, file: FileRecord) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise UserError(f"{path} is missing: {_REMEDY}") from None
-    if size != file.size:
-        raise UserError(f"{path} has {size:,} bytes where the manifest says {file.size:,}: {_REMEDY}")
+def check_files(folder: Path, records: list[FileRecord], remedy: str, verify: bool) -> None:
+    """Holds the files of a folder against the records of its manifest.
+
+    Args:
+        remedy: what to tell a user whose files are not those.
+        verify: also read and hash all contents; without it only the sizes are checked (for all ranks but one).
+
+    Raises:
+        UserError: for a file that is missing, cut short or altered.
+    """
+    paths = [folder / record.name for record in records]
+    for path, record in zip(paths, records, strict=True):
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise UserError(f"{path} is missing; {remedy}") from None
+        if size != record.size:
+            raise UserError(f"{path} has {size:,} bytes where the manifest says {record.size:,}; {remedy}")
+    if verify:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            for path, record, found in zip(paths, records, pool.map(file_hash, paths), strict=True):
+                if found != record.hash:
+                    raise UserError(f"{path} was altered (its hash is not that of the manifest); {remedy}")
 
 
 def _dataset(folder: Path, shard: ShardRecord) -> Any:

@@ -1,7 +1,6 @@
 """The offline store as a distribution: what was drawn when it was written, without the model that drew it."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fast_electra.batch import Draws, MaskedBatch
+from fast_electra.corpus.shards import check_files
 from fast_electra.corruption.store_format import MANIFEST, PLAN, Facts, Kind, Manifest, PartFile, SetRecord
-from fast_electra.files import file_hash
 from fast_electra.replacement.distribution import coordinate
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, concatenate, winners
@@ -80,7 +79,7 @@ class Stored:
         try:
             return PartFile(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); {_remedy(self.folder)}") from None
+            raise UserError(f"{path} cannot be read ({error}); {remedy(self.folder)}") from None
 
 
 def open_store(folder: Path, facts_of_run: Callable[[Kind], Facts], verify: bool) -> Stored:
@@ -96,7 +95,7 @@ def open_store(folder: Path, facts_of_run: Callable[[Kind], Facts], verify: bool
     """
     manifest = read_manifest(folder)
     check_belongs(folder, manifest.plan.facts, facts_of_run(manifest.plan.kind))
-    check_files(folder, manifest, verify)
+    check_files(folder, manifest.parts, remedy(folder), verify)
     return Stored(folder, manifest)
 
 
@@ -111,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
             ) from None
         raise UserError(f"there is no store in {folder} ({path} is missing): write one with {COMMAND}") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); {_remedy(folder)}") from None
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from None
 
 
 def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
@@ -131,22 +130,7 @@ def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
             )
 
 
-def check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
-    """Raises a UserError for a part that is missing, cut short or, with `verify`, altered."""
-    paths = [folder / part.name for part in manifest.parts]
-    for path, part in zip(paths, manifest.parts, strict=True):
-        size = path.stat().st_size if path.exists() else None
-        if size != part.size:
-            found = "is missing" if size is None else f"has {size:,} bytes where the manifest says {part.size:,}"
-            raise UserError(f"{path} {found}; {_remedy(folder)}")
-    if verify:
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            for path, part, found in zip(paths, manifest.parts, pool.map(file_hash, paths), strict=True):
-                if found != part.hash:
-                    raise UserError(f"{path} was altered (its hash is not that of the manifest); {_remedy(folder)}")
-
-
-def _remedy(folder: Path) -> str:
+def remedy(folder: Path) -> str:
     return f"remove that file and {folder / MANIFEST}, and start the preprocessing again, which writes what is missing"
 
 
