@@ -210,6 +210,8 @@ def _figure(panel: Panel, updates: list[Row], evaluations: list[Row]) -> Figure:
     left = figure.add_subplot()
     right: Axes | None = None
     for curve in panel.curves:
+        if not any(isinstance(row.get(curve.key), int | float) for row in updates):
+            continue  # a run has a temperature or a gamma: the other one is not to stand in the legend
         if curve.right:
             right = right or left.twinx()
             right.spines["right"].set_visible(True)

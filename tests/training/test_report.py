@@ -115,6 +115,7 @@ def test_page_tells_settings_results_status_and_curves_of_each_run_in_order(quic
     page = Page(quickstart)
     headings = page.text("h2")
     assert headings.index("auxiliary") < headings.index("discriminator")
+    assert "temperature T" in quickstart and ">gamma<" not in quickstart  # curves that the rows lack are not named
     results = page.text("td", "th")
     for part in ("0.2912", "0.7312", "0.6000", "0.1312", "coin toss"):  # 0.1312: what context adds
         assert part in results
