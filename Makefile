@@ -6,15 +6,17 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 EXTRAS := dev,hf,parquet,zstd
+TRITON := 3.6.0  # where torch brings none: its CPU build. The kernels then run in Triton's interpreter, for the tests
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup quickstart clean-quickstart test check bench drills clean
+.PHONY: help setup quickstart clean-quickstart test check kernels bench drills clean
 
 help:
 	@echo "make setup       the environment .venv, with pinned versions and DeepSpeed's operators built"
 	@echo "make quickstart  the whole job on the corpus that ships: runs/quickstart/report.html"
 	@echo "make test        the test suite"
 	@echo "make check       ruff and mypy"
+	@echo "make kernels     compile the Triton kernels for GPUs that are not there, and print what they take"
 	@echo "make bench       the benchmarks"
 	@echo "make drills      the slow tests: kill things and see them recover"
 	@echo "make clean       remove caches and build products; clean-quickstart removes runs/quickstart"
@@ -29,6 +31,7 @@ $(READY): setup.py constraints.txt
 	    + sys.version.split()[0] + "; name another: make setup PYTHON=python3.12")'
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	python -m pip install torch numpy -c constraints.txt
+	python -c 'import triton' 2>/dev/null || python -m pip install triton==$(TRITON)
 	python -m pip install -e '.[$(EXTRAS)]' -c constraints.txt
 	python -m fast_electra.training.ops
 	@touch $@
@@ -76,6 +79,9 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+kernels: setup
+	python -m fast_electra_kernels.ahead_of_time
 
 bench: setup
 	@for script in benchmarks/*.py; do echo "+ python $$script"; python $$script; done

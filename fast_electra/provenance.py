@@ -14,6 +14,7 @@ from fast_electra.settings import UserError
 from fast_electra.training.engines import Ranks
 from fast_electra.training.evaluation import REFERENCE, evaluation_size
 from fast_electra.training.examples import COUNT
+from fast_electra_kernels import noise
 
 if TYPE_CHECKING:
     from fast_electra.assembly import Corpus
@@ -67,6 +68,7 @@ def facts_of_run(config: Config, corpus: "Corpus", auxiliary: dict[str, Any]) ->
     }
     if replacement.distribution == "auxiliary":
         common[f"{SECTION}.replacement.augmentation"] = replacement.augmentation
+        common["the noise of the draws"] = noise.VERSION
         names = {"auxiliary_hash": "the auxiliary model", "auxiliary_dtype": f"{SECTION}.auxiliary.dtype"}
         common |= {name: auxiliary[key] for key, name in names.items() if key in auxiliary}
     elif "smoothed_one_hot" in replacement.distribution:

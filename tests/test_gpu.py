@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from scipy import stats
 
 from fast_electra import randomness
 from fast_electra.model.attention import BACKENDS, attention
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator
-from fast_electra_kernels import gumbel, sample
+from fast_electra_kernels import IMPLEMENTATIONS, gumbel, sample, sample_with_statistics, workspace_bytes
 
 pytestmark = pytest.mark.gpu
 
@@ -19,13 +20,59 @@ def test_noise_is_that_of_the_cpu() -> None:
     assert torch.equal(randomness.key(1, torch.arange(64).cuda()).cpu(), keys)
 
 
-def test_draws_are_those_of_the_cpu() -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_draws_are_those_of_the_cpu(impl: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(2000, 64, generator=generator), torch.randn(3000, 64, generator=generator) * 0.3
-    keys = randomness.key(2, torch.arange(2000))
-    on_cpu = sample(hidden, weight, scale=0.5, keys_M=keys)
-    on_gpu = sample(hidden.cuda(), weight.cuda(), scale=0.5, keys_M=keys.cuda()).cpu()
-    assert float((on_cpu != on_gpu).float().mean()) < 2e-3  # ties of rounding
+    hidden, weight = torch.randn(2000, 64, generator=generator), torch.randn(3001, 64, generator=generator) * 0.3
+    hidden, weight, keys = hidden.to(dtype), weight.to(dtype), randomness.key(2, torch.arange(2000))
+    for m in (1, 2000):  # one row too, of which Triton might compile a special case
+        on_cpu = sample(hidden[:m], weight, scale=0.5, keys_M=keys[:m], impl="reference")
+        on_gpu = sample(hidden[:m].cuda(), weight.cuda(), scale=0.5, keys_M=keys[:m].cuda(), impl=impl).cpu()
+        assert float((on_cpu != on_gpu).float().mean()) < 2e-3  # ties of rounding
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
+def test_the_kernel_draws_from_the_smoothed_softmax(temperature: float) -> None:
+    """As on a CPU, and with as many draws; error rate 0.1% each."""
+    logits_V = torch.randn(50, generator=torch.Generator().manual_seed(3)) * 1.5
+    hidden, weight = torch.ones(1_000_000, 16, device="cuda"), torch.zeros(50, 16, device="cuda")
+    weight[:, 0] = logits_V.cuda()
+    keys = randomness.key(1, torch.arange(1_000_000)).cuda()
+    ids = sample(hidden, weight, scale=1 / temperature, keys_M=keys, impl="triton").cpu()
+    expected = torch.softmax(logits_V.double() / temperature, 0) * len(ids)
+    assert stats.chisquare(torch.bincount(ids, minlength=50).double().numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def test_rare_tokens_of_a_large_vocabulary_have_their_share_on_a_gpu() -> None:
+    """127,000 tokens under 1e-6 each are a tenth of all: 200,000 draws see 0.7% of that."""
+    p_V = torch.full((128_000,), 0.1 / 127_000, dtype=torch.float64)
+    p_V[:1000] = 0.9 / 1000
+    keys = randomness.key(3, torch.arange(200_000)).cuda()
+    hidden, weight = (
+        torch.zeros(200_000, 16, device="cuda").bfloat16(),
+        torch.zeros(128_000, 16, device="cuda").bfloat16(),
+    )
+    ids = sample(hidden, weight, p_V.log().float().cuda(), scale=1.0, keys_M=keys, impl="triton").cpu()
+    rare = ids[ids >= 1000]
+    assert stats.binomtest(len(rare), 200_000, 0.1).pvalue > 1e-3
+    assert stats.chisquare(torch.bincount((rare - 1000) // 2540, minlength=50).numpy()).pvalue > 1e-3
+
+
+def test_the_kernel_holds_what_it_says() -> None:
+    """At most 1/60 of the logits in 16 bits, for the paper's base model and 64 sequences."""
+    hidden, weight = (
+        torch.randn(4928, 768, device="cuda").bfloat16(),
+        torch.randn(128_000, 768, device="cuda").bfloat16(),
+    )
+    keys = randomness.key(4, torch.arange(4928)).cuda()
+    original = torch.zeros_like(keys)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    sample_with_statistics(hidden, weight, scale=0.5, keys_M=keys, original_M=original, impl="triton")
+    held = torch.cuda.max_memory_allocated() - before
+    assert held <= 2 * 4928 * 128_000 / 60
+    assert held <= 1.05 * workspace_bytes(4928, 128_000, "triton", on_gpu=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

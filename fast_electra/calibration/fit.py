@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fast_electra.calibration.reference import Reference
 from fast_electra.settings import UserError
-from fast_electra_kernels import blocks
+from fast_electra_kernels import logits, row_blocks
 
 HIGHEST = 10.0  # temperature; the vocabularies of language models are all but flat there
 NODES = 13  # temperatures measured; between them the interpolation errs by some 1e-5
@@ -57,8 +57,8 @@ def statistics(
     One product with the vocabulary head serves all temperatures; its logits never stand in memory as a whole.
     """
     sums = torch.zeros(2, len(temperatures), dtype=torch.float64)
-    for rows in blocks(len(hidden_ME), len(weight_VE), hidden_ME.is_cuda):
-        logits_RV = F.linear(hidden_ME[rows], weight_VE, bias_V).float()
+    for rows in row_blocks(len(hidden_ME), len(weight_VE), hidden_ME.is_cuda):
+        logits_RV = logits(hidden_ME[rows], weight_VE, bias_V)
         for k, temperature in enumerate(temperatures.tolist()):
             log_p_RV = F.log_softmax(logits_RV / temperature, dim=1)
             p_RV = log_p_RV.exp()

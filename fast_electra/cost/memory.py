@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 from fast_electra.cost.flops import Terms
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra_kernels import blocks
+from fast_electra_kernels import workspace_bytes
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 FP32 = 4
-SAMPLER_BYTES = 20  # a score of the sampler: itself, its noise and what makes that, in 32 bits
 LOSS_BYTES = 12  # a logit in the loss's backward pass: log-probability and two gradients, in fp32
 
 AT_WORK = "activations, the layer at work"  # with activation checkpointing: recomputed in the backward pass
@@ -145,10 +144,10 @@ def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
     return {"gradients of the layer at work": max(feed, attention) * BYTES[batch.dtype]}
 
 
-def sampler_block(vocabulary: int, batch: MicroBatch) -> Terms:
-    """The block of scores that the sampler holds at a time: the [M, V] matrix never exists."""
-    block = next(blocks(batch.masked_positions, vocabulary, batch.on_gpu))
-    return {"sampler's block of scores": (block.stop - block.start) * vocabulary * SAMPLER_BYTES}
+def sampler(vocabulary: int, batch: MicroBatch, from_logits: bool = False) -> Terms:
+    """What drawing holds: the [M, V] matrix never exists, unless it is there already, as in joint training."""
+    impl = "triton" if batch.on_gpu and not from_logits else "blocked"
+    return {"sampler's workspace": workspace_bytes(batch.masked_positions, vocabulary, impl, batch.on_gpu)}
 
 
 def inference(settings: EncoderSettings, batch: MicroBatch) -> Terms:

@@ -124,7 +124,7 @@ def moments(job: Job, method: str) -> list[Moment]:
         held["frozen auxiliary"] = frozen_parameters(job, method) * memory.BYTES[job.auxiliary_dtype]
         found = [
             Moment("aux forward", held | memory.inference(job.auxiliary, frozen_batch)),
-            Moment("drawing", held | memory.sampler_block(job.auxiliary.vocabulary_size, frozen_batch)),
+            Moment("drawing", held | memory.sampler(job.auxiliary.vocabulary_size, frozen_batch)),
         ]
     waiting = held | memory.reduction_buckets(trained, job.zero)
     if method in ("joint", "mlm"):
@@ -155,7 +155,7 @@ def _masked_lm_moments(job: Job, method: str, held: Terms, waiting: Terms) -> li
     found.append(Moment("MLM backward", waiting | layers))
     if method == "joint":
         logits = {"logits and log-probabilities": _logits(job) * (size + memory.FP32)}
-        drawing = kept | logits | memory.sampler_block(settings.vocabulary_size, job.batch)
+        drawing = kept | logits | memory.sampler(settings.vocabulary_size, job.batch, from_logits=True)
         found.append(Moment("drawing", held | drawing))
     return found
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fast_electra import randomness
@@ -19,7 +18,7 @@ from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.model.keyed_dropout import KeyedDropout
 from fast_electra.replacement.distribution import RANGES, coordinate
 from fast_electra.settings import Settings, UserError
-from fast_electra_kernels import Pieces, blocks, concatenate, envelope, gumbel, sample_with_statistics
+from fast_electra_kernels import Pieces, concatenate, envelope, gumbel, logits, row_blocks, sample_with_statistics
 
 
 class AuxiliarySettings(Settings):
@@ -97,8 +96,8 @@ class _Linear(Auxiliary):
         weight_VE, bias_V = self.head
         tokens_V = torch.arange(len(weight_VE), dtype=torch.int32, device=weight_VE.device)
         found = []
-        for rows in blocks(len(hidden_ME), len(weight_VE), hidden_ME.is_cuda):
-            logits_RV = F.linear(hidden_ME[rows], weight_VE, bias_V).float()
+        for rows in row_blocks(len(hidden_ME), len(weight_VE), hidden_ME.is_cuda):
+            logits_RV = logits(hidden_ME[rows], weight_VE, bias_V)
             noise_RV = gumbel(masked.keys_M[rows], tokens_V)
             with _sampling():
                 found.append(envelope(*self.lines(logits_RV, noise_RV), low, high))

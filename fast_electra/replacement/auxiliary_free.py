@@ -29,7 +29,7 @@ from fast_electra.corpus.frequency import NEVER
 from fast_electra.replacement.distribution import coordinate
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, concatenate, envelope
-from fast_electra_kernels.noise import random_bits
+from fast_electra_kernels.noise import exponential, random_bits
 
 _ARRIVALS = 4  # K of the first race: about one position in ten thousand needs another
 _BLOCK = 2**18  # lines of all positions together that are held at a time: some tens of MB
@@ -168,10 +168,11 @@ class AuxiliaryFree:
         m, g = len(keys_M), len(self.sizes_G)
         # Number 0 is x's noise; then arrival by arrival, so that the first ones do not depend on how many there are.
         numbers = torch.arange(1 + 2 * arrivals * g, dtype=torch.int32, device=keys_M.device)
-        bits = random_bits(keys_M, numbers).to(torch.int64) & 0xFFFFFFFF
-        own_M1 = _exponential(bits[:, :1])
-        times_MKG = _exponential(bits[:, 1::2]).view(m, arrivals, g).cumsum(dim=1) / self.sizes_G
-        places_MKG = self.firsts_G + ((bits[:, 2::2].view(m, arrivals, g) * self.sizes_G) >> 32)
+        bits = random_bits(keys_M, numbers)
+        own_M1 = exponential(bits[:, :1], torch.float64)
+        times_MKG = exponential(bits[:, 1::2], torch.float64).view(m, arrivals, g).cumsum(dim=1) / self.sizes_G
+        unsigned_MKG = (bits[:, 2::2].to(torch.int64) & 0xFFFFFFFF).view(m, arrivals, g)
+        places_MKG = self.firsts_G + ((unsigned_MKG * self.sizes_G) >> 32)
         tokens_MA = self.members_V[places_MKG].flatten(1)
         # x has a line of its own, so the arrivals that fell to it are void; a group of one token needs no bound.
         void_MA = tokens_MA == originals_M[:, None]
@@ -231,11 +232,6 @@ def auxiliary_free(
 def _originals(masked: MaskedBatch) -> Tensor:
     """The token x at each masked position, int64 [M]."""
     return masked.original.tokens_BL.flatten()[masked.positions_M]
-
-
-def _exponential(bits: Tensor) -> Tensor:
-    """Standard exponentials, float64, from 32 random bits each: -log(1 - U), U = (bits + 1/2) / 2^32 exactly."""
-    return -torch.log1p((bits.double() + 0.5) * -(2.0**-32))
 
 
 def _ordered(rows: list[Tensor], parts: list[Pieces]) -> Pieces:

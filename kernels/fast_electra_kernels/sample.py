@@ -1,15 +1,29 @@
 """The public sampling functions and the choice of their implementation."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from fast_electra_kernels import reference
-from fast_electra_kernels.reference import Statistics
+from fast_electra_kernels import blocked, reference
+from fast_electra_kernels.result import Drawn, Statistics
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Statistics | None]]] = {"reference": reference.sample}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _triton(*arguments: Tensor | float | None) -> Drawn:
+    from fast_electra_kernels import triton_sampler  # an import of a second or more, and not installed everywhere
+
+    return triton_sampler.sample(*arguments)  # type: ignore[arg-type]
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Drawn]] = {
+    "reference": reference.sample,
+    "blocked": blocked.sample,
+    "triton": _triton,
+}
 
 
 @torch.no_grad()
@@ -25,27 +39,28 @@ def sample(
 ) -> Tensor:
     """Draws one token for each masked position from softmax(scale * (hidden @ weight.T + bias) + prior).
 
-    The draw is argmax over tokens v of score_v + g_v with g_v standard Gumbel noise, a pure function of (key, v):
-    the same key and scores give the same token in any batch, on any rank, on any device (up to ties of rounding).
+    The draw is argmax over tokens v of score_v + g_v with g_v standard Gumbel noise, a pure function of (key, v): the
+    same key and scores give the same token in any batch, on any rank, on any device and by any implementation, but for
+    ties of rounding (scores are accumulated in float32, and their last bits depend on the order). The matrix of
+    logits, [M, V], never stands in memory.
 
     Args:
-        hidden_MD: [M, D] float32, bfloat16 or float16; M may be 0.
-        weight_VD: [V, D], same dtype: the vocabulary head.
-        bias_V: [V] or None.
+        hidden_MD: [M, D] float32, bfloat16 or float16; M may be 0. (`reference` computes in float64 from float64.)
+        weight_VD: [V, D], same dtype, contiguous: the vocabulary head. V and D may be any numbers.
+        bias_V: [V], floating, or None. -inf marks a token that is never drawn.
         scale: factor of the logits, >= 0: 1/T for temperature T (Eq. 1), 1 - gamma for interpolation (E.2).
-        prior_V: [V] float32 added to the scaled logits (gamma * log p_TF), or None.
+        prior_V: [V], floating, added to the scaled logits (gamma * log p_TF), or None; -inf as in the bias.
         keys_M: int64 [M], a well-mixed key for each position.
-        impl: a key of IMPLEMENTATIONS; by default the best for the device.
+        impl: a key of IMPLEMENTATIONS; None is "triton" on a GPU where Triton is installed, else "blocked".
 
     Returns:
         int64 [M] token ids.
 
     Raises:
-        ValueError: for shapes or values that cannot be sampled from (NaN, +inf, a negative scale).
+        ValueError: for shapes, dtypes, layouts or values that cannot be sampled from: NaN or +inf among the scores, or
+            a position where all are -inf. On a GPU the check of values waits for the device.
     """
-    return _implementation(hidden_MD, weight_VD, scale, keys_M, impl)(
-        hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, None
-    )[0]
+    return _sample(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, None, impl).ids_M
 
 
 @torch.no_grad()
@@ -60,35 +75,94 @@ def sample_with_statistics(
     original_M: Tensor,
     impl: str | None = None,
 ) -> tuple[Tensor, Statistics]:
-    """The draws of `sample`, and each distribution's entropy and log-probability of a given token.
+    """The draws of `sample`, with figures of each position's distribution that cost no further pass over the logits.
 
     Args:
         original_M: int64 [M], the token whose log-probability is wanted at each position; the rest as for `sample`.
+
+    Returns:
+        The draws, and float32 [M] each: the log-probabilities of the drawn and of the original token, and the entropy.
     """
-    ids_M, statistics = _implementation(hidden_MD, weight_VD, scale, keys_M, impl)(
-        hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M
-    )
-    assert statistics is not None
-    return ids_M, statistics
+    drawn = _sample(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M, impl)
+    assert drawn.statistics is not None
+    return drawn.ids_M, drawn.statistics
 
 
 @torch.no_grad()
 def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> tuple[Tensor, Statistics]:
     """As `sample_with_statistics` at scale 1, from logits that stand in memory anyway, as in joint training."""
-    return reference.sample_logits(logits_MV, keys_M, original_M)
+    drawn = _sound(blocked.sample_logits(logits_MV, keys_M, original_M))
+    assert drawn.statistics is not None
+    return drawn.ids_M, drawn.statistics
 
 
-def _implementation(
-    hidden_MD: Tensor, weight_VD: Tensor, scale: float, keys_M: Tensor, impl: str | None
-) -> Callable[..., Any]:
-    """The implementation of that name, once its arguments are known to fit each other."""
-    if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1]:
-        raise ValueError(f"hidden [M, D] and weight [V, D] do not fit: {hidden_MD.shape} and {weight_VD.shape}")
-    if keys_M.shape != hidden_MD.shape[:1] or keys_M.dtype != torch.int64:
-        raise ValueError(f"keys must be int64 [{hidden_MD.shape[0]}], not {keys_M.dtype} {tuple(keys_M.shape)}")
-    if not scale >= 0.0:
-        raise ValueError(f"scale must be a number >= 0, not {scale}")
-    name = impl or "reference"
+def default_implementation(device: torch.device) -> str:
+    """What `impl=None` is there."""
+    return "triton" if device.type == "cuda" and _has_triton() else "blocked"
+
+
+@cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _sample(
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    scale: float,
+    prior_V: Tensor | None,
+    keys_M: Tensor,
+    original_M: Tensor | None,
+    impl: str | None,
+) -> Drawn:
+    """Runs an implementation on arguments that fit each other, and refuses what cannot be drawn from."""
+    name = impl or default_implementation(hidden_MD.device)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
-    return IMPLEMENTATIONS[name]
+    _check(hidden_MD, weight_VD, {"bias": bias_V, "prior": prior_V}, {"keys": keys_M, "original": original_M})
+    if hidden_MD.dtype not in DTYPES and not (name == "reference" and hidden_MD.dtype == torch.float64):
+        raise ValueError(f"hidden must be float32, bfloat16 or float16 for {name}, not {hidden_MD.dtype}")
+    if not 0.0 <= scale < math.inf:
+        raise ValueError(f"scale must be a finite number >= 0, not {scale}")
+    return _sound(IMPLEMENTATIONS[name](hidden_MD.contiguous(), weight_VD, bias_V, scale, prior_V, keys_M, original_M))
+
+
+def _check(
+    hidden_MD: Tensor, weight_VD: Tensor, of_tokens: dict[str, Tensor | None], of_positions: dict[str, Tensor | None]
+) -> None:
+    """Raises a ValueError that names what does not fit."""
+    if type(weight_VD) not in (Tensor, torch.nn.Parameter):
+        raise ValueError(f"weight is a {type(weight_VD).__name__}, whose data may lie elsewhere: gather it first")
+    if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1] or not len(weight_VD):
+        raise ValueError(
+            f"hidden [M, D] and weight [V, D] do not fit: {list(hidden_MD.shape)} and {list(weight_VD.shape)}"
+            f"{' (a weight that is sharded over processes must be gathered first)' if not weight_VD.numel() else ''}"
+        )
+    if not weight_VD.is_contiguous():
+        raise ValueError(f"weight has strides {weight_VD.stride()}: give it as weight.contiguous()")
+    if hidden_MD.dtype != weight_VD.dtype:
+        raise ValueError(f"hidden is {hidden_MD.dtype} and weight {weight_VD.dtype}: give both alike")
+    for name, tensor in of_tokens.items():
+        if tensor is not None and (tensor.shape != weight_VD.shape[:1] or not tensor.is_floating_point()):
+            raise ValueError(f"{name} must be floating [{len(weight_VD)}], not {tensor.dtype} {list(tensor.shape)}")
+    for name, tensor in of_positions.items():
+        if tensor is not None and (tensor.shape != hidden_MD.shape[:1] or tensor.dtype != torch.int64):
+            raise ValueError(f"{name} must be int64 [{len(hidden_MD)}], not {tensor.dtype} {list(tensor.shape)}")
+    for name, tensor in {"weight": weight_VD, **of_tokens, **of_positions}.items():
+        if tensor is not None and tensor.device != hidden_MD.device:
+            raise ValueError(f"{name} is on {tensor.device} and hidden on {hidden_MD.device}")
+
+
+def _sound(drawn: Drawn) -> Drawn:
+    if not bool(drawn.sound_M.all()):
+        rows = (~drawn.sound_M).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"the scores of {len(rows)} of {len(drawn.sound_M)} positions hold NaN or +inf, or are all -inf; the first "
+            f"is position {rows[0]}"
+        )
+    return drawn

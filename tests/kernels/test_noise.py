@@ -3,11 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
 from fast_electra import randomness
-from fast_electra_kernels.noise import gumbel, random_bits
+from fast_electra_kernels.noise import GROUP, exponential, gumbel, random_bits
 
 TOKENS = torch.arange(4096, dtype=torch.int32)
 
@@ -28,20 +29,49 @@ def test_upper_tail_is_exact_where_24_bits_would_fail() -> None:
         expected = noise.numel() * -math.expm1(-math.exp(-threshold))
         found = int((noise > threshold).sum())
         assert abs(found - expected) < 4 * math.sqrt(expected), (threshold, found, expected)
-    assert gumbel_at(0) == -math.inf or gumbel_at(0) > 21.0  # the largest of all: U = 2^-33
-
-
-def gumbel_at(bits: int) -> float:
-    """The noise of given random bits, by the definition in float64."""
-    return -math.log(-math.log1p(-(bits + 0.5) / 2**32))
 
 
 def test_matches_the_definition_in_double_precision() -> None:
-    bits = random_bits(keys(50), TOKENS).numpy().view(np.uint32).astype(np.float64)
-    exact = -np.log(-np.log1p(-(bits + 0.5) / 2**32))
+    """Written out once more in numpy: the least of each group, whose it is, and the others by memorylessness."""
+
+    def exponentials(counters: np.ndarray) -> np.ndarray:
+        bits = random_bits(keys(50), torch.from_numpy(counters.astype(np.int32))).numpy().view(np.uint32)
+        return -np.log1p(-(bits.astype(np.float64) + 0.5) / 2**32)
+
+    tokens = TOKENS.numpy()
+    group = tokens // GROUP
+    least = exponentials(-2 * group - 1) / GROUP
+    place = random_bits(keys(50), torch.from_numpy(-2 * group - 2)).numpy() % GROUP
+    exact = -np.log(least + np.where(tokens % GROUP == place, 0.0, exponentials(tokens)))
+    assert np.abs(gumbel(keys(50), TOKENS, torch.float64).numpy() - exact).max() < 1e-12
     found = gumbel(keys(50), TOKENS).double().numpy()
     upper = exact > -2.0  # below, U is near 1 and its steps in float32 are coarse
     assert np.abs(found - exact)[upper].max() < 2e-5
+
+
+def test_tokens_of_a_group_are_independent() -> None:
+    """Made from the top down, they are as if each had been drawn by itself.
+
+    By Renyi's theorem that is so if the differences between the sorted exponentials of a group, times how many are
+    left, are independent standard exponentials, and who is first, second, ... is uniform. Error rate 0.1% each.
+    """
+    exponentials = gumbel(keys(300), TOKENS, torch.float64).neg().exp().view(-1, GROUP)  # 38,400 groups
+    ordered, who = exponentials.sort(dim=1)
+    left = torch.arange(GROUP, 0, -1)
+    spacings = torch.diff(ordered, dim=1, prepend=torch.zeros(len(ordered), 1)) * left
+    for rank in (0, 1, 2, GROUP // 2, GROUP - 1):
+        assert stats.kstest(spacings[:, rank].numpy(), stats.expon.cdf).pvalue > 1e-3
+        assert stats.chisquare(torch.bincount(who[:, rank], minlength=GROUP).numpy()).pvalue > 1e-3
+    correlation = torch.corrcoef(spacings.T)[~torch.eye(GROUP, dtype=torch.bool)]
+    assert float(correlation.abs().max()) < 4.9 / math.sqrt(len(ordered))  # of 496: error rate 0.05%
+
+
+def test_exponentials_are_exact_at_both_ends() -> None:
+    bits = torch.tensor([0, 1, 2**31 - 1, -(2**31), -2, -1], dtype=torch.int32)
+    exact = [-math.log1p(-((b % 2**32) + 0.5) / 2**32) for b in bits.tolist()]
+    assert exponential(bits, torch.float64).tolist() == pytest.approx(exact, rel=1e-9)
+    assert exponential(bits)[:4].tolist() == pytest.approx(exact[:4], rel=1e-6)
+    assert bool((exponential(bits)[4:] > 16.0).all()) and bool(exponential(bits).isfinite().all())
 
 
 def test_bits_are_independent_between_positions_and_tokens() -> None:

@@ -1,0 +1,36 @@
+"""What an implementation of `sample` returns."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NEVER = -1e30  # stands for -inf where it would be multiplied by a probability of 0
+
+
+class Statistics(NamedTuple):
+    """Of the distributions that tokens were drawn from: float32 [M] each."""
+
+    drawn_M: Tensor  # log-probability of the drawn token
+    original_M: Tensor  # log-probability of the given (original) token
+    entropy_M: Tensor  # nats
+
+
+class Drawn(NamedTuple):
+    """Draws of M positions."""
+
+    ids_M: Tensor  # int64
+    sound_M: Tensor  # bool: False where NaN or +inf is among the scores, or none is finite; the draw means nothing
+    statistics: Statistics | None
+
+    @classmethod
+    def joined(cls, parts: "list[Drawn]", device: torch.device, with_statistics: bool) -> "Drawn":
+        """Blocks of positions, one after another; empty tensors where there is none."""
+        if not parts:
+            empty = torch.empty(0, device=device)
+            return cls(empty.long(), empty.bool(), Statistics(empty, empty, empty) if with_statistics else None)
+        statistics = None
+        if with_statistics:
+            columns = zip(*(part.statistics for part in parts if part.statistics is not None), strict=True)
+            statistics = Statistics(*(torch.cat(column) for column in columns))
+        return cls(torch.cat([part.ids_M for part in parts]), torch.cat([part.sound_M for part in parts]), statistics)
