@@ -10,30 +10,25 @@ are taken round by round. The steps stand in contenders/.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from contenders import ours
-from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step, sizes
+from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step, machine, sizes, summary
 
-import fast_electra
 from fast_electra.corpus.building import build_shards
 from fast_electra.corpus.loader import Loader, Split
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
 from fast_electra.settings import UserError
-from fast_electra.training import ops
 from fast_electra.training.precision import DTYPES, best_dtype
 
 OURS, ENGINE = "fast_electra", "fast_electra, DeepSpeed"
@@ -44,7 +39,7 @@ def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
-    result: dict[str, Any] = {"machine": machine(), "recipes": []}
+    result: dict[str, Any] = {"machine": machine("torch", "transformers", "deepspeed"), "recipes": []}
     print(", ".join(f"{name} {number}" for name, number in result["machine"]["versions"].items()))
     hardware = f"{result['machine']['cpu']}, {os.cpu_count()} cores, {result['machine']['gpu'] or 'no GPU'}"
     print(f"{hardware}; plain PyTorch with fused AdamW unless named DeepSpeed")
@@ -93,7 +88,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         loader = open_loader(arguments, size, Path(folder))
         attention = arguments.attention or huggingface.faster_attention(size, dtype, loader.batch(0) * size.updates)
-        steps = {OURS: ours.plain(size, dtype)}
+        steps = {OURS: ours.plain(size, dtype)[1]}
         if arguments.engine:
             steps[ENGINE] = ours.engine(size, dtype)
         steps[FROZEN] = huggingface.frozen(size, dtype, attention)
@@ -142,11 +137,6 @@ def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, An
     return {"tokens": tokens, "seconds": seconds, "last_losses": last_losses}
 
 
-def summary(values: Iterable[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {"median": statistics.median(ordered), "lowest": ordered[0], "highest": ordered[-1]}
-
-
 def print_settings(settings: dict[str, Any]) -> None:
     main = settings["discriminator"]
     print(
@@ -169,25 +159,6 @@ def print_table(
         times = f"{ratio[name]['median']:.2f} ({ratio[name]['lowest']:.2f} to {ratio[name]['highest']:.2f})"
         times = "" if name == OURS else times
         print(f"  {name:<32}{figures['median']:>8,.0f}{rounds:>21}{times:>30}{losses[name]:>12.3f}")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    packages = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
-    return {
-        "cpu": next(names, platform.processor()),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
-        "flags": sorted(flag for flag in ops.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | packages | {"fast_electra": fast_electra.__version__},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load_average": os.getloadavg(),
-    }
 
 
 if __name__ == "__main__":

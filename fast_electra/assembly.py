@@ -117,7 +117,7 @@ def load_auxiliary(
     facts = {"auxiliary_hash": description["hash"], "auxiliary_dtype": dtype}
     if "heldout_mlm_accuracy" in description.get("evaluation", {}):
         facts["heldout_mlm_accuracy"] = description["evaluation"]["heldout_mlm_accuracy"]
-    return inference_engine(model.to(ranks.device), dtype), model, facts
+    return inference_engine(model.to(ranks.device), dtype, run.auxiliary.cuda_graph), model, facts
 
 
 def open_auxiliary(run: RunConfig, tokenizer: Tokenizer) -> tuple[MaskedLanguageModel, dict[str, Any]]:

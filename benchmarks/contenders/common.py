@@ -1,7 +1,12 @@
-"""What all contenders share: sizes, masking rate, optimizer, clipping."""
+"""What benchmarks share: sizes, masking rate, optimizer, clipping; the machine, and the spread of figures."""
 
-from collections.abc import Callable
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+import fast_electra
 from fast_electra import recipes
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
+from fast_electra.training import ops
 
 Step = Callable[[TokenBatch], Tensor]  # one update of the weights from one batch; returns the discriminator's loss
 
@@ -73,3 +80,28 @@ def update(loss: Tensor, model: nn.Module, optimizer: AdamW) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def summary(values: Iterable[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {"median": statistics.median(ordered), "lowest": ordered[0], "highest": ordered[-1]}
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {
+        "cpu": next(names, platform.processor()),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
+        "flags": sorted(flag for flag in ops.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages}
+        | {"fast_electra": fast_electra.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average": os.getloadavg(),
+    }

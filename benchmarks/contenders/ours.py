@@ -39,7 +39,7 @@ def objective(size: Sizes, dtype: torch.dtype) -> RTD:
     return RTD(main, Temperature(frozen, frozen), CurriculumSettings(), **noise)
 
 
-def plain(size: Sizes, dtype: torch.dtype) -> Step:
+def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
     """Frozen auxiliary, sampling, discriminator, the sums that metrics are made of, clipping, Adam."""
     rtd = objective(size, dtype)
     optimizer = adam(rtd.model.train())
@@ -50,7 +50,7 @@ def plain(size: Sizes, dtype: torch.dtype) -> Step:
         update(loss, rtd.model, optimizer)
         return loss.detach()
 
-    return step
+    return rtd, step
 
 
 def engine(size: Sizes, dtype: torch.dtype) -> Step:

@@ -26,6 +26,7 @@ class AuxiliarySettings(Settings):
 
     run: str | None = None  # a run folder of objective `mlm`
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    cuda_graph: bool = True  # on a GPU, the model is replayed as CUDA graphs: faster, for some more memory
 
 
 class Auxiliary:

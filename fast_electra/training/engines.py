@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fast_electra.model.encoder import Encoder
 from fast_electra.settings import UserError
 from fast_electra.training import ops
+from fast_electra.training.captured import Captured
 from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
@@ -106,11 +107,17 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     return engine
 
 
-def inference_engine(model: nn.Module, dtype: str) -> Engine:
-    """Freezes `model`, puts it in eval mode and in `dtype`, and gives it to DeepSpeed's inference engine."""
+def inference_engine(model: nn.Module, dtype: str, cuda_graph: bool = True) -> Captured:
+    """Freezes `model`, puts it in eval mode and in `dtype`, and gives it to DeepSpeed's inference engine.
+
+    That engine's own CUDA graph has one shape for ever, so it stays off: `Captured` has one for each, or none where
+    `cuda_graph` is False.
+    """
     model.requires_grad_(False)
     model.eval()
-    return deepspeed.init_inference(model, config={"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}})
+    config = {"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}}
+    engine = deepspeed.init_inference(model, config=config)
+    return Captured(engine) if cuda_graph else Captured(engine, limit=0)
 
 
 def skipped(engine: Engine) -> bool:

@@ -14,8 +14,6 @@ from fast_electra_kernels.noise import GROUP, group_least, group_winner, token_e
 from fast_electra_kernels.result import NEVER, Drawn, Statistics
 from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
 
-_FIRST = 4  # groups of a row that are looked into before it is asked which others can still win
-
 
 def sample(
     hidden_MD: Tensor,
@@ -100,42 +98,40 @@ class _Search:
         if self.with_statistics:
             # A block of -inf alone has a finite top here, weights of 0, and so no part in the row.
             top_R = top_R.clamp_(min=NEVER)
-            shifted_RC = torch.add(top_R.neg()[:, None], scores_RC, alpha=scale).clamp_(min=NEVER)
+            shifted_RC = torch.add(top_R.neg()[:, None], scores_RC, alpha=scale)
             weights_RC = torch.exp(shifted_RC, out=scores_RC)
             total_R = weights_RC.sum(1).clamp_(min=1e-30)
-            mean_R = torch.linalg.vecdot(weights_RC, shifted_RC).div_(total_R)
-            self.sums.append((top_R + total_R.log(), top_R + mean_R))
+            mean_R = torch.linalg.vecdot(weights_RC, shifted_RC)
+            if bool(mean_R.isnan().any()):  # 0 times -inf; or a NaN that is refused in the end
+                mean_R = torch.linalg.vecdot(weights_RC, shifted_RC.clamp_(min=NEVER))
+            self.sums.append((top_R + total_R.log(), top_R + mean_R / total_R))
 
     def _draw(self, scores_RGC: Tensor, highest_RG: Tensor, scale: float, first: int) -> None:
-        groups_G = torch.arange(
-            first // GROUP, first // GROUP + highest_RG.shape[1], dtype=torch.int32, device=highest_RG.device
-        )
+        """Compares the tokens that can win with the best so far."""
+        device = highest_RG.device
+        groups_G = torch.arange(first // GROUP, first // GROUP + highest_RG.shape[1], dtype=torch.int32, device=device)
         least_RG = group_least(self.keys_R, groups_G)
-        bound_RG = highest_RG - least_RG.log()
-        offsets_C = torch.arange(GROUP, dtype=torch.int32, device=highest_RG.device)
-
-        def look_into(rows_K: Tensor, groups_K: Tensor) -> None:
-            """Compares the tokens of some groups, rows in rising order, with the best so far."""
-            keys_K, chosen_K1 = self.keys_R[rows_K], groups_G[groups_K, None]
-            tokens_KC = chosen_K1 * GROUP + offsets_C
-            exponentials_KC = token_exponentials(
-                keys_K, tokens_KC, least_RG[rows_K, groups_K, None], group_winner(keys_K, chosen_K1)
-            )
-            scores_KC = scores_RGC[rows_K, groups_K] * scale
-            best_K, place_K = (scores_KC - exponentials_KC.log_()).max(1)
-            self.best_R = self.best_R.scatter_reduce(0, rows_K, best_K, "amax")
-            won_K = (best_K == self.best_R[rows_K]).nonzero()[:, 0]
-            rows_W, place_W = rows_K[won_K], place_K[won_K, None]
-            self.ids_R[rows_W] = tokens_KC[won_K].gather(1, place_W)[:, 0].long()
-            self.score_R[rows_W] = scores_KC[won_K].gather(1, place_W)[:, 0]
-
-        # First the most promising groups of each row, then those that still may beat what was found there.
-        bound_RK, group_RK = bound_RG.topk(min(_FIRST, bound_RG.shape[1]), dim=1, sorted=False)
-        rows_K, place_K = (bound_RK > self.best_R[:, None]).nonzero(as_tuple=True)
-        groups_K = group_RK[rows_K, place_K]
-        look_into(rows_K, groups_K)
-        bound_RG[rows_K, groups_K] = -torch.inf
-        look_into(*(bound_RG > self.best_R[:, None]).nonzero(as_tuple=True))
+        log_least_RG = least_RG.log()
+        if not first:  # something to begin with: of each group, the token with the most noise
+            token_RG = group_winner(self.keys_R, groups_G).long()
+            score_RG = scores_RGC.flatten(1).gather(1, token_RG).mul_(scale)
+            self.best_R, place_R = (score_RG - log_least_RG).max(1)
+            self.score_R, self.ids_R = (x.gather(1, place_R[:, None])[:, 0] for x in (score_RG, token_RG))
+        # Groups that may hold a better one; then the tokens that may be it; then their noise.
+        rows_K, groups_K = (highest_RG - log_least_RG > self.best_R[:, None]).nonzero(as_tuple=True)
+        keys_K, numbers_K1 = self.keys_R[rows_K], groups_G[groups_K, None]
+        scores_KC = scores_RGC[rows_K, groups_K].mul_(scale)
+        reach_KC = scores_KC - log_least_RG[rows_K, groups_K, None]
+        index_T, offset_T = (reach_KC > self.best_R[rows_K, None]).nonzero(as_tuple=True)
+        rows_T, score_T = rows_K[index_T], scores_KC[index_T, offset_T]
+        token_T1 = (numbers_K1[index_T] * GROUP).add_(offset_T[:, None])
+        least_T1, winner_K1 = least_RG[rows_K, groups_K, None][index_T], group_winner(keys_K, numbers_K1)
+        exponential_T1 = token_exponentials(keys_K[index_T], token_T1, least_T1, winner_K1[index_T])
+        perturbed_T = score_T - exponential_T1.log_()[:, 0]
+        self.best_R = self.best_R.scatter_reduce(0, rows_T, perturbed_T, "amax")
+        won_T = perturbed_T == self.best_R[rows_T]
+        rows_W = rows_T[won_T]
+        self.ids_R[rows_W], self.score_R[rows_W] = token_T1[won_T, 0].long(), score_T[won_T]
 
     def result(self, original_score_R: Tensor | None) -> Drawn:
         statistics = None

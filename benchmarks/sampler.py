@@ -1,0 +1,208 @@
+"""Time and memory of drawing replacements, beside the bare product with the vocabulary head; and its share of a step.
+
+    python benchmarks/sampler.py [--positions 4928] [--threads 2] [--rounds 3] [--tune] [--json FILE]
+
+Every contender draws from the same hidden states and head. They take turns within each round, and ratios are taken
+round by round. With `--tune` on a GPU, other tile shapes of the kernel are timed too.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import ours, sampling
+from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, TEMPERATURE, machine, sizes, summary
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from fast_electra import randomness
+from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.model.files import load_model
+from fast_electra.replacement import auxiliary
+from fast_electra.training.precision import DTYPES, best_dtype
+from fast_electra_kernels import default_implementation, sample, sample_with_statistics
+
+PRODUCT, DENSE = "product with the head alone", "softmax and multinomial"
+OURS, DRAWS = "ours, with statistics", "ours, draws alone"
+GUMBEL, TWO_LEVEL = "a Gumbel number for every logit", "two-level: tile, then token"
+GOALS = {"cpu": {"time": 2.5, "dense": 2.0}, "cuda": {"time": 1.15, "dense": 4.0}}
+QUICKSTART = Path("runs/quickstart")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--positions", type=int, default=4928, help="masked positions; default: 64 sequences of 77")
+    parser.add_argument("--vocabulary", type=int, default=128_000)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the logits; default: 3")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
+    parser.add_argument("--rounds", type=int, default=3 if DEVICE.type == "cpu" else 20)
+    parser.add_argument("--tune", action="store_true", help="also time other tile shapes; a GPU only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all rounds here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result: dict[str, Any] = {"machine": machine("torch"), "shape": {**vars(arguments), "json": None}}
+    print(f"{result['machine']['gpu'] or result['machine']['cpu']}, torch {result['machine']['versions']['torch']}")
+    result |= large_vocabulary(arguments)
+    result["quickstart"] = quickstart_share()
+    result["machine"]["load_average_at_end"] = os.getloadavg()
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each contender in each round, and the ratios that the goals are about."""
+    m, v, d = arguments.positions, arguments.vocabulary, arguments.hidden
+    generator = torch.Generator().manual_seed(SEED)
+    dtype = DTYPES[best_dtype()]
+    hidden = torch.randn(m, d, generator=generator).to(DEVICE, dtype)
+    weight = torch.randn(v, d, generator=generator).mul_(arguments.spread * d**-0.5).to(DEVICE, dtype)
+    keys, original = randomness.key(SEED, torch.arange(m)).to(DEVICE), torch.arange(m, device=DEVICE) % v
+    scale, out = 1 / TEMPERATURE, torch.empty(m, v, device=DEVICE, dtype=dtype)
+    head = weight.t()
+    contenders: dict[str, Callable[[], object]] = {
+        PRODUCT: lambda: torch.mm(hidden, head, out=out),
+        OURS: lambda: sample_with_statistics(hidden, weight, scale=scale, keys_M=keys, original_M=original),
+        DRAWS: lambda: sample(hidden, weight, scale=scale, keys_M=keys),
+        DENSE: lambda: sampling.dense(hidden, weight, scale),
+        GUMBEL: lambda: sampling.gumbel_max(hidden, weight, scale, keys),
+        TWO_LEVEL: lambda: sampling.two_level(hidden, weight, scale, keys),
+    }
+    print(
+        f"\n{m:,} positions, vocabulary {v:,}, hidden size {d}, {dtype}, {torch.get_num_threads()} thread(s), "
+        f"{arguments.rounds} rounds; `{default_implementation(DEVICE)}`",
+        flush=True,
+    )
+    few = slice(0, 64)
+    for warm_up in (lambda: sample(hidden[few], weight, scale=scale, keys_M=keys[few]), *contenders.values()):
+        if DEVICE.type == "cuda":
+            warm_up()
+    rounds = [{name: seconds(work) for name, work in contenders.items()} for _ in range(arguments.rounds)]
+    figures = {
+        name: {
+            "seconds": summary(row[name] for row in rounds),
+            "times_the_product": summary(row[name] / row[PRODUCT] for row in rounds),
+            "times_ours": summary(row[name] / row[OURS] for row in rounds),
+        }
+        for name in contenders
+    }
+    print(f"  {'':<34}{'ms':>10}{'times the product':>26}{'times ours':>26}")
+    for name, row in figures.items():
+        spreads = [f"{s['median']:.2f} ({s['lowest']:.2f} to {s['highest']:.2f})" for s in list(row.values())[1:]]
+        print(f"  {name:<34}{row['seconds']['median'] * 1e3:>10,.1f}{spreads[0]:>26}{spreads[1]:>26}")
+    memory = peak_bytes(contenders[OURS]) / (2 * m * v)
+    goals = GOALS[DEVICE.type]
+    print(
+        f"  goals: ours / product {figures[OURS]['times_the_product']['median']:.2f} (at most {goals['time']}); "
+        f"softmax and multinomial / ours {figures[DENSE]['times_ours']['median']:.2f} (at least {goals['dense']});\n"
+        f"  peak extra memory / logits in 16 bits 1/{1 / memory:.0f} (at most 1/60)",
+        flush=True,
+    )
+    result = {"contenders": figures, "memory_times_16_bit_logits": memory, "rounds": rounds}
+    if arguments.tune and DEVICE.type == "cuda":
+        result["tiles"] = tune(hidden, weight, scale, keys, original, contenders[PRODUCT])
+    return result
+
+
+def seconds(work: Callable[[], object]) -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that are allocated at a time while it works, beside what was there before."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def tune(
+    hidden: Tensor, weight: Tensor, scale: float, keys: Tensor, original: Tensor, product: Callable[[], object]
+) -> list[dict[str, Any]]:
+    """Times of other tile shapes, in the order of their ratio to the product."""
+    from fast_electra_kernels.triton_sampler import Tiles
+    from fast_electra_kernels.triton_sampler import sample as with_tiles
+
+    found = []
+    for rows, tokens, features, stages, warps in (
+        (128, 256, 64, 3, 8), (128, 256, 64, 4, 8), (128, 128, 64, 3, 4), (128, 128, 64, 4, 4), (128, 128, 64, 3, 8),
+        (64, 256, 64, 4, 4), (256, 128, 64, 3, 8), (128, 128, 128, 2, 4), (128, 192, 64, 3, 8),
+    ):  # fmt: skip
+        shape = Tiles(rows, tokens, features, stages, warps)
+        try:
+            with_tiles(hidden, weight, None, scale, None, keys, original, shape)
+            ratios = [
+                seconds(lambda s=shape: with_tiles(hidden, weight, None, scale, None, keys, original, s))
+                / seconds(product)
+                for _ in range(10)
+            ]
+        except Exception as error:  # a shape that this GPU has no room for
+            print(f"  {shape}: {type(error).__name__}")
+            continue
+        found.append({"tiles": shape._asdict(), "times_the_product": summary(ratios)})
+    found.sort(key=lambda row: row["times_the_product"]["median"])
+    for row in found:
+        print(f"  {row['tiles']}: {row['times_the_product']['median']:.3f} times the product")
+    return found
+
+
+def quickstart_share() -> dict[str, Any] | None:
+    """What drawing takes of the quickstart's step, with its trained auxiliary, in plain PyTorch without DeepSpeed."""
+    if not (QUICKSTART / "auxiliary" / "model" / "model.json").is_file():
+        print("\nno quickstart share: run `make quickstart` first, whose auxiliary is used")
+        return None
+    torch.set_num_threads(1)  # as each of its processes has
+    size = sizes("tiny", QUICKSTART / "tokenizer")
+    trained, _ = load_model(QUICKSTART / "auxiliary" / "model", "mlm", "run `make quickstart` again")
+    sequences = Sequences(Shards.open(QUICKSTART / "shards"), Tokenizer.load(QUICKSTART / "tokenizer"), size.length)
+    loader = Loader(sequences, Split(BATCHES["tiny"][0], accumulation=1), SEED, MASK_FRACTION)
+    rtd, step = ours.plain(size, torch.float32)
+    rtd.distribution.model.load_state_dict(trained.state_dict())
+    drawing: list[float] = []
+
+    def timed(*arguments: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        result = sample_with_statistics(*arguments, **more)
+        drawing.append(time.perf_counter() - began)
+        return result
+
+    auxiliary.sample_with_statistics = timed
+    whole = []
+    for n in range(60):
+        (batch,) = loader.batch(n)
+        whole.append(seconds(lambda batch=batch: step(batch.to(DEVICE))))
+    auxiliary.sample_with_statistics = sample_with_statistics
+    share = summary(part / all_ for part, all_ in zip(drawing[10:], whole[10:], strict=True))
+    print(
+        f"\nquickstart: drawing is {share['median']:.1%} of a step ({share['lowest']:.1%} to {share['highest']:.1%}, "
+        f"goal: under 10%): {summary(drawing[10:])['median'] * 1e3:.1f} of {summary(whole[10:])['median'] * 1e3:.1f} ms"
+    )
+    return {"share": share, "drawing_seconds": drawing[10:], "step_seconds": whole[10:]}
+
+
+if __name__ == "__main__":
+    main()
