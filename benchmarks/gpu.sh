@@ -7,8 +7,12 @@ mkdir -p "$out"
 export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 nvidia-smi | tee "$out/nvidia-smi.txt"
 
-python3 -m pytest -m gpu -q | tee "$out/tests.txt"
-python3 benchmarks/step_vs_huggingface.py --recipe small --json "$out/step_vs_huggingface.json" | tee "$out/step_vs_huggingface.txt"
+failed=0  # a failure is reported at the end: the time on a GPU is used for the rest
+python3 -m pytest -m gpu -q | tee "$out/tests.txt" || failed=1
+# The sampler: ratios, memory, and other tiles than those in use; then whole steps.
+python3 benchmarks/sampler.py --tune --json "$out/sampler.json" | tee "$out/sampler.txt" || failed=1
+python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$out/sampler_large.json" | tee "$out/sampler_large.txt" || failed=1
+python3 benchmarks/step_vs_huggingface.py --recipe small --json "$out/step_vs_huggingface.json" | tee "$out/step_vs_huggingface.txt" || failed=1
 
 # The quickstart's job with ELECTRA-small's layers, in the precision that `auto` finds.
 run=$(mktemp -d)
@@ -22,3 +26,4 @@ python3 launch/pretrain.py --deepspeed_config ds_configs/small.json "${common[@]
 cp "$run/auxiliary/metrics.jsonl" "$out/auxiliary.jsonl"
 cp "$run/discriminator/metrics.jsonl" "$out/discriminator.jsonl"
 cp "$run/discriminator/config.json" "$run/discriminator/report.html" "$out/"
+exit $failed

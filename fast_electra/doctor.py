@@ -19,6 +19,7 @@ from torch.utils import cpp_extension
 
 from fast_electra.training import ops
 from fast_electra.training.precision import best_dtype
+from fast_electra_kernels import default_implementation
 
 REQUIRED = ("torch", "deepspeed", "megatron-core", "sentencepiece", "pydantic", "numpy", "safetensors", "matplotlib")
 OPTIONAL = {
@@ -101,6 +102,11 @@ def _device() -> Iterator[Finding]:
     yield Finding(Level.OK, "cpu", f"{cores} cores, {known}")
     yield Finding(Level.OK, "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
     yield Finding(Level.OK, "precision", f"auto means {best_dtype()} here")
+    sampler = default_implementation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if torch.cuda.is_available() and sampler != "triton":
+        yield Finding(Level.NOTE, "sampler", f"{sampler}; pip install triton makes drawing faster")
+    else:
+        yield Finding(Level.OK, "sampler", f"{sampler} draws the replacements")
     if torch.version.cuda and not torch.cuda.is_available():
         value = f"torch is a CUDA {torch.version.cuda} build but finds no device: see nvidia-smi; runs use the CPU"
         yield Finding(Level.NOTE, "gpu", value)

@@ -132,7 +132,8 @@ def _scan(
     top = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)  # of exp(score - top)
     moment = tl.zeros([BM], tl.float32)  # of exp(score - top) * (score - top), in bits
-    for tile in range(chunk * each, min((chunk + 1) * each, tl.cdiv(V, BN))):
+    # Flattened with the loop over features, so that the next tile's numbers are on their way during this one's epilogue.
+    for tile in tl.range(chunk * each, min((chunk + 1) * each, tl.cdiv(V, BN)), flatten=True):
         tokens = tile * BN + tl.arange(0, BN)
         tokens_64 = tl.minimum(tokens, V - 1).to(tl.int64)
         weight_at = weight + tokens_64[None, :] * D + features[:, None]
