@@ -8,7 +8,8 @@ export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=
 nvidia-smi | tee "$out/nvidia-smi.txt"
 
 failed=0  # a failure is reported at the end: the time on a GPU is used for the rest
-python3 -m pytest -m gpu -q | tee "$out/tests.txt" || failed=1
+python3 -m pytest -q -m gpu tests/test_gpu.py tests/training/test_captured.py | tee "$out/tests.txt" || failed=1
+python3 -m pytest -q -k triton tests/kernels/test_sample.py | tee "$out/tests_sampler.txt" || failed=1
 # The sampler: ratios, memory, and other tiles than those in use; then whole steps.
 python3 benchmarks/sampler.py --tune --json "$out/sampler.json" | tee "$out/sampler.txt" || failed=1
 python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$out/sampler_large.json" | tee "$out/sampler_large.txt" || failed=1
@@ -20,10 +21,14 @@ python3 -m fast_electra.cli tokenizer --input sample --output "$run/tokenizer" -
 python3 -m fast_electra.cli corpus --input sample --tokenizer "$run/tokenizer" --output "$run/shards" --heldout 0.05
 common=(--set "fast_electra.corpus.shards=$run/shards" --set "fast_electra.corpus.tokenizer=$run/tokenizer"
         --set fast_electra.model.vocabulary_size=8000 --set scheduler.params.warmup_num_steps=50 --set fast_electra.updates=400)
-python3 launch/pretrain.py --deepspeed_config ds_configs/small_auxiliary.json "${common[@]}" --set "fast_electra.run=$run/auxiliary"
-python3 launch/pretrain.py --deepspeed_config ds_configs/small.json "${common[@]}" --set "fast_electra.run=$run/discriminator" \
-    --set "fast_electra.auxiliary.run=$run/auxiliary"
-cp "$run/auxiliary/metrics.jsonl" "$out/auxiliary.jsonl"
-cp "$run/discriminator/metrics.jsonl" "$out/discriminator.jsonl"
-cp "$run/discriminator/config.json" "$run/discriminator/report.html" "$out/"
+command -v nvcc >/dev/null || common+=(--set optimizer.params.torch_adam=true)  # DeepSpeed's own is compiled
+for name in auxiliary discriminator; do
+    config=ds_configs/small.json
+    [ $name = auxiliary ] && config=ds_configs/small_auxiliary.json
+    more=(--set "fast_electra.run=$run/$name")
+    [ $name = auxiliary ] || more+=(--set "fast_electra.auxiliary.run=$run/auxiliary")
+    python3 launch/pretrain.py --deepspeed_config $config "${common[@]}" "${more[@]}" || failed=1
+    cp "$run/$name/metrics.jsonl" "$out/$name.jsonl" || failed=1
+done
+cp "$run/discriminator/config.json" "$run/discriminator/report.html" "$out/" || failed=1
 exit $failed

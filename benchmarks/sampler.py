@@ -148,11 +148,11 @@ def tune(
     from fast_electra_kernels.triton_sampler import sample as with_tiles
 
     found = []
-    for rows, tokens, features, stages, warps in (
-        (128, 256, 64, 3, 8), (128, 256, 64, 4, 8), (128, 128, 64, 3, 4), (128, 128, 64, 4, 4), (128, 128, 64, 3, 8),
-        (64, 256, 64, 3, 4), (256, 128, 64, 3, 8), (128, 128, 128, 2, 4), (64, 128, 64, 4, 4),
+    for shape in (
+        Tiles(128, 256, 64, 3, 8), Tiles(128, 256, 64, 4, 8), Tiles(128, 128, 64, 3, 4, 2), Tiles(128, 128, 64, 3, 8),
+        Tiles(128, 128, 64, 4, 4), Tiles(64, 256, 64, 2, 4, 2), Tiles(64, 256, 64, 3, 4), Tiles(256, 128, 64, 3, 8),
+        Tiles(64, 128, 64, 3, 4, 3), Tiles(128, 128, 128, 2, 4),
     ):  # fmt: skip
-        shape = Tiles(rows, tokens, features, stages, warps)
         try:
             with_tiles(hidden, weight, None, scale, None, keys, original, shape)
             ratios = [
@@ -185,10 +185,9 @@ def quickstart_share() -> dict[str, Any] | None:
     drawing: list[float] = []
 
     def timed(*arguments: Any, **more: Any) -> Any:
-        began = time.perf_counter()
-        result = sample_with_statistics(*arguments, **more)
-        drawing.append(time.perf_counter() - began)
-        return result
+        results: list[Any] = []
+        drawing.append(seconds(lambda: results.append(sample_with_statistics(*arguments, **more))))
+        return results[0]
 
     auxiliary.sample_with_statistics = timed
     whole = []

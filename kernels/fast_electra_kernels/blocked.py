@@ -54,19 +54,20 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Draw
     for rows in _slices(m, height):
         search = _Search(keys_M[rows], 1.0, vocabulary, True)
         for tokens in _slices(vocabulary, width):
-            search.look(logits_MV[rows, tokens].float(), tokens.start, None)
+            search.look(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
         parts.append(search.result(logits_MV[rows].gather(1, original_M[rows, None])[:, 0].float()))
     return Drawn.joined(parts, logits_MV.device, True)
 
 
 def logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tensor:
     """hidden @ weight.T + bias, accumulated and kept in float32 whatever the dtypes are: [R, C]."""
+    bias_C = None if bias_C is None else bias_C.float()
     if hidden_RD.dtype == torch.float32:
         return torch.nn.functional.linear(hidden_RD, weight_CD, bias_C)
     if hidden_RD.is_cuda:
         product_RC = torch.mm(hidden_RD, weight_CD.t(), out_dtype=torch.float32)
         return product_RC if bias_C is None else product_RC.add_(bias_C)
-    return torch.nn.functional.linear(hidden_RD.float(), weight_CD.float(), None if bias_C is None else bias_C.float())
+    return torch.nn.functional.linear(hidden_RD.float(), weight_CD.float(), bias_C)
 
 
 class _Search:
@@ -112,11 +113,14 @@ class _Search:
         groups_G = torch.arange(first // GROUP, first // GROUP + highest_RG.shape[1], dtype=torch.int32, device=device)
         least_RG = group_least(self.keys_R, groups_G)
         log_least_RG = least_RG.log()
-        if not first:  # something to begin with: of each group, the token with the most noise
+        if bool((self.best_R == -torch.inf).any()):  # something to begin with: of each group, the token with most noise
             token_RG = group_winner(self.keys_R, groups_G).long()
-            score_RG = scores_RGC.flatten(1).gather(1, token_RG).mul_(scale)
-            self.best_R, place_R = (score_RG - log_least_RG).max(1)
-            self.score_R, self.ids_R = (x.gather(1, place_R[:, None])[:, 0] for x in (score_RG, token_RG))
+            score_RG = scores_RGC.flatten(1).gather(1, token_RG - first).mul_(scale)
+            best_R, place_R = (score_RG - log_least_RG).max(1)
+            better_R = best_R > self.best_R
+            self.best_R = torch.where(better_R, best_R, self.best_R)
+            for mine_R, found_RG in ((self.score_R, score_RG), (self.ids_R, token_RG)):
+                mine_R.copy_(torch.where(better_R, found_RG.gather(1, place_R[:, None])[:, 0], mine_R))
         # Groups that may hold a better one; then the tokens that may be it; then their noise.
         rows_K, groups_K = (highest_RG - log_least_RG > self.best_R[:, None]).nonzero(as_tuple=True)
         keys_K, numbers_K1 = self.keys_R[rows_K], groups_G[groups_K, None]

@@ -33,8 +33,8 @@ def sample(
         highest_R = scores_RV.amax(dim=1)
         statistics = None
         if original_M is not None:
-            log_p_RV = scores_RV.clamp_(min=NEVER).log_softmax(dim=1)
-            entropy_R = -torch.linalg.vecdot(log_p_RV.exp(), log_p_RV)
+            log_p_RV = scores_RV.log_softmax(dim=1)
+            entropy_R = -torch.linalg.vecdot(log_p_RV.exp(), log_p_RV.clamp(min=NEVER))
             drawn_R, original_R = (log_p_RV.gather(1, ids)[:, 0] for ids in (ids_R1, original_M[rows, None]))
             statistics = Statistics(drawn_R.float(), original_R.float(), entropy_R.float())
         parts.append(Drawn(ids_R1[:, 0], highest_R.abs() < torch.inf, statistics))

@@ -129,7 +129,13 @@ def _sample(
         raise ValueError(f"hidden must be float32, bfloat16 or float16 for {name}, not {hidden_MD.dtype}")
     if not 0.0 <= scale < math.inf:
         raise ValueError(f"scale must be a finite number >= 0, not {scale}")
-    return _sound(IMPLEMENTATIONS[name](hidden_MD.contiguous(), weight_VD, bias_V, scale, prior_V, keys_M, original_M))
+    if scale == 0.0 and bias_V is not None:  # what is never drawn is not drawn then either; 0 times -inf would be NaN
+        never_V = torch.where(bias_V == -torch.inf, -torch.inf, 0.0)
+        bias_V, prior_V = None, never_V if prior_V is None else prior_V + never_V
+    keys_M, original_M = keys_M.contiguous(), None if original_M is None else original_M.contiguous()
+    with torch.cuda.device_of(hidden_MD):  # where kernels are launched; nothing on a CPU
+        implementation = IMPLEMENTATIONS[name]
+        return _sound(implementation(hidden_MD.contiguous(), weight_VD, bias_V, scale, prior_V, keys_M, original_M))
 
 
 def _check(

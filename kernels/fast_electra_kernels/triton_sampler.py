@@ -11,6 +11,7 @@ scores are computed anew. If the best that was found is below `floor` after all,
 a lower one: the draw is exact.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ class Tiles(NamedTuple):
     features: int
     stages: int
     warps: int
+    resident: int = 1  # programs that a multiprocessor has room for
 
 
 # For Triton's interpreter on a CPU, which takes as long for a small array as for a large one.
@@ -80,7 +82,7 @@ def sample(
         if on_gpu:
             properties = torch.cuda.get_device_properties(device)
             shape = shape or tiles(hidden_MD.dtype, properties.major >= 9)
-            processors, rows_of_draw = properties.multi_processor_count, 1
+            processors, rows_of_draw = properties.multi_processor_count * shape.resident, 1
         else:
             shape, processors, rows_of_draw = shape or INTERPRETED, 1, INTERPRETED_ROWS
         row_blocks, all_tiles = triton.cdiv(m, shape.rows), triton.cdiv(v, shape.tokens)
@@ -96,12 +98,13 @@ def sample(
         _draw[(triton.cdiv(m, rows_of_draw),)](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, keys_M, keys_M if original_M is None else original_M,
             ids_M, sound_M, figures_3M, float(scale), m, v, highest_MS.shape[1], chunks,
-            D=d, D_PADDED=triton.next_power_of_2(d), CHUNKS=triton.next_power_of_2(chunks), SPAN=SPAN, GROUPS=GROUPS,
-            MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None, **DRAW_OPTIONS,
+            D=d, D_PADDED=triton.next_power_of_2(d), CHUNKS=max(16, triton.next_power_of_2(chunks)), SPAN=SPAN,
+            GROUPS=GROUPS, MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None, **DRAW_OPTIONS,
         )  # fmt: skip
     return Drawn(ids_M, sound_M, None if original_M is None else Statistics(*figures_3M))
 
 
+@cache
 def _tiles_of_program(row_blocks: int, all_tiles: int, processors: int) -> int:
     """Tiles that one program of `_scan` works through: as many as leave few processors idle in the last wave."""
 
@@ -132,7 +135,7 @@ def _scan(
     top = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)  # of exp(score - top)
     moment = tl.zeros([BM], tl.float32)  # of exp(score - top) * (score - top), in bits
-    # Flattened with the loop over features, so that the next tile's numbers are on their way during this one's epilogue.
+    # Flattened with the loop over features: the next tile's numbers are on their way during this one's epilogue.
     for tile in tl.range(chunk * each, min((chunk + 1) * each, tl.cdiv(V, BN)), flatten=True):
         tokens = tile * BN + tl.arange(0, BN)
         tokens_64 = tl.minimum(tokens, V - 1).to(tl.int64)

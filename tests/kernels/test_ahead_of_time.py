@@ -22,7 +22,6 @@ def test_the_papers_base_model_on_both_generations(tmp_path: Path) -> None:
     assert set(rows) == {(kernel, arch) for kernel in ("scan", "draw") for arch in (80, 90)}
     assert all(row["spilled_bytes"] == 0 and 0 < row["registers"] <= 255 for row in rows.values())
     assert rows["scan", 90]["wgmma"] == "yes"  # the tensor cores are used as that generation wants it
-    assert 2 * rows["scan", 80]["shared_bytes"] <= 163 * 1024  # two blocks a multiprocessor
     assert "sm_90" in done.stdout and "spilled bytes" in done.stdout
 
 

@@ -210,6 +210,15 @@ def test_same_keys_give_same_tokens_in_any_batch(impl: str) -> None:
     assert torch.equal(whole[order], shuffled) and torch.equal(whole, parts)
 
 
+def test_triton_draws_the_same_tokens_in_any_batch() -> None:
+    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(90, 400, D, 3.0, seed=5))
+    more = {"scale": 0.7, "impl": "triton"}
+    whole = sample(hidden, weight, keys_M=keys(90).to(DEVICE), **more)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    for part in (order[:13], order[13:]):
+        assert torch.equal(sample(hidden[part], weight, keys_M=keys(90).to(DEVICE)[part], **more), whole[part])
+
+
 @pytest.mark.parametrize("impl", FAST)
 def test_other_keys_give_independent_tokens(impl: str) -> None:
     """Of flat logits: two draws agree by chance alone, and the ids, as numbers, do not correlate."""
@@ -252,6 +261,8 @@ def test_extremes(impl: str) -> None:
     ids, statistics = sample_with_statistics(hidden, weight, bias, prior_V=prior, impl=impl, **more)
     assert ids.unique().tolist() == list(range(10))
     assert torch.allclose(statistics.entropy_M.cpu(), torch.tensor(math.log(10)), atol=1e-5)
+    flat = sample(hidden, torch.zeros_like(weight), bias, prior_V=prior, scale=0.0, keys_M=more["keys_M"], impl=impl)
+    assert int(flat.max()) < 50 and not torch.isin(flat.cpu(), torch.arange(10, 40)).any()  # by bias and prior
     none = sample(hidden[:0], weight, bias, scale=1.0, keys_M=keys(0).to(device), impl=impl)
     assert none.shape == (0,) and none.dtype == torch.int64
 
@@ -314,10 +325,11 @@ def test_the_workspace_is_a_small_part_of_the_logits() -> None:
         assert workspace_bytes(positions, vocabulary, impl, on_gpu) * 60 <= 2 * positions * vocabulary
 
 
-def test_logits_in_memory_give_the_same_draws() -> None:
+@pytest.mark.parametrize("vocabulary", [V, 64, 6016])  # less than a group, whole groups, several blocks
+def test_logits_in_memory_give_the_same_draws(vocabulary: int) -> None:
     generator = torch.Generator().manual_seed(6)
-    hidden, weight = torch.randn(700, D, generator=generator), torch.randn(V, D, generator=generator)
-    logits, original = hidden @ weight.T, torch.arange(700) % V
+    hidden, weight = torch.randn(700, D, generator=generator), torch.randn(vocabulary, D, generator=generator)
+    logits, original = hidden @ weight.T, torch.arange(700) % vocabulary
     before = logits.clone()
     ids, statistics = sample_logits(logits, keys(700), original)
     expected = sample_with_statistics(hidden, weight, scale=1.0, keys_M=keys(700), original_M=original)
