@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from contenders import ours, sampling
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, TEMPERATURE, machine, sizes, summary
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from fast_electra import randomness
@@ -30,6 +29,7 @@ from fast_electra.model.files import load_model
 from fast_electra.replacement import auxiliary
 from fast_electra.training.precision import DTYPES, best_dtype
 from fast_electra_kernels import default_implementation, sample, sample_with_statistics
+from fast_electra_kernels.contract import Request
 
 PRODUCT, DENSE = "product with the head alone", "softmax and multinomial"
 OURS, DRAWS = "ours, with statistics", "ours, draws alone"
@@ -110,7 +110,7 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     result = {"contenders": figures, "memory_times_16_bit_logits": memory, "rounds": rounds}
     if arguments.tune and DEVICE.type == "cuda":
-        result["tiles"] = tune(hidden, weight, scale, keys, original, contenders[PRODUCT])
+        result["tiles"] = tune(Request(hidden, weight, None, scale, None, keys, original), contenders[PRODUCT])
     return result
 
 
@@ -140,9 +140,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def tune(
-    hidden: Tensor, weight: Tensor, scale: float, keys: Tensor, original: Tensor, product: Callable[[], object]
-) -> list[dict[str, Any]]:
+def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]]:
     """Times of other tile shapes, in the order of their ratio to the product."""
     from fast_electra_kernels.triton_sampler import Tiles
     from fast_electra_kernels.triton_sampler import sample as with_tiles
@@ -154,12 +152,8 @@ def tune(
         Tiles(64, 128, 64, 3, 4, 3), Tiles(128, 128, 128, 2, 4),
     ):  # fmt: skip
         try:
-            with_tiles(hidden, weight, None, scale, None, keys, original, shape)
-            ratios = [
-                seconds(lambda s=shape: with_tiles(hidden, weight, None, scale, None, keys, original, s))
-                / seconds(product)
-                for _ in range(10)
-            ]
+            with_tiles(request, shape)
+            ratios = [seconds(lambda s=shape: with_tiles(request, s)) / seconds(product) for _ in range(10)]
         except Exception as error:  # a shape that this GPU has no room for
             print(f"  {shape}: {type(error).__name__}")
             continue

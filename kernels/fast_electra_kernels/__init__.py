@@ -6,9 +6,9 @@ keeps a position's draws at every temperature at once.
 """
 
 from fast_electra_kernels.blocked import logits, row_blocks
+from fast_electra_kernels.contract import Statistics
 from fast_electra_kernels.envelope import Pieces, concatenate, envelope, winners
 from fast_electra_kernels.noise import gumbel
-from fast_electra_kernels.result import Statistics
 from fast_electra_kernels.sample import (
     IMPLEMENTATIONS,
     default_implementation,

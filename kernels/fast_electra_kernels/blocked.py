@@ -10,39 +10,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fast_electra_kernels.contract import NEVER, Drawn, Request, Statistics
 from fast_electra_kernels.noise import GROUP, group_least, group_winner, token_exponentials
-from fast_electra_kernels.result import NEVER, Drawn, Statistics
 from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
 
 
-def sample(
-    hidden_MD: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    scale: float,
-    prior_V: Tensor | None,
-    keys_M: Tensor,
-    original_M: Tensor | None,
-) -> Drawn:
-    """See `fast_electra_kernels.sample`."""
+def sample(request: Request) -> Drawn:
+    """Row blocks one after another, and for each the blocks of the vocabulary."""
+    hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     vocabulary = len(weight_VD)
     parts = []
     height, width = block_shape(len(hidden_MD), vocabulary, hidden_MD.is_cuda)
     for rows in _slices(len(hidden_MD), height):
-        search = _Search(keys_M[rows], scale, vocabulary, original_M is not None)
+        search = _Search(keys_M[rows], scale, original_M is not None)
         for tokens in _slices(vocabulary, width):
             logits_RC = logits(hidden_MD[rows], weight_VD[tokens], None if bias_V is None else bias_V[tokens])
             search.look(logits_RC, tokens.start, None if prior_V is None else prior_V[tokens])
-        original_score_R = None
-        if original_M is not None:
-            original_R = original_M[rows]
-            original_score_R = (hidden_MD[rows].float() * weight_VD[original_R].float()).sum(1)
-            if bias_V is not None:
-                original_score_R += bias_V[original_R]
-            original_score_R *= scale
-            if prior_V is not None:
-                original_score_R += prior_V[original_R]
-        parts.append(search.result(original_score_R))
+        parts.append(search.result(None if original_M is None else _scores(request, rows, original_M[rows])))
     return Drawn.joined(parts, hidden_MD.device, original_M is not None)
 
 
@@ -52,7 +36,7 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Draw
     parts = []
     height, width = block_shape(m, vocabulary, logits_MV.is_cuda)
     for rows in _slices(m, height):
-        search = _Search(keys_M[rows], 1.0, vocabulary, True)
+        search = _Search(keys_M[rows], 1.0, True)
         for tokens in _slices(vocabulary, width):
             search.look(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
         parts.append(search.result(logits_MV[rows].gather(1, original_M[rows, None])[:, 0].float()))
@@ -70,10 +54,21 @@ def logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tenso
     return torch.nn.functional.linear(hidden_RD.float(), weight_CD.float(), bias_C)
 
 
+def _scores(request: Request, rows: slice, tokens_R: Tensor) -> Tensor:
+    """The score of one token a row, float32 [R]."""
+    scores_R = (request.hidden_MD[rows].float() * request.weight_VD[tokens_R].float()).sum(1)
+    if request.bias_V is not None:
+        scores_R += request.bias_V[tokens_R]
+    scores_R *= request.scale
+    if request.prior_V is not None:
+        scores_R += request.prior_V[tokens_R]
+    return scores_R
+
+
 class _Search:
     """The best token of each of R rows, over the blocks of the vocabulary that were looked at."""
 
-    def __init__(self, keys_R: Tensor, scale: float, vocabulary: int, with_statistics: bool) -> None:
+    def __init__(self, keys_R: Tensor, scale: float, with_statistics: bool) -> None:
         self.keys_R, self.scale, self.with_statistics = keys_R, scale, with_statistics
         self.best_R = torch.full(keys_R.shape, -torch.inf, device=keys_R.device)  # score and noise
         self.score_R = self.best_R.clone()  # without the noise

@@ -1,24 +1,16 @@
 """`sample` as it is defined: the noise of every token, the highest perturbed score. What the others are held to."""
 
 import torch
-from torch import Tensor
 
+from fast_electra_kernels.contract import NEVER, Drawn, Request, Statistics
 from fast_electra_kernels.noise import gumbel
-from fast_electra_kernels.result import NEVER, Drawn, Statistics
 
 _SCORES = 1 << 20  # held at a time
 
 
-def sample(
-    hidden_MD: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    scale: float,
-    prior_V: Tensor | None,
-    keys_M: Tensor,
-    original_M: Tensor | None,
-) -> Drawn:
-    """See `fast_electra_kernels.sample`. Computes in float32, or in float64 where `hidden` is that."""
+def sample(request: Request) -> Drawn:
+    """In float32, or in float64 where the hidden states are that."""
+    hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     dtype = torch.promote_types(hidden_MD.dtype, torch.float32)
     weight_VD, tokens_V = weight_VD.to(dtype), torch.arange(len(weight_VD), dtype=torch.int32, device=weight_VD.device)
     parts = []

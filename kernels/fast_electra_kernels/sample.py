@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from fast_electra_kernels import blocked, reference
-from fast_electra_kernels.result import Drawn, Statistics
+from fast_electra_kernels.contract import Drawn, Request, Statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _triton(*arguments: Tensor | float | None) -> Drawn:
+def _triton(request: Request) -> Drawn:
     from fast_electra_kernels import triton_sampler  # an import of a second or more, and not installed everywhere
 
-    return triton_sampler.sample(*arguments)  # type: ignore[arg-type]
+    return triton_sampler.sample(request)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Drawn]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Request], Drawn]] = {
     "reference": reference.sample,
     "blocked": blocked.sample,
     "triton": _triton,
@@ -60,7 +60,7 @@ def sample(
         ValueError: for shapes, dtypes, layouts or values that cannot be sampled from: NaN or +inf among the scores, or
             a position where all are -inf. On a GPU the check of values waits for the device.
     """
-    return _sample(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, None, impl).ids_M
+    return _sample(Request(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, None), impl).ids_M
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def sample_with_statistics(
     Returns:
         The draws, and float32 [M] each: the log-probabilities of the drawn and of the original token, and the entropy.
     """
-    drawn = _sample(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M, impl)
+    drawn = _sample(Request(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M), impl)
     assert drawn.statistics is not None
     return drawn.ids_M, drawn.statistics
 
@@ -110,38 +110,32 @@ def _has_triton() -> bool:
     return True
 
 
-def _sample(
-    hidden_MD: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    scale: float,
-    prior_V: Tensor | None,
-    keys_M: Tensor,
-    original_M: Tensor | None,
-    impl: str | None,
-) -> Drawn:
+def _sample(request: Request, impl: str | None) -> Drawn:
     """Runs an implementation on arguments that fit each other, and refuses what cannot be drawn from."""
+    hidden_MD, scale, bias_V = request.hidden_MD, request.scale, request.bias_V
     name = impl or default_implementation(hidden_MD.device)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
-    _check(hidden_MD, weight_VD, {"bias": bias_V, "prior": prior_V}, {"keys": keys_M, "original": original_M})
+    _check(request)
     if hidden_MD.dtype not in DTYPES and not (name == "reference" and hidden_MD.dtype == torch.float64):
         raise ValueError(f"hidden must be float32, bfloat16 or float16 for {name}, not {hidden_MD.dtype}")
     if not 0.0 <= scale < math.inf:
         raise ValueError(f"scale must be a finite number >= 0, not {scale}")
     if scale == 0.0 and bias_V is not None:  # what is never drawn is not drawn then either; 0 times -inf would be NaN
         never_V = torch.where(bias_V == -torch.inf, -torch.inf, 0.0)
-        bias_V, prior_V = None, never_V if prior_V is None else prior_V + never_V
-    keys_M, original_M = keys_M.contiguous(), None if original_M is None else original_M.contiguous()
+        request = request._replace(
+            bias_V=None, prior_V=never_V if request.prior_V is None else request.prior_V + never_V
+        )
+    request = Request(*(x.contiguous() if isinstance(x, Tensor) else x for x in request))  # type: ignore[arg-type]
     with torch.cuda.device_of(hidden_MD):  # where kernels are launched; nothing on a CPU
-        implementation = IMPLEMENTATIONS[name]
-        return _sound(implementation(hidden_MD.contiguous(), weight_VD, bias_V, scale, prior_V, keys_M, original_M))
+        return _sound(IMPLEMENTATIONS[name](request))
 
 
-def _check(
-    hidden_MD: Tensor, weight_VD: Tensor, of_tokens: dict[str, Tensor | None], of_positions: dict[str, Tensor | None]
-) -> None:
+def _check(request: Request) -> None:
     """Raises a ValueError that names what does not fit."""
+    hidden_MD, weight_VD = request.hidden_MD, request.weight_VD
+    of_tokens = {"bias": request.bias_V, "prior": request.prior_V}
+    of_positions = {"keys": request.keys_M, "original": request.original_M}
     if type(weight_VD) not in (Tensor, torch.nn.Parameter):
         raise ValueError(f"weight is a {type(weight_VD).__name__}, whose data may lie elsewhere: gather it first")
     if hidden_MD.dim() != 2 or weight_VD.dim() != 2 or hidden_MD.shape[1] != weight_VD.shape[1] or not len(weight_VD):

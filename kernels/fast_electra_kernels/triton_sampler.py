@@ -17,10 +17,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fast_electra_kernels import noise
-from fast_electra_kernels.result import Drawn, Statistics
+from fast_electra_kernels.contract import Drawn, Request, Statistics
 from fast_electra_kernels.workspace import SPAN, most_chunks
 
 GROUPS = 128  # of tokens, that `_draw` judges at a time
@@ -49,7 +48,7 @@ class Tiles(NamedTuple):
 
 # For Triton's interpreter on a CPU, which takes as long for a small array as for a large one.
 INTERPRETED = Tiles(256, 1024, 64, 1, 4)
-INTERPRETED_ROWS = 512  # of a program of `_draw`; on a GPU it is one
+INTERPRETED_ROWS = 8192  # at most, of a program of `_draw`; on a GPU it is one
 
 
 def tiles(dtype: torch.dtype, hopper: bool) -> Tiles:
@@ -59,17 +58,9 @@ def tiles(dtype: torch.dtype, hopper: bool) -> Tiles:
     return Tiles(128, 256, 64, 3, 8) if hopper else Tiles(128, 128, 64, 3, 8)
 
 
-def sample(
-    hidden_MD: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    scale: float,
-    prior_V: Tensor | None,
-    keys_M: Tensor,
-    original_M: Tensor | None,
-    shape: Tiles | None = None,
-) -> Drawn:
-    """See `fast_electra_kernels.sample`."""
+def sample(request: Request, shape: Tiles | None = None) -> Drawn:
+    """Both kernels, one after the other; `shape` in place of `tiles`."""
+    hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
     ids_M = torch.zeros(m, dtype=torch.int64, device=device)
     sound_M = torch.zeros(m, dtype=torch.bool, device=device)
@@ -84,7 +75,8 @@ def sample(
             shape = shape or tiles(hidden_MD.dtype, properties.major >= 9)
             processors, rows_of_draw = properties.multi_processor_count * shape.resident, 1
         else:
-            shape, processors, rows_of_draw = shape or INTERPRETED, 1, INTERPRETED_ROWS
+            shape, processors = shape or INTERPRETED, 1
+            rows_of_draw = min(triton.next_power_of_2(m), INTERPRETED_ROWS)
         row_blocks, all_tiles = triton.cdiv(m, shape.rows), triton.cdiv(v, shape.tokens)
         each = _tiles_of_program(row_blocks, all_tiles, processors)
         chunks = triton.cdiv(all_tiles, each)

@@ -1,4 +1,4 @@
-"""What an implementation of `sample` returns."""
+"""What an implementation of `sample` is given and what it returns."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 NEVER = -1e30  # stands for -inf where it would be multiplied by a probability of 0
+
+
+class Request(NamedTuple):
+    """Arguments that fit each other: see `sample` for what they are."""
+
+    hidden_MD: Tensor  # contiguous, as are all
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float
+    prior_V: Tensor | None
+    keys_M: Tensor
+    original_M: Tensor | None  # the tokens whose log-probability is wanted; None for draws alone
 
 
 class Statistics(NamedTuple):
