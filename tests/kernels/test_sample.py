@@ -1,7 +1,7 @@
 """Draws follow softmax(scale * logits + prior), by every implementation, and depend on nothing but keys and scores.
 
-All are held to the distribution, and to the winner in float64 for the same keys. `triton` draws slowly without a GPU, so
-with fewer draws here; by the million in `test_gpu.py`.
+All are held to the distribution, and to the winner in float64 for the same keys. `triton` draws slowly without a GPU,
+so with fewer draws here; by the million in `test_gpu.py`.
 """
 
 import math
