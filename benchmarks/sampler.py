@@ -11,20 +11,19 @@ import json
 import os
 import time
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from contenders import ours, sampling
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, TEMPERATURE, machine, sizes, summary
-from torch.profiler import ProfilerActivity, profile
 
 from fast_electra import randomness
 from fast_electra.corpus.loader import Loader, Split
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.cost.measure import tensor_memory
 from fast_electra.model.files import load_model
 from fast_electra.replacement import auxiliary
 from fast_electra.training.precision import DTYPES, best_dtype
@@ -83,10 +82,9 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{arguments.rounds} rounds; `{default_implementation(DEVICE)}`",
         flush=True,
     )
-    few = slice(0, 64)
-    for warm_up in (lambda: sample(hidden[few], weight, scale=scale, keys_M=keys[few]), *contenders.values()):
-        if DEVICE.type == "cuda":
-            warm_up()
+    if DEVICE.type == "cuda":  # kernels are compiled at their first launch
+        for work in contenders.values():
+            work()
     rounds = [{name: seconds(work) for name, work in contenders.items()} for _ in range(arguments.rounds)]
     figures = {
         name: {
@@ -100,7 +98,7 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, row in figures.items():
         spreads = [f"{s['median']:.2f} ({s['lowest']:.2f} to {s['highest']:.2f})" for s in list(row.values())[1:]]
         print(f"  {name:<34}{row['seconds']['median'] * 1e3:>10,.1f}{spreads[0]:>26}{spreads[1]:>26}")
-    memory = peak_bytes(contenders[OURS]) / (2 * m * v)
+    memory = tensor_memory(DEVICE, lambda: None, lambda _: contenders[OURS]()).peak / (2 * m * v)
     goals = GOALS[DEVICE.type]
     print(
         f"  goals: ours / product {figures[OURS]['times_the_product']['median']:.2f} (at most {goals['time']}); "
@@ -122,22 +120,6 @@ def seconds(work: Callable[[], object]) -> float:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes that are allocated at a time while it works, beside what was there before."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]]:

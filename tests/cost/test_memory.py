@@ -1,12 +1,10 @@
 """The bytes of a device: against what torch really keeps, and the arithmetic of ZeRO."""
 
-from itertools import accumulate
-
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from fast_electra import randomness
+from fast_electra.cost.measure import tensor_memory
 from fast_electra.cost.memory import (
     AT_WORK,
     BYTES,
@@ -106,13 +104,13 @@ def test_drawing_holds_what_is_assumed(rows: int, vocabulary: int) -> None:
     """The most bytes that a CPU really holds at a time, by torch's profiler."""
     hidden, weight = torch.randn(rows, 16), torch.randn(vocabulary, 16)
     keys, original = randomness.key(torch.arange(rows)), torch.zeros(rows, dtype=torch.int64)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        sample_with_statistics(hidden, weight, scale=0.5, keys_M=keys, original_M=original)
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    memory = tensor_memory(
+        torch.device("cpu"),
+        lambda: None,
+        lambda _: sample_with_statistics(hidden, weight, scale=0.5, keys_M=keys, original_M=original),
+    )
     batch = MicroBatch(sequences=rows, length=1, masked=1, dtype="fp32", on_gpu=False)
-    assert max(accumulate(sizes)) == pytest.approx(sum(sampler(vocabulary, batch).values()), rel=0.05)
+    assert memory.peak == pytest.approx(sum(sampler(vocabulary, batch).values()), rel=0.05)
 
 
 def test_the_sampler_never_holds_all_logits() -> None:

@@ -1,56 +1,27 @@
 """Draws follow softmax(scale * logits + prior), by every implementation, and depend on nothing but keys and scores.
 
-All are held to the distribution, and to the winner in float64 for the same keys. `triton` draws slowly without a GPU,
-so with fewer draws here; by the million in `test_gpu.py`.
+What only concerns `triton`, which draws slowly without a GPU, stands in `test_triton_sampler.py`.
 """
 
 import math
 
 import pytest
 import torch
+from draws import DEVICE, D, V, assert_equal_up_to_ties, chi_square, keys, logits_as_model, model
 from scipy import stats
 from torch import Tensor
 
-from fast_electra import randomness
 from fast_electra_kernels import (
     IMPLEMENTATIONS,
-    gumbel,
     logits,
     sample,
     sample_logits,
     sample_with_statistics,
     workspace_bytes,
 )
-from fast_electra_kernels.contract import Request
 
 FAST = ["reference", "blocked"]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of `triton`: in its interpreter on a CPU
-M, D, V = 200_000, 8, 50  # so many draws see an error of 1% in any probability over 0.05
-
-
-def logits_as_model(logits_V: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, weight and bias whose product is `logits_V` in every row."""
-    hidden = torch.zeros(rows, D)
-    hidden[:, 0] = 1.0
-    weight = torch.zeros(len(logits_V), D)
-    weight[:, 0] = logits_V
-    return hidden, weight, torch.zeros(len(logits_V))
-
-
-def model(m: int, v: int, d: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, weight and bias whose logits are normal with that standard deviation, and a bias beside."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden, weight = torch.randn(m, d, generator=generator), torch.randn(v, d, generator=generator)
-    return hidden, weight * (spread * d**-0.5), torch.randn(v, generator=generator)
-
-
-def keys(count: int, seed: int = 0) -> Tensor:
-    return randomness.key(seed, torch.arange(count))
-
-
-def chi_square(ids: Tensor, probability_V: Tensor) -> float:
-    counts = torch.bincount(ids, minlength=len(probability_V)).double().numpy()
-    return float(stats.chisquare(counts, probability_V.double().numpy() * len(ids)).pvalue)
+M = 200_000  # so many draws see an error of 1% in any probability over 0.05
 
 
 @pytest.mark.parametrize("impl", FAST)
@@ -60,15 +31,6 @@ def test_follows_the_smoothed_softmax(impl: str, temperature: float) -> None:
     logits = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
     ids = sample(*logits_as_model(logits, M), scale=1 / temperature, keys_M=keys(M), impl=impl)
     assert chi_square(ids, torch.softmax(logits.double() / temperature, 0)) > 1e-3
-
-
-@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
-def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
-    """With draws that the interpreter can make; that they are the reference's own is tested below. Error rate 0.1%."""
-    logits_V = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
-    model_V = (tensor.to(DEVICE) for tensor in logits_as_model(logits_V, 20_000))
-    ids = sample(*model_V, scale=1 / temperature, keys_M=keys(20_000).to(DEVICE), impl="triton").cpu()
-    assert chi_square(ids, torch.softmax(logits_V.double() / temperature, 0)) > 1e-3
 
 
 @pytest.mark.parametrize("impl", FAST)
@@ -98,16 +60,6 @@ def test_rare_tokens_of_a_large_vocabulary_have_their_share() -> None:
     some = slice(0, 400)
     same = sample(hidden[some], weight, bias, scale=1.0, keys_M=keys(draws, seed=3)[some], impl="reference")
     assert torch.equal(same, ids[some])
-
-
-def assert_equal_up_to_ties(ids: Tensor, scores_MV: Tensor, keys_M: Tensor) -> None:
-    """`ids` are the winners in float64, or within rounding of them; the latter in under one draw of 500."""
-    tokens = torch.arange(scores_MV.shape[1], dtype=torch.int32)
-    perturbed_MV = scores_MV + gumbel(keys_M, tokens, torch.float64)
-    best_M, exact_M = perturbed_MV.max(1)
-    behind_M = best_M - perturbed_MV.gather(1, ids[:, None])[:, 0]
-    assert float(behind_M.max()) < 2e-5
-    assert int((ids != exact_M).sum()) <= len(ids) / 500
 
 
 CASES = [  # rows, vocabulary, hidden size, spread of the logits, scale, with a prior
@@ -174,39 +126,6 @@ def test_a_flat_distribution_over_part_of_the_vocabulary(impl: str) -> None:
         assert torch.allclose(found, torch.tensor(exact))
 
 
-def test_triton_at_the_papers_vocabulary() -> None:
-    """V = 128,000, where most groups are never looked into, and where rare tokens have a part of the mass."""
-    hidden, weight, bias = (tensor.to(DEVICE, torch.bfloat16) for tensor in model(100, 128_000, 32, 2.0))
-    bias[:500] += 6.0
-    ids = sample(hidden, weight, bias, scale=0.7, keys_M=keys(100).to(DEVICE), impl="triton").cpu()
-    scores_MV = 0.7 * (hidden.cpu().double() @ weight.cpu().double().T + bias.cpu().double())
-    assert_equal_up_to_ties(ids, scores_MV, keys(100))
-    assert 0 < int((scores_MV.log_softmax(1).gather(1, ids[:, None]) < math.log(1e-5)).sum()) < 100
-
-
-def test_triton_with_the_tiles_of_a_gpu() -> None:
-    """The interpreter takes larger ones for its own sake; those that are compiled for GPUs cut the work otherwise."""
-    from fast_electra_kernels import triton_sampler
-
-    hidden, weight, bias = (tensor.to(DEVICE) for tensor in model(100, 300, 72, 2.0))
-    for dtype in (torch.float32, torch.bfloat16):
-        shape = triton_sampler.tiles(dtype, hopper=True)
-        request = Request(hidden.to(dtype), weight.to(dtype), bias, 1.0, None, keys(100).to(DEVICE), None)
-        scores_MV = hidden.to(dtype).cpu().double() @ weight.to(dtype).cpu().double().T + bias.cpu().double()
-        assert_equal_up_to_ties(triton_sampler.sample(request, shape).ids_M.cpu(), scores_MV, keys(100))
-
-
-def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the floor far above what most winners reach, the draw must come from later looks, and be the same."""
-    from fast_electra_kernels import triton_sampler
-
-    hidden, weight, bias = model(300, 500, 16, 1.0)
-    on_device = (hidden.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE))
-    monkeypatch.setattr(triton_sampler, "MARGIN", -2.0)
-    ids = sample(*on_device, scale=1.0, keys_M=keys(300).to(DEVICE), impl="triton").cpu()
-    assert_equal_up_to_ties(ids, hidden.double() @ weight.double().T + bias, keys(300))
-
-
 @pytest.mark.parametrize("impl", FAST)
 def test_same_keys_give_same_tokens_in_any_batch(impl: str) -> None:
     hidden, weight, _ = model(300, 2000, D, 3.0, seed=5)
@@ -217,15 +136,6 @@ def test_same_keys_give_same_tokens_in_any_batch(impl: str) -> None:
         [sample(hidden[i : i + 7], weight, scale=0.7, keys_M=keys(300)[i : i + 7], impl=impl) for i in range(0, 300, 7)]
     )
     assert torch.equal(whole[order], shuffled) and torch.equal(whole, parts)
-
-
-def test_triton_draws_the_same_tokens_in_any_batch() -> None:
-    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(90, 400, D, 3.0, seed=5))
-    more = {"scale": 0.7, "impl": "triton"}
-    whole = sample(hidden, weight, keys_M=keys(90).to(DEVICE), **more)
-    order = torch.randperm(90, generator=torch.Generator().manual_seed(5)).to(DEVICE)
-    for part in (order[:13], order[13:]):
-        assert torch.equal(sample(hidden[part], weight, keys_M=keys(90).to(DEVICE)[part], **more), whole[part])
 
 
 @pytest.mark.parametrize("impl", FAST)

@@ -1,0 +1,60 @@
+"""The two Triton kernels by themselves, in the interpreter where there is no GPU; by the million in `test_gpu.py`.
+
+`test_sample.py` holds them to what all implementations are held to.
+"""
+
+import math
+
+import pytest
+import torch
+from draws import DEVICE, D, V, assert_equal_up_to_ties, chi_square, keys, logits_as_model, model
+
+from fast_electra_kernels import sample, triton_sampler
+from fast_electra_kernels.contract import Request
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
+def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
+    """With draws that the interpreter can make; that they are the reference's own is tested below. Error rate 0.1%."""
+    logits_V = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
+    model_V = (tensor.to(DEVICE) for tensor in logits_as_model(logits_V, 20_000))
+    ids = sample(*model_V, scale=1 / temperature, keys_M=keys(20_000).to(DEVICE), impl="triton").cpu()
+    assert chi_square(ids, torch.softmax(logits_V.double() / temperature, 0)) > 1e-3
+
+
+def test_triton_at_the_papers_vocabulary() -> None:
+    """V = 128,000, where most groups are never looked into, and where rare tokens have a part of the mass."""
+    hidden, weight, bias = (tensor.to(DEVICE, torch.bfloat16) for tensor in model(100, 128_000, 32, 2.0))
+    bias[:500] += 6.0
+    ids = sample(hidden, weight, bias, scale=0.7, keys_M=keys(100).to(DEVICE), impl="triton").cpu()
+    scores_MV = 0.7 * (hidden.cpu().double() @ weight.cpu().double().T + bias.cpu().double())
+    assert_equal_up_to_ties(ids, scores_MV, keys(100))
+    assert 0 < int((scores_MV.log_softmax(1).gather(1, ids[:, None]) < math.log(1e-5)).sum()) < 100
+
+
+def test_triton_with_the_tiles_of_a_gpu() -> None:
+    """The interpreter takes larger ones for its own sake; those that are compiled for GPUs cut the work otherwise."""
+    hidden, weight, bias = (tensor.to(DEVICE) for tensor in model(100, 300, 72, 2.0))
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = triton_sampler.tiles(dtype, hopper=True)
+        request = Request(hidden.to(dtype), weight.to(dtype), bias, 1.0, None, keys(100).to(DEVICE), None)
+        scores_MV = hidden.to(dtype).cpu().double() @ weight.to(dtype).cpu().double().T + bias.cpu().double()
+        assert_equal_up_to_ties(triton_sampler.sample(request, shape).ids_M.cpu(), scores_MV, keys(100))
+
+
+def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the floor far above what most winners reach, the draw must come from later looks, and be the same."""
+    hidden, weight, bias = model(300, 500, 16, 1.0)
+    on_device = (hidden.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE))
+    monkeypatch.setattr(triton_sampler, "MARGIN", -2.0)
+    ids = sample(*on_device, scale=1.0, keys_M=keys(300).to(DEVICE), impl="triton").cpu()
+    assert_equal_up_to_ties(ids, hidden.double() @ weight.double().T + bias, keys(300))
+
+
+def test_triton_draws_the_same_tokens_in_any_batch() -> None:
+    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(90, 400, D, 3.0, seed=5))
+    more = {"scale": 0.7, "impl": "triton"}
+    whole = sample(hidden, weight, keys_M=keys(90).to(DEVICE), **more)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    for part in (order[:13], order[13:]):
+        assert torch.equal(sample(hidden[part], weight, keys_M=keys(90).to(DEVICE)[part], **more), whole[part])
