@@ -31,6 +31,7 @@ EXTRAS = {
     "gpu": ["triton>=3.6; sys_platform == 'linux'"],
     "dev": [
         "hypothesis",
+        "import-linter",
         "mypy",
         "pre-commit",
         "pytest",

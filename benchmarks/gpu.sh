@@ -8,7 +8,7 @@ export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=
 nvidia-smi | tee "$out/nvidia-smi.txt"
 
 failed=0  # a failure is reported at the end: the time on a GPU is used for the rest
-python3 -m pytest -q -m gpu tests/test_gpu.py tests/training/test_captured.py | tee "$out/tests.txt" || failed=1
+python3 -m pytest -q -m gpu tests/test_gpu.py tests/training/test_graphs.py | tee "$out/tests.txt" || failed=1
 python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py | tee "$out/tests_sampler.txt" || failed=1
 # The sampler: ratios, memory, and other tiles than those in use; then whole steps.
 python3 benchmarks/sampler.py --tune --json "$out/sampler.json" | tee "$out/sampler.txt" || failed=1

@@ -23,7 +23,7 @@ import torch
 from contenders import ours
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step, machine, sizes, summary
 
-from fast_electra.corpus.building import build_shards
+from fast_electra.corpus.build import build_shards
 from fast_electra.corpus.loader import Loader, Split
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards

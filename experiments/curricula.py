@@ -25,15 +25,15 @@ import probes
 import torch
 from variants import AUXILIARY_UPDATES, BATCH, JUDGE, JUDGE_SEED, ROOT, SHARED, VARIANTS, VOCABULARY, Plan
 
-from fast_electra import pretraining
-from fast_electra.assembly import open_corpus
-from fast_electra.corpus.building import build_shards
+from fast_electra.corpus.build import build_shards
 from fast_electra.corpus.tokenizer import train_tokenizer
 from fast_electra.files import write_json
+from fast_electra.jobs.pretrain import train
 from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.parts import open_corpus
 from fast_electra.settings import UserError
-from fast_electra.training import checkpoint, ops
+from fast_electra.training import checkpoint, operators
 from fast_electra.training.engines import Ranks, start_ranks
 
 RESULTS = ROOT / "experiments" / "results" / "curricula.json"
@@ -57,14 +57,14 @@ def begin() -> None:
 
 
 def pretrain(plan: Plan, name: str, seed: int) -> None:
-    pretraining.train(plan.load(name, seed), _ranks)
+    train(plan.load(name, seed), _ranks)
 
 
 def pretrain_and_score(plan: Plan, name: str, seed: int) -> str:
     """One run and its figures, kept beside it in scores.json. Returns a line to show."""
     loaded = plan.load(name, seed)
     file = plan.run(name, seed) / "scores.json"
-    pretraining.train(loaded, _ranks)
+    train(loaded, _ranks)
     inputs, settings = _inputs(plan)
     try:
         kept = json.loads(file.read_text())
@@ -116,8 +116,8 @@ def _shown(scores: probes.Figures) -> str:
 def main() -> None:
     arguments = parse()
     plan = Plan(arguments.folder, arguments.updates)
-    ops.prepare_environment()
-    ops.ensure()
+    operators.prepare_environment()
+    operators.ensure()
     build_corpus(plan.folder)
     seeds, names = list(range(arguments.seeds)), arguments.only or list(VARIANTS)
     context = multiprocessing.get_context("spawn")

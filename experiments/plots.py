@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fast_electra.curriculum import CurriculumSettings
-from fast_electra.training.report_curves import BLUE, GREEN, GREY, ORANGE, STYLE
+from fast_electra.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
 
 ROOT = Path(__file__).parent.parent
 

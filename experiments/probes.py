@@ -21,11 +21,11 @@ from torch import Tensor
 from fast_electra import randomness
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corruption.masking import mask
+from fast_electra.corruption import mask
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives import detection
-from fast_electra.training.evaluation import evaluation_batch
+from fast_electra.training.loop import evaluation_batch
 from fast_electra_kernels import sample
 
 SEED = 20_240_515  # of the probes' texts and noise: no training has it

@@ -99,7 +99,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_corpus(arguments: argparse.Namespace) -> None:
-    from fast_electra.corpus.building import build_shards
+    from fast_electra.corpus.build import build_shards
     from fast_electra.corpus.shards import QUARANTINE, SPLITS
 
     start = reported = time.monotonic()
@@ -145,14 +145,14 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_report(arguments: argparse.Namespace) -> None:
-    from fast_electra.training.report import write_report
+    from fast_electra.report.page import write_report
 
     output = arguments.output or arguments.runs[-1] / "report.html"
     print(f"report   {write_report(arguments.runs, output)}")
 
 
 def _run_doctor(arguments: argparse.Namespace) -> None:
-    from fast_electra import doctor
+    from fast_electra.hosts import doctor
 
     if code := doctor.main():
         sys.exit(code)
@@ -178,17 +178,17 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 
 def _run_estimate(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed, once imported, then logs: --json must stay JSON
-        from fast_electra import estimation
+        from fast_electra.cost import estimate
     from fast_electra.cost.estimate import Machine
     from fast_electra.cost.table_1 import ratios, table_1, table_1_text
-    from fast_electra.cost.text import run_text
+    from fast_electra.cost.tables import run_text
 
     machine = Machine(arguments.gpu, arguments.gpus, arguments.mfu, arguments.dollars_per_hour)
     machine.check()
     if arguments.config is None and (arguments.set or arguments.gpus > 1):
         raise UserError("--gpus and --set are about a run: name its config with --config")
-    run = estimation.estimate_config(arguments.config, arguments.set or [], machine) if arguments.config else None
-    rows = table_1(estimation.paper_models())
+    run = estimate.estimate_config(arguments.config, arguments.set or [], machine) if arguments.config else None
+    rows = table_1(estimate.paper_models())
     if arguments.json:
         print(json.dumps({"table_1": rows, "table_1_ratios": ratios(rows), "run": run}, indent=2))
         return
@@ -223,7 +223,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 def _run_calibrate(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # as for `estimate`
         from fast_electra.calibration import calibrate as calibration
-    from fast_electra.calibration.reference import open_reference, save_reference
+    from fast_electra.calibration.fit import open_reference, save_reference
     from fast_electra.files import write_json
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):

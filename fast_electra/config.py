@@ -14,18 +14,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fast_electra import recipes
-from fast_electra.corruption.corrupt import CorruptionSettings
+from fast_electra import deepspeed_config, recipes
+from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
+from fast_electra.deepspeed_config import nearest
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.objectives.joint import JointSettings
 from fast_electra.replacement.auxiliary import AuxiliarySettings
 from fast_electra.replacement.distribution import ReplacementSettings
 from fast_electra.settings import Settings, UserError
-from fast_electra.training import deepspeed_config
-from fast_electra.training.checkpoint import CheckpointSettings
-from fast_electra.training.deepspeed_config import nearest
-from fast_electra.training.evaluation import EvaluationSettings
 
 SECTION = "fast_electra"
 
@@ -36,6 +33,20 @@ class CorpusSettings(Settings):
     shards: str = "data/shards"
     tokenizer: str = "data/tokenizer"
     sequence_length: int = Field(default=512, ge=8)
+
+
+class CheckpointSettings(Settings):
+    """When checkpoints are written and how many are kept. The end of a run always writes one."""
+
+    every: int = Field(default=5000, ge=1)  # updates
+    keep: int = Field(default=2, ge=1)
+
+
+class EvaluationSettings(Settings):
+    """When the held-out documents are evaluated, and on how many of their sequences. The end of a run always is."""
+
+    every: int = Field(default=5000, ge=1)  # updates
+    sequences: int = Field(default=2048, ge=1)
 
 
 class RunConfig(Settings):

@@ -10,11 +10,11 @@ untrained one stands in, which costs the same.
 import os
 from pathlib import Path
 
-from fast_electra import launching
+from fast_electra.jobs import launcher
 
 
 def main() -> None:
-    parser = launching.parser(__doc__)
+    parser = launcher.parser(__doc__)
     parser.add_argument("--updates", type=int, default=10, metavar="N", help="measured in each turn; default: 10")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="before them; default: 3")
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="turns of each method; default: 6")
@@ -25,13 +25,13 @@ def main() -> None:
 
     for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(name, level)  # before torch is imported: its profiler tells of itself on stderr
-    from fast_electra import measuring  # here: --help answers at once
+    from fast_electra.jobs import measure  # here: --help answers at once
 
-    options = measuring.Options(
+    options = measure.Options(
         arguments.updates, arguments.warmup, arguments.rounds, arguments.json, arguments.trace, arguments.flops
     )
-    measuring.measure(arguments.deepspeed_config, arguments.set, options)
+    measure.measure(arguments.deepspeed_config, arguments.set, options)
 
 
 if __name__ == "__main__":
-    launching.run("measure", main)
+    launcher.run("measure", main)

@@ -5,16 +5,17 @@
 A run folder that holds checkpoints is continued from the newest one.
 """
 
-from fast_electra import launching
+from fast_electra.jobs import launcher
 
 
 def main() -> None:
-    arguments = launching.parser(__doc__).parse_args()
+    arguments = launcher.parser(__doc__).parse_args()
 
-    from fast_electra import config, pretraining  # here: --help answers at once
+    from fast_electra import config
+    from fast_electra.jobs import pretrain  # here: --help answers at once
 
-    pretraining.pretrain(config.load(arguments.deepspeed_config, arguments.set))
+    pretrain.pretrain(config.load(arguments.deepspeed_config, arguments.set))
 
 
 if __name__ == "__main__":
-    launching.run("pretrain", main)
+    launcher.run("pretrain", main)

@@ -21,10 +21,10 @@ if not Path("/dev/nvidiactl").exists():
 import pytest
 import torch
 
-from fast_electra.training import ops
+from fast_electra.training import operators
 
 ROOT = Path(__file__).parent.parent
-ops.prepare_environment()
+operators.prepare_environment()
 torch.set_num_threads(1)
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """60 documents of the sample corpus, cut to 8,000 characters each, with a tokenizer of 1,000 entries."""
-    from fast_electra.corpus.building import build_shards
+    from fast_electra.corpus.build import build_shards
     from fast_electra.corpus.readers import expand, read_documents
     from fast_electra.corpus.tokenizer import train_tokenizer
 
@@ -99,7 +99,9 @@ def _launch(
     finally:
         if process.returncode != 0:
             kill_group(process)  # the launcher can leave a rank behind
-        for buffer in ops.SHARED_MEMORY.glob(f"{ops.SHARED_BUFFER}_*_{port}_*"):  # 66 MiB each, of killed ranks
+        for buffer in operators.SHARED_MEMORY.glob(
+            f"{operators.SHARED_BUFFER}_*_{port}_*"
+        ):  # 66 MiB each, of killed ranks
             buffer.unlink(missing_ok=True)
     if check and process.returncode != 0:
         pytest.fail(f"{' '.join(command)} exited with {process.returncode}\n{output[-5000:]}")

@@ -192,7 +192,7 @@ def test_every_key_is_documented() -> None:
         return found
 
     assert [name for name in names(config.RunConfig) if f"`{name}`" not in text] == []
-    from fast_electra.training.deepspeed_config import SECTIONS
+    from fast_electra.deepspeed_config import SECTIONS
 
     sections = [name for name, schema in SECTIONS.items() if schema is not None and "." not in name]
     assert [name for name in sections if f"`{name}" not in text] == []

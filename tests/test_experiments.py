@@ -17,7 +17,7 @@ from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.training.evaluation import evaluation_batch
+from fast_electra.training.loop import evaluation_batch
 
 sys.path.append(str(ROOT / "experiments"))
 import compare

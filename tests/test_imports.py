@@ -1,36 +1,14 @@
-"""The house's order: imports point left only, DeepSpeed has its few places, and setup.py names what is imported."""
+"""setup.py names every package that the code imports, and constraints.txt pins every one that setup.py names."""
 
 import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 
-# Left to right; a module may import from its own group and from those before it.
-ORDER = [
-    {"fast_electra_kernels"},
-    {"batch", "curriculum", "randomness", "settings", "files"},
-    {"corpus", "model"},
-    {"replacement"},
-    {"corruption"},
-    {"objectives"},
-    {"training"},
-    {"glue", "cost"},
-    {"config", "recipes"},
-    {"assembly", "pretraining", "preprocessing", "provenance", "launching", "measuring", "estimation", "calibration"},
-    {"cli", "doctor", "launch"},
-]
-LEVEL = {name: level for level, group in enumerate(ORDER) for name in group}
-
-DEEPSPEED = {
-    "fast_electra/training/engines.py",
-    "fast_electra/training/ops.py",
-    "fast_electra/training/deepspeed_config.py",  # its keys, to refuse unknown ones
-}
 # Where the name of the package differs from that of the module.
 PACKAGES = {"megatron": "megatron-core", "sklearn": "scikit-learn"}
 
@@ -49,43 +27,6 @@ def imported(file: str) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: import by the full name, not relatively"
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-
-
-def concept(name: str) -> str | None:
-    """The part of the house that a dotted name belongs to; None for what is not ours, or the bare package."""
-    parts = name.split(".")
-    if parts[0] == "fast_electra":
-        return parts[1] if len(parts) > 1 and parts[1] != "__version__" else None
-    return parts[0] if parts[0] in LEVEL else None
-
-
-def concept_of(file: str) -> str | None:
-    path = Path(file).with_suffix("")
-    if path.parts[0] == "launch":
-        return "launch"
-    parts = path.parts[1:] if path.parts[0] == "kernels" else path.parts
-    return concept(".".join(part for part in parts if part != "__init__"))
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_imports_point_left(file: str) -> None:
-    own = concept_of(file)
-    if own is None:  # fast_electra/__init__.py
-        assert not list(imported(file)), "the package itself must stay free of imports"
-        return
-    assert own in LEVEL, f"{file}: give `{own}` its place in ORDER"
-    for name, line in imported(file):
-        if (other := concept(name)) is not None:
-            assert other in LEVEL, f"{file}:{line}: `{name}` has no place in ORDER"
-            assert LEVEL[other] <= LEVEL[own], (
-                f"{file}:{line}: `{own}` may not import `{name}`, which stands to its right"
-            )
-
-
-def test_deepspeed_has_its_few_places() -> None:
-    found = {file for file in FILES for name, _ in imported(file) if name.split(".")[0] == "deepspeed"}
-    assert found <= DEEPSPEED
-    assert "fast_electra/training/engines.py" in found  # the test looks in the right place
 
 
 def requirements() -> set[str]:

@@ -19,7 +19,7 @@ from fast_electra import recipes
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.training import ops
+from fast_electra.training import operators
 
 Step = Callable[[TokenBatch], Tensor]  # one update of the weights from one batch; returns the discriminator's loss
 
@@ -96,7 +96,7 @@ def machine(*packages: str) -> dict[str, Any]:
         "cpu": next(names, platform.processor()),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
-        "flags": sorted(flag for flag in ops.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
+        "flags": sorted(flag for flag in operators.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}

@@ -27,7 +27,7 @@ from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Auxiliary, Temperature
-from fast_electra.training import ops
+from fast_electra.training import operators
 from fast_electra.training.precision import DTYPES
 
 
@@ -55,12 +55,13 @@ def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
 
 def engine(size: Sizes, dtype: torch.dtype) -> Step:
     """The same as a launch runs it, in one process: ZeRO-2, DeepSpeed's fused Adam and inference engine."""
-    from fast_electra.training import deepspeed_config, engines
+    from fast_electra import deepspeed_config
+    from fast_electra.training import engines
 
     with socket.socket() as listener:
         listener.bind(("", 0))
         os.environ.setdefault("MASTER_PORT", str(listener.getsockname()[1]))
-    ops.ensure()
+    operators.ensure()
     engines.start_ranks()
     name = next(name for name in DTYPES if DTYPES[name] == dtype)
     rtd = objective(size, torch.float32)

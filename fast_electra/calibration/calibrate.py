@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from fast_electra import config
-from fast_electra.assembly import Corpus, open_auxiliary, open_corpus
 from fast_electra.calibration import fit
-from fast_electra.calibration.fit import Response
-from fast_electra.calibration.reference import MEASURES, Reference
+from fast_electra.calibration.fit import MEASURES, Reference, Response
 from fast_electra.config import RunConfig
-from fast_electra.corruption.masking import mask
+from fast_electra.corruption import mask
 from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.parts import Corpus, open_auxiliary, open_corpus
+from fast_electra.plotting import BLUE, FORMATS, GREY, ORANGE, STYLE
 from fast_electra.settings import UserError
-from fast_electra.training.evaluation import evaluation_batch
+from fast_electra.training.loop import evaluation_batch
 
 MICRO_BATCH = 32
 SHOWN = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # the fractions of a run in the table
@@ -217,12 +219,34 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def write_plot(calibration: Calibration, path: Path) -> None:
-    """Draws the curves; the file's ending names the format."""
-    from fast_electra.calibration.plot import draw  # here: matplotlib takes a second to load
-
-    draw(calibration, path)
-
-
 def _pair(measures_2: np.ndarray) -> str:
     return f"replaced {measures_2[0]:.1%}, entropy {measures_2[1]:.1%} of log V"
+
+
+TITLES = ("replaced, of masked positions", "entropy, of log V")
+
+
+def write_plot(calibration: Calibration, path: Path) -> None:
+    """Writes an SVG (or what the file's name ends in) of three panels over u."""
+    c = calibration
+    u_P = c.reference.u_P
+    u = np.linspace(0.0, 1.0, 201)
+    temperature = fit.temperatures(u, c.initial, c.rate)
+    with matplotlib.rc_context({**STYLE, "figure.facecolor": "white"}):
+        figure = Figure(figsize=(9.5, 2.9), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for axes, title, aim_P, ours in zip(panels, TITLES, c.target_2P, c.response.at(temperature), strict=False):
+            axes.plot(u_P, aim_P, "o", color=GREY, markersize=3, label=f"reference ({c.match})")
+            axes.plot(u, ours, color=BLUE, linewidth=1.6, label="this auxiliary, proposed T")
+            axes.yaxis.set_major_formatter(FORMATS["percent"])
+            axes.set_title(title, fontsize=9)
+        panels[2].plot(
+            u_P, fit.best_temperatures(c.response, c.target_2P), "o", color=ORANGE, markersize=3, label="nearest T"
+        )
+        panels[2].plot(u, temperature, color=BLUE, linewidth=1.6, label=f"T0 {c.initial:g}, τ {c.rate:g}")
+        panels[2].set_title("temperature", fontsize=9)
+        for axes in panels:
+            axes.set_xlim(0, 1)
+            axes.set_xlabel("u")
+            axes.legend(fontsize=8)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -4,12 +4,62 @@ Counted are the matrix products that the code computes (`cost.flops`) and the te
 (`cost.memory`) when every sequence is full; shorter documents cost less.
 """
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from fast_electra.cost.gpus import PRICE_YEAR, named_gpu
-from fast_electra.cost.methods import METHODS, Job, frozen_parameters, moments, sequence_flops, trained_parameters
+from fast_electra import config, recipes
+from fast_electra.config import Config, RunConfig
+from fast_electra.cost.methods import (
+    METHODS,
+    Job,
+    frozen_parameters,
+    job_of,
+    moments,
+    sequence_flops,
+    trained_parameters,
+)
+from fast_electra.cost.table_1 import Models
+from fast_electra.model.encoder import EncoderSettings
 from fast_electra.settings import UserError
+
+
+class GPU(NamedTuple):
+    """What a maker's data sheet says of one GPU, and what an hour of it may cost.
+
+    `flops_16` is the dense peak of matrix products in `dtype` with sums in fp32, `flops_32` that of fp32 products as
+    torch computes them by default (no TF32), both in FLOP/s. `gigabytes` is the nominal memory. The dollars are an
+    ASSUMPTION, of on-demand rent in 2026: prices differ by provider, place and month.
+    """
+
+    flops_16: float
+    flops_32: float
+    dtype: str
+    gigabytes: float
+    dollars_per_hour: float
+
+
+PRICE_YEAR = 2026
+GPUS = {
+    "v100": GPU(125e12, 15.7e12, "fp16", 32, 0.50),  # SXM2
+    "rtx3090": GPU(71e12, 35.6e12, "bf16", 24, 0.30),
+    "rtx4090": GPU(165.2e12, 82.6e12, "bf16", 24, 0.45),
+    "a100": GPU(312e12, 19.5e12, "bf16", 80, 1.50),  # SXM
+    "h100": GPU(989.4e12, 66.9e12, "bf16", 80, 2.50),  # SXM
+    "h200": GPU(989.4e12, 66.9e12, "bf16", 141, 3.50),  # SXM
+}
+
+
+def named_gpu(name: str) -> GPU:
+    """The GPU of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.lower() not in GPUS:
+        raise UserError(f"--gpu {name}: the peak of that GPU is not known here; name one of {', '.join(GPUS)}")
+    return GPUS[name.lower()]
 
 
 @dataclass(frozen=True)
@@ -133,3 +183,95 @@ def _warnings(machine: Machine, methods: dict[str, dict[str, Any]]) -> list[str]
         for method, need in needs.items()
         if need > room
     ]
+
+
+def paper_models() -> dict[str, Models]:
+    """Table 2: the recipes that are the paper's."""
+
+    def settings(name: str, objective: str) -> EncoderSettings:
+        return EncoderSettings(**recipes.recipe(name, objective)["model"])
+
+    return {name: Models(settings(name, "rtd"), settings(name, "mlm")) for name in ("base", "large")}
+
+
+def estimate_config(path: str | Path, overrides: list[str], machine: Machine) -> dict[str, Any]:
+    """The cost of a config's run; `method` in it is the one that the config itself follows.
+
+    What the config leaves `auto` is what the named GPU is best at, not this machine.
+    """
+    machine.check()
+    tree = config.read(path, overrides)
+    dtype = _precision(tree, machine.gpu, str(path))
+    # Which of them this machine could do is of no matter.
+    loaded = config.load(path, [*overrides, "bf16.enabled=false", "fp16.enabled=false"], world=machine.gpus)
+    given = loaded.run.auxiliary.dtype if loaded.run.auxiliary else "auto"
+    auxiliary_dtype = named_gpu(machine.gpu).dtype if given == "auto" else given
+    auxiliary, source = auxiliary_settings(loaded.run)
+    notes = [f"{dtype}, as the config says or, where it says auto, as suits the {machine.gpu}"]
+    if auxiliary is not None:
+        notes.append(f"layers of the auxiliary: {auxiliary.layers} of width {auxiliary.hidden_size}, as {source} says")
+    job = job_of_config(loaded, auxiliary, machine.gpus, dtype, auxiliary_dtype)
+    return {"config": str(path), "method": method_of(loaded.run), **estimate(job, machine, notes)}
+
+
+def job_of_config(
+    loaded: Config,
+    auxiliary: EncoderSettings | None,
+    world: int,
+    dtype: str,
+    auxiliary_dtype: str | None = None,
+    on_gpu: bool = True,
+) -> Job:
+    """The job of a resolved config with this auxiliary; see `job_of`."""
+    run = loaded.run
+    return job_of(
+        model=run.model,
+        auxiliary=auxiliary,
+        sharing=run.joint.embedding_sharing if run.joint else "shared",
+        length=run.corpus.sequence_length,
+        mask_fraction=run.corruption.mask_fraction,
+        updates=run.updates,
+        deepspeed=loaded.deepspeed,
+        world=world,
+        dtype=dtype,
+        auxiliary_dtype=auxiliary_dtype,
+        on_gpu=on_gpu,
+    )
+
+
+def method_of(run: RunConfig) -> str:
+    """Which of the methods a config follows; one that needs no auxiliary costs as much as an offline one."""
+    if run.objective != "rtd":
+        return run.objective
+    return "online" if run.replacement.distribution == "auxiliary" and not run.replacement.store else "offline"
+
+
+def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings | None, str]:
+    """Sizes of the auxiliary that stands beside a main model, and what they come from; None for objective mlm.
+
+    That of `auxiliary.run` where it is trained already; else one whose layers are the main model's, as many as
+    `joint.auxiliary_layers` or the recipe say (Table 2).
+    """
+    if run.objective == "mlm":
+        return None, ""
+    if run.auxiliary is not None and run.auxiliary.run is not None:
+        description = Path(run.auxiliary.run) / "model" / "model.json"
+        if description.is_file():
+            return EncoderSettings(**json.loads(description.read_text())["encoder"]), str(description)
+    if run.joint is not None:
+        layers, source = run.joint.auxiliary_layers, "joint.auxiliary_layers"
+    else:
+        layers, source = recipes.recipe(run.recipe, "mlm")["model"]["layers"], f"the recipe {run.recipe}"
+    return run.model.model_copy(update={"layers": layers}), source
+
+
+def _precision(tree: dict[str, Any], gpu: str, where: str) -> str:
+    """fp32, bf16 or fp16: what the config enables, `auto` being what the GPU is best at."""
+    best = named_gpu(gpu).dtype
+    switches = {name: tree[name].get("enabled") for name in ("bf16", "fp16") if isinstance(tree.get(name), dict)}
+    enabled = [name for name, on in switches.items() if on is True or (on == "auto" and name == best)]
+    if "bf16" in enabled and best != "bf16":
+        raise UserError(f"{where}: bf16.enabled is true, but a {gpu} does not compute in bf16; use fp16 or auto")
+    if len(enabled) > 1:
+        raise UserError(f"{where}: bf16 and fp16 are both enabled on a {gpu}; keep one")
+    return enabled[0] if enabled else "fp32"

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import fast_electra
 from fast_electra.corpus.loader import Loader
-from fast_electra.cost.gpus import GPU, GPUS
+from fast_electra.cost.estimate import GPU, GPUS
 from fast_electra.objectives.objective import Objective
 from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, wait_for_ranks
 from fast_electra.training.loop import update

@@ -7,6 +7,7 @@ auxiliary's own pre-training.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from fast_electra.corpus.loader import masked_counts
 from fast_electra.cost import flops, memory
 from fast_electra.cost.flops import Terms
 from fast_electra.cost.memory import MicroBatch, Zero
-from fast_electra.cost.parameters import joint_parameters, parameters
 from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.files import KINDS
+from fast_electra.model.heads import count_parameters
+from fast_electra.model.joint import JointModel
 
 METHODS = ("joint", "online", "offline")
 
@@ -175,3 +178,23 @@ def _joint_auxiliary(job: Job) -> EncoderSettings:
 def _logits(job: Job) -> int:
     """Numbers of a micro-batch's logits, M x V."""
     return job.batch.masked_positions * job.model.vocabulary_size
+
+
+@cache
+def parameters(settings: EncoderSettings, kind: str) -> int:
+    """Of a model of `kind` ("rtd" or "mlm"), tied ones once."""
+    with torch.device("meta"):  # shapes without numbers; nothing can be profiled on it
+        return count_parameters(KINDS[kind](settings.model_copy(update={"initialization": "bert"})))
+
+
+def embedding_parameters(settings: EncoderSettings) -> int:
+    """Of the token embedding alone, the column "Embed" of Table 2."""
+    return settings.vocabulary_size * (settings.embedding_size or settings.hidden_size)
+
+
+@cache
+def joint_parameters(settings: EncoderSettings, auxiliary_layers: int, sharing: str) -> int:
+    """Of the two models that are trained together, a shared embedding once."""
+    with torch.device("meta"):
+        plain = settings.model_copy(update={"initialization": "bert"})
+        return count_parameters(JointModel(plain, auxiliary_layers, sharing))

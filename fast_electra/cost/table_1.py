@@ -17,7 +17,7 @@ same digits.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fast_electra.cost.parameters import embedding_parameters, parameters
+from fast_electra.cost.methods import embedding_parameters, parameters
 from fast_electra.model.encoder import EncoderSettings
 
 LENGTH, BATCH = 512, 2048  # Table 3

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fast_electra.model.attention import RelativePositionBias, attention
-from fast_electra.model.keyed_dropout import KeyedDropout
+from fast_electra.model.dropout import KeyedDropout
 from fast_electra.settings import Settings
 
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast_electra.model.admin import initialize
+from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import Encoder, EncoderSettings
-from fast_electra.model.keyed_dropout import KeyedDropout
+from fast_electra.model.initialize import initialize
 
 
 class MaskedLanguageModel(nn.Module):

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fast_electra.batch import CorruptedBatch, Draws, TokenBatch
-from fast_electra.corruption.corrupt import replace
-from fast_electra.corruption.masking import mask
+from fast_electra.corruption import mask, replace
 from fast_electra.model.joint import JointModel
 from fast_electra.objectives import detection
 from fast_electra.objectives.objective import Export, Forward

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import TokenBatch
-from fast_electra.corruption.masking import mask
+from fast_electra.corruption import mask
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Export, Forward
 

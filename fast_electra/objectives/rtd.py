@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fast_electra.batch import CorruptedBatch, TokenBatch
-from fast_electra.corruption.corrupt import corrupt
+from fast_electra.corruption import corrupt
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives import detection

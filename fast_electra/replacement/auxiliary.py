@@ -14,8 +14,8 @@ from torch import Tensor
 from fast_electra import randomness
 from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.model.keyed_dropout import KeyedDropout
 from fast_electra.replacement.distribution import RANGES, coordinate
 from fast_electra.settings import Settings, UserError
 from fast_electra_kernels import Pieces, concatenate, envelope, gumbel, logits, row_blocks, sample_with_statistics

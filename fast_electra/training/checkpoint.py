@@ -11,20 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from fast_electra.files import file_hash, write_json, write_text
-from fast_electra.settings import Settings, UserError
+from fast_electra.settings import UserError
 from fast_electra.training.engines import Engine, Ranks, wait_for_ranks
 
 COMPLETE = "complete.json"
-
-
-class CheckpointSettings(Settings):
-    """When checkpoints are written and how many are kept. The end of a run always writes one."""
-
-    every: int = Field(default=5000, ge=1)  # updates
-    keep: int = Field(default=2, ge=1)
 
 
 def name(update: int) -> str:

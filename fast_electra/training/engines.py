@@ -1,4 +1,4 @@
-"""DeepSpeed's engines. Nothing but this file, ops.py and deepspeed_config.py imports DeepSpeed."""
+"""DeepSpeed's engines. Nothing but this file, operators.py and deepspeed_config.py imports DeepSpeed."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from fast_electra.model.encoder import Encoder
 from fast_electra.settings import UserError
-from fast_electra.training import ops
-from fast_electra.training.captured import Captured
+from fast_electra.training import operators
+from fast_electra.training.graphs import Captured
 from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
@@ -47,7 +47,7 @@ def start_ranks() -> Ranks:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
     local_rank = int(os.environ["LOCAL_RANK"])
-    if ops.on_gpu():
+    if operators.on_gpu():
         torch.cuda.set_device(local_rank)
     # What DeepSpeed tells at each start is in the run's config.json; warnings about its own use of torch are not ours.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -55,8 +55,8 @@ def start_ranks() -> Ranks:
     # Rank 0 may hash a large corpus while the others wait: the default of ten minutes is too short for that.
     deepspeed.init_distributed(verbose=False, timeout=timedelta(hours=2))
     deepspeed.comm.barrier()  # the ranks have their shared buffers
-    ops.unlink_shared_buffers(deepspeed.comm.get_rank())
-    device = torch.device(get_accelerator().device_name(local_rank) if ops.on_gpu() else "cpu")
+    operators.unlink_shared_buffers(deepspeed.comm.get_rank())
+    device = torch.device(get_accelerator().device_name(local_rank) if operators.on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from fast_electra.settings import UserError
-from fast_electra.training.ops import on_gpu
+from fast_electra.training.operators import on_gpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from conftest import Corpus
 
-from fast_electra.assembly import open_corpus
 from fast_electra.calibration import calibrate, fit
-from fast_electra.calibration.reference import Reference, open_reference
+from fast_electra.calibration.fit import Reference, open_reference
 from fast_electra.cli import main
 from fast_electra.config import RunConfig, load
 from fast_electra.corpus.frequency import token_counts
@@ -22,9 +21,10 @@ from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
+from fast_electra.parts import open_corpus
 from fast_electra.replacement.auxiliary import Temperature
 from fast_electra.settings import UserError
-from fast_electra.training.evaluation import evaluation_batch
+from fast_electra.training.loop import evaluation_batch
 
 SIZES = {"vocabulary_size": 1000, "layers": 1, "hidden_size": 32, "ffn_size": 64, "heads": 2}
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fast_electra.cli import main
-from fast_electra.cost.gpus import GPUS
+from fast_electra.cost.estimate import GPUS
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import MaskedLanguageModel

@@ -15,7 +15,7 @@ from fast_electra.cost.flops import (
     masked_lm_forward,
     trained,
 )
-from fast_electra.cost.parameters import embedding_parameters, joint_parameters, parameters
+from fast_electra.cost.methods import embedding_parameters, joint_parameters, parameters
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel, count_parameters
 from fast_electra.model.joint import JointModel

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fast_electra.cli import main
+from fast_electra.cost.estimate import paper_models
 from fast_electra.cost.table_1 import (
     FROZEN_BYTES,
     TRAINED_BYTES,
@@ -13,7 +14,6 @@ from fast_electra.cost.table_1 import (
     table_1,
     table_1_text,
 )
-from fast_electra.estimation import paper_models
 
 COLUMNS = [(measure, part) for measure in ("gflops", "gigabytes") for part in ("main", "auxiliary", "total")]
 PRINTED = {

@@ -12,7 +12,7 @@ from fast_electra.corpus.loader import Loader, Split
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.corruption.corrupt import corrupt
+from fast_electra.corruption import corrupt
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel, count_parameters
 from fast_electra.model.joint import JointModel

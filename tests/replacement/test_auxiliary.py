@@ -12,10 +12,10 @@ from fast_electra.corpus.loader import Loader, Split
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.corruption.masking import mask
+from fast_electra.corruption import mask
+from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.model.keyed_dropout import KeyedDropout
 from fast_electra.replacement.auxiliary import AUGMENTATIONS, Auxiliary, DropToken
 from fast_electra.replacement.distribution import RANGES, LinearDistribution, coordinate
 from fast_electra_kernels import winners

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fast_electra import config, preprocessing, pretraining
-from fast_electra.training import deepspeed_config, engines
+from fast_electra import config, deepspeed_config
+from fast_electra.jobs import preprocess, pretrain
+from fast_electra.training import engines
 from fast_electra.training.engines import Ranks, start_ranks, stop_ranks
 
 CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
@@ -49,7 +50,7 @@ def tree(corpus: Path, run: Path, objective: str = "rtd", **section: Any) -> Tre
 def train(values: Tree, ranks: Ranks, *overrides: str) -> None:
     path = Path(values["fast_electra"]["run"]).with_suffix(f".{ranks.rank}.json")
     path.write_text(json.dumps(values))
-    pretraining.train(config.load(path, list(overrides), world=ranks.world), ranks)
+    pretrain.train(config.load(path, list(overrides), world=ranks.world), ranks)
 
 
 def auxiliary(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -59,7 +60,7 @@ def auxiliary(corpus: Path, output: Path, ranks: Ranks) -> None:
 
 def plain(corpus: Path, output: Path, ranks: Ranks) -> None:
     """No dropout, checkpoints often; its losses are compared between numbers of ranks. Also watches the auxiliary."""
-    genuine, built = pretraining.build_objective, []
+    genuine, built = pretrain.build_objective, []
 
     def watched(*arguments: Any) -> Any:
         objective, facts = genuine(*arguments)
@@ -67,11 +68,11 @@ def plain(corpus: Path, output: Path, ranks: Ranks) -> None:
         built.extend([model, {name: tensor.clone() for name, tensor in model.state_dict().items()}])
         return objective, facts
 
-    pretraining.build_objective = watched
+    pretrain.build_objective = watched
     try:
         train(tree(corpus, output / "plain", checkpoint={"every": 3, "keep": 10}), ranks)
     finally:
-        pretraining.build_objective = genuine
+        pretrain.build_objective = genuine
     model, before = built
     facts = {
         "identical": all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()),
@@ -168,7 +169,7 @@ def offline(corpus: Path, output: Path, ranks: Ranks) -> None:
         folder = store.with_name(f"store_{name}") if name == "per_epoch" else store
         path = run / f"{name}.{ranks.rank}.json"
         path.write_text(json.dumps(online))
-        preprocessing.write(config.load(path, world=ranks.world), folder, ranks, part=32)
+        preprocess.write(config.load(path, world=ranks.world), folder, ranks, part=32)
         overrides = [
             f"fast_electra.replacement.store={folder}",
             f"fast_electra.run={run}/{name}_offline",
@@ -193,7 +194,7 @@ def methods(corpus: Path, output: Path, ranks: Ranks) -> None:
             keys["auxiliary.run"] = frozen
         overrides = [f"fast_electra.{key}={value}" for key, value in keys.items()]
         overrides += ["train_batch_size=16", *(f"fast_electra.{choice}" for choice in chosen)]
-        pretraining.train(config.load(CONFIGS / f"{file}.json", overrides, world=ranks.world), ranks)
+        pretrain.train(config.load(CONFIGS / f"{file}.json", overrides, world=ranks.world), ranks)
 
 
 def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -217,7 +218,7 @@ def half(corpus: Path, output: Path, ranks: Ranks) -> None:
 
 def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
     """One poisoned update in fp32 and in bf16, then a run that never recovers. Rank 1 alone is poisoned, or rank 0."""
-    genuine = pretraining.build_objective
+    genuine = pretrain.build_objective
     for kind, updates, section in (
         ("loss", {5}, {}),
         ("bf16", {5}, {"bf16": {"enabled": True}}),
@@ -251,7 +252,7 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
             objective.loss = poison
             return objective, facts
 
-        pretraining.build_objective = poisoned
+        pretrain.build_objective = poisoned
         objective = "joint" if kind == "joint" else "rtd"
         length = 12 if kind != "forever" else 40
         values = tree(corpus, run, objective, checkpoint={"every": 4, "keep": 10}, updates=length) | section
@@ -260,7 +261,7 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
         except ValueError as error:
             (output / f"not_finite_{kind}.{ranks.rank}.txt").write_text(f"{error}")
         finally:
-            pretraining.build_objective = genuine
+            pretrain.build_objective = genuine
 
 
 SCENARIOS = {

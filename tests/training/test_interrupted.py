@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Corpus, free_port, kill_group
 
 from fast_electra.files import file_hash
-from fast_electra.training.monitor import read_metrics
+from fast_electra.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from conftest import Corpus
 from safetensors.torch import load_file
 
 from fast_electra.model.files import load_model
-from fast_electra.training.monitor import read_metrics
+from fast_electra.training.metrics import read_metrics
 
 SCENARIOS = str(Path(__file__).parent / "scenarios.py")
 pytestmark = pytest.mark.timeout(900)  # one launch trains everything; machines are busy

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.files import file_hash
-from fast_electra.training.monitor import read_metrics
+from fast_electra.training.metrics import read_metrics
 
 SCENARIOS = str(Path(__file__).parent / "scenarios.py")
 pytestmark = pytest.mark.timeout(900)  # one launch trains everything; machines are busy

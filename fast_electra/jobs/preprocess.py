@@ -1,0 +1,288 @@
+"""Offline preprocessing: the draws of a whole run, written before it trains (section 4).
+
+    preprocess -> write: begin (what is to be written, what is there already) -> write_parts -> finish (the manifest)
+
+The draws are those of training online from the same seed, for they depend on the noise of each position alone: up to
+rounding, since batches of other sizes may sum in another order.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fast_electra.batch import TokenBatch
+from fast_electra.config import Config
+from fast_electra.corpus.loader import masked_counts, token_batch
+from fast_electra.corpus.shards import FileRecord, check_files
+from fast_electra.corruption import mask
+from fast_electra.files import file_hash, write_json
+from fast_electra.parts import Corpus, build_distribution, open_corpus
+from fast_electra.replacement.distribution import Distribution, LinearDistribution
+from fast_electra.settings import UserError
+from fast_electra.store.format import (
+    MANIFEST,
+    PLAN,
+    Manifest,
+    Part,
+    PartFile,
+    Plan,
+    write_part,
+)
+from fast_electra.store.match import check_same, facts_of_run, known_of_auxiliary, plan_store
+from fast_electra.store.reader import check_belongs, read_manifest, remedy
+from fast_electra.training import operators
+from fast_electra.training.engines import Ranks, start_ranks, stop_ranks, wait_for_ranks
+from fast_electra.training.loop import evaluation_batch
+from fast_electra_kernels import Pieces, concatenate
+
+# Sequences of a part: at most 47 MB at 512 positions and 128,000 tokens, which is what a crash can cost each rank.
+LEAST, MOST = 4096, 65_536
+PARTS = 8  # for each rank, if that leaves them large enough: so their shares are alike
+PROGRESS = 10.0  # seconds between two lines
+PAPER = 256_000_000  # sequences that the paper pre-trains on: 125,000 updates of 2,048
+
+
+def preprocess(config: Config, output: Path | None, part: int | None = None) -> None:
+    """Preprocessing in processes of its own: joins the launcher's process group, writes the store, leaves it."""
+    folder = destination(config, output, part)
+    operators.ensure(fused_adam=False)
+    ranks = start_ranks()
+    write(config, folder, ranks, part)
+    stop_ranks()
+
+
+def destination(config: Config, output: Path | None, part: int | None) -> Path:
+    """The folder to write: `output`, or the one that the config names. Refuses what needs no corpus to be refused."""
+    if output is None and config.run.replacement.store is not None:
+        output = Path(config.run.replacement.store)
+    if output is None:
+        raise UserError("where to? name a folder: --output DIR, or --set fast_electra.replacement.store=DIR")
+    if config.run.objective != "rtd":
+        raise UserError(
+            f"objective {config.run.objective} draws no replacements from a frozen model: only rtd can be preprocessed"
+        )
+    if part is not None and part < 1:
+        raise UserError(f"--part is the number of sequences of a file: at least 1, not {part}")
+    return output
+
+
+def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -> None:
+    """Writes the store of a run, or what is missing of it.
+
+    Args:
+        output: its folder.
+        part: sequences of a file; by default such that each rank writes PARTS of them, from LEAST to MOST. A store
+            that was begun keeps its own.
+
+    Raises:
+        UserError: the run cannot be stored so, or the folder holds something else.
+    """
+    corpus = open_corpus(config.run, verify=ranks.rank == 0)
+    if (output / MANIFEST).exists():
+        known = facts_of_run(config, corpus, known_of_auxiliary(config))
+        manifest = read_manifest(output)
+        check_belongs(output, manifest.plan.facts, known(manifest.plan.kind))
+        check_files(output, manifest.parts, remedy(output), verify=False)
+        if ranks.rank == 0:
+            print(f"{output} is complete ({manifest.plan.sequences:,} sequences)")
+        return
+    distribution, about = build_distribution(config.run, corpus, ranks)
+    store = begin(config, corpus, distribution, about, output, ranks, part)
+    try:
+        write_parts(store, ranks)
+    except UserError as error:
+        if ranks.rank != 0:  # met by this rank, perhaps by it alone: the launch script may be silent
+            sys.stderr.write(f"rank {ranks.rank}: {error}\n")
+        raise
+    _wait(ranks)
+    if ranks.rank == 0:
+        print(summary(output, finish(store)), flush=True)
+    _wait(ranks)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store in the making, and all that its tokens come from."""
+
+    folder: Path
+    plan: Plan
+    config: Config
+    corpus: Corpus
+    distribution: Distribution
+    values: list[float]  # the curriculum's value at each update, of kind `fixed`
+    micro_batch: int  # sequences that are drawn for together
+
+    def micro_batches(self, part: Part) -> Iterator[tuple[TokenBatch, float | None]]:
+        """The sequences of a part, and of kind `fixed` the value at which they are drawn."""
+        size, batch = self.micro_batch, self.config.deepspeed["train_batch_size"]
+        sequences = self.corpus.heldout if part.set.source == "heldout" else self.corpus.train
+        assert sequences is not None
+        start = part.first
+        while start < part.stop:
+            stop, value = min(start + size, part.stop), part.set.value
+            if part.set.source != "train":
+                samples = torch.arange(start, stop)
+                yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), value
+            else:
+                if self.values:  # one value for the whole micro-batch: it ends with its update
+                    update = start // batch
+                    stop, value = min(stop, (update + 1) * batch), self.values[update]
+                which, epochs = sequences.order(self.config.run.seed, start, stop)
+                yield token_batch(sequences, torch.arange(start, stop), which, epochs, 1, 1), value
+            start = stop
+
+
+def begin(
+    config: Config,
+    corpus: Corpus,
+    distribution: Distribution,
+    about: dict[str, Any],
+    folder: Path,
+    ranks: Ranks,
+    part: int | None = None,
+) -> Store:
+    """Plans the store, and makes sure that the folder is new or holds an unfinished store of just this plan."""
+    if part is None:
+        samples = config.run.updates * config.deepspeed["train_batch_size"]
+        part = min(MOST, max(LEAST, -(-samples // (PARTS * ranks.world))))
+    values, plan = plan_store(config, corpus, distribution, about, part)
+    begun = folder / PLAN
+    if begun.exists():
+        try:
+            before = Plan.model_validate_json(begun.read_text())
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise UserError(
+                f"{begun} cannot be read ({str(error).splitlines()[0]}): remove {folder}, or choose another --output"
+            ) from None
+        check_same(folder, before, plan)
+        plan = before
+    elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(_unfinished(folder))):
+        raise UserError(f"{folder} holds something else than a store ({PLAN} is missing): choose another --output")
+    _wait(ranks)  # all have looked
+    if ranks.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in _unfinished(folder):
+            file.unlink()
+        write_json(begun, plan.model_dump())
+    _wait(ranks)
+    micro, batch = (config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "train_batch_size"))
+    return Store(folder, plan, config, corpus, distribution, values, min(micro, -(-batch // ranks.world)))
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Files that a killed preprocessing had not yet moved to their places."""
+    return [file for pattern in (".*.partial", f".{PLAN}.*", f".{MANIFEST}.*") for file in folder.glob(pattern)]
+
+
+def write_parts(store: Store, ranks: Ranks) -> None:
+    """Writes this rank's share of the parts, but for those that are whole."""
+    mine = list(store.plan.parts())[ranks.rank :: ranks.world]
+    missing = [part for part in mine if not _is_whole(store, part)]
+    if ranks.rank == 0:
+        print(_headline(store, ranks, len(mine) - len(missing)), flush=True)
+    progress = Progress(sum(part.stop - part.first for part in missing), ranks)
+    for part in missing:
+        counts, pieces = [], []
+        for batch, value in store.micro_batches(part):
+            counts.append(masked_counts(batch.lengths_B, store.config.run.corruption.mask_fraction))
+            pieces.append(_draw(store, batch.to(ranks.device), value))
+            progress.advance(len(batch.lengths_B))
+        path = store.folder / part.name
+        write_part(path, store.plan, part, torch.cat(counts), concatenate(pieces))
+        progress.written, progress.bytes = progress.done, progress.bytes + path.stat().st_size
+
+
+class Progress:
+    """A line on rank 0 now and then, for all ranks: their shares are alike."""
+
+    def __init__(self, total: int, ranks: Ranks) -> None:
+        self.total, self.ranks = total, ranks
+        self.done = self.written = self.bytes = 0
+        self.began = self.told = time.perf_counter()
+
+    def advance(self, sequences: int) -> None:
+        self.done += sequences
+        now = time.perf_counter()
+        if self.ranks.rank == 0 and now - self.told > PROGRESS:
+            self.told, rate = now, self.done / (now - self.began)
+            left = timedelta(seconds=round((self.total - self.done) / rate))
+            share, rate = 100 * self.done / self.total, rate * self.ranks.world
+            size = f", {self.bytes / self.written:.0f} bytes a sequence" if self.written else ""
+            print(f"preprocessed {share:.1f}%, {rate:,.0f} sequences/s{size}, {left} left", flush=True)
+
+
+def _draw(store: Store, batch: TokenBatch, value: float | None) -> Pieces:
+    """Every draw along the axis, or, of kind `fixed`, the one at `value`; on the CPU."""
+    run, distribution, plan = store.config.run, store.distribution, store.plan
+    masked = mask(batch, run.seed, run.corruption.mask_fraction, store.corpus.tokenizer.mask_id)
+    if value is None and plan.low != plan.high:
+        assert isinstance(distribution, LinearDistribution) and plan.low is not None and plan.high is not None
+        return Pieces(*(tensor.cpu() for tensor in distribution.pieces(masked, plan.low, plan.high)))
+    tokens_M: Tensor = distribution.sample(masked, plan.floor if value is None else value).tokens_M.cpu()
+    return Pieces(torch.ones_like(tokens_M), tokens_M, torch.full(tokens_M.shape, -torch.inf))
+
+
+def _is_whole(store: Store, part: Part) -> bool:
+    """Whether the part is there; files appear whole, but one that was put there by hand may belong to another store."""
+    try:
+        return PartFile(store.folder / part.name).label.get("store") == store.plan.fingerprint
+    except (OSError, SafetensorError, ValueError):
+        return False
+
+
+def finish(store: Store) -> Manifest:
+    """Hashes all parts and writes the manifest: from here on the store is complete."""
+    parts = list(store.plan.parts())
+    paths = [store.folder / part.name for part in parts]
+    positions = pieces = 0
+    for path in paths:
+        file = PartFile(path)
+        positions, pieces = positions + file.positions_in_all, pieces + file.pieces_in_all
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        records = [
+            FileRecord(name=path.name, size=path.stat().st_size, hash=found)
+            for path, found in zip(paths, pool.map(file_hash, paths), strict=True)
+        ]
+    size = sum(record.size for record in records)
+    manifest = Manifest(plan=store.plan, positions=positions, pieces=pieces, bytes=size, parts=records)
+    write_json(store.folder / MANIFEST, manifest.model_dump())
+    return manifest
+
+
+def _headline(store: Store, ranks: Ranks, kept: int) -> str:
+    plan = store.plan
+    what = f"every {plan.parameter} of the curriculum" if plan.parameter else "a distribution without a curriculum"
+    if plan.kind == "fixed":
+        what = f"{len(dict.fromkeys(store.values))} value(s) of {plan.parameter}, one an epoch"
+    goes_on = f"; goes on after {kept} parts that this process finds whole" if kept else ""
+    return (
+        f"preprocessing {plan.sequences:,} sequences for {what}, into {store.folder}: "
+        f"{ranks.world} process{'es' if ranks.world > 1 else ''} on {ranks.device.type}{goes_on}"
+    )
+
+
+def summary(folder: Path, manifest: Manifest) -> str:
+    """One line: what was written, and what the paper's run would take."""
+    sequences = manifest.plan.sequences
+    each = manifest.bytes / sequences
+    pieces = f", {manifest.pieces / manifest.positions:.2f} pieces a position" if manifest.plan.kind == "axis" else ""
+    return (
+        f"store {folder}: {sequences:,} sequences, {manifest.positions / sequences:.1f} masked positions each{pieces}; "
+        f"{manifest.bytes / 1e6:,.1f} MB = {each:.0f} bytes a sequence "
+        f"({PAPER / 1e6:.0f} M such sequences: {each * PAPER / 1e9:,.0f} GB)"
+    )
+
+
+def _wait(ranks: Ranks) -> None:
+    if ranks.world > 1:
+        wait_for_ranks()

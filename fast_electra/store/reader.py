@@ -1,0 +1,139 @@
+"""The offline store as a distribution: what was drawn when it was written, without the model that drew it."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fast_electra.batch import Draws, MaskedBatch
+from fast_electra.corpus.shards import check_files
+from fast_electra.replacement.distribution import coordinate
+from fast_electra.settings import UserError
+from fast_electra.store.format import MANIFEST, PLAN, Facts, Kind, Manifest, PartFile, SetRecord
+from fast_electra_kernels import Pieces, concatenate, winners
+
+COMMAND = "deepspeed launch/preprocess.py --deepspeed_config CONFIG --output DIR"
+OPEN_PARTS = 16
+
+
+class Stored:
+    """Reads what was drawn for each sample of the training stream and of the evaluation sets.
+
+    Of kind `axis`, the draw at any value that the store spans; of kind `fixed`, the one draw that there is.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """`open_store` makes one."""
+        plan = manifest.plan
+        self.folder, self.plan = folder, plan
+        self.parameter = plan.parameter
+        self.floor = plan.floor
+        self._sets = {(record.source, record.value): record for record in plan.sets}
+        self._part = lru_cache(maxsize=OPEN_PARTS)(self._open_part)
+
+    def sample(self, masked: MaskedBatch, value: float) -> Draws:
+        """The stored draws at the curriculum's `value`; nothing but tokens is known of them.
+
+        Raises:
+            UserError: when the store has no draw at this value, or a part cannot be read.
+        """
+        batch = masked.original
+        pieces = self._read(self._set(batch.source, value), batch.samples_B)
+        tokens_M = winners(pieces, coordinate(self.parameter, value)) if self.plan.kind == "axis" else pieces.tokens_P
+        assert len(tokens_M) == len(masked.positions_M), "the store masks other positions"
+        return Draws(tokens_M.to(masked.positions_M.device, non_blocking=True))
+
+    def _set(self, source: str, value: float) -> SetRecord:
+        plan = self.plan
+        if plan.kind == "axis":
+            assert plan.low is not None and plan.high is not None
+            if plan.low <= coordinate(self.parameter, value) <= plan.high:
+                return self._sets[source, None]
+        elif record := self._sets.get((source, None if source == "train" else value)):
+            return record
+        raise UserError(
+            f"{self.folder} holds no draws at {self.parameter} {value}: "
+            f"train by the curriculum that it was written for, or write another store: {COMMAND}"
+        )
+
+    def _read(self, record: SetRecord, samples_B: Tensor) -> Pieces:
+        """One read for each run of neighbouring samples within a part: a micro-batch is one run or two."""
+        samples = samples_B.numpy()
+        assert samples.min() >= 0 and samples.max() < record.sequences, "samples beyond the store"
+        part, place = np.divmod(samples, self.plan.part)
+        cuts = np.flatnonzero((np.diff(samples) != 1) | (np.diff(part) != 0)) + 1
+        firsts, lasts = [0, *cuts.tolist()], [*(cuts - 1).tolist(), len(samples) - 1]
+        return concatenate(
+            [
+                self._part(record.name, int(part[i])).read(int(place[i]), int(place[j]) + 1)
+                for i, j in zip(firsts, lasts, strict=True)
+            ]
+        )
+
+    def _open_part(self, name: str, number: int) -> PartFile:
+        path = self.folder / f"{name}-{number:05d}.safetensors"
+        try:
+            return PartFile(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}); {remedy(self.folder)}") from None
+
+
+def open_store(folder: Path, facts_of_run: Callable[[Kind], Facts], verify: bool) -> Stored:
+    """Opens a complete store after checking that it belongs to the run and is what was written.
+
+    Args:
+        facts_of_run: what decides the tokens of the run, as far as a store of that kind depends on it. A fact that
+            the run does not know may be left out.
+        verify: also read and hash all contents; without it only the sizes are checked (for all ranks but one).
+
+    Raises:
+        UserError: it is not complete, belongs to another run, or was damaged.
+    """
+    manifest = read_manifest(folder)
+    check_belongs(folder, manifest.plan.facts, facts_of_run(manifest.plan.kind))
+    check_files(folder, manifest.parts, remedy(folder), verify)
+    return Stored(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        if (folder / PLAN).exists():
+            raise UserError(
+                f"the store {folder} is not complete: finish it with the command that began it ({COMMAND})"
+            ) from None
+        raise UserError(f"there is no store in {folder} ({path} is missing): write one with {COMMAND}") from None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from None
+
+
+def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
+    """Raises a UserError that names the first fact in which a store and a run differ."""
+    another = f"or name another store, or write one: {COMMAND}"
+    for name, value in run.exact.items():
+        if (was := stored.exact.get(name)) != value:
+            raise UserError(
+                f"the store {folder} does not belong to this run: {name} was {_short(was)} when it was written and is "
+                f"{_short(value)} here; set it back, {another}"
+            )
+    for name, value in run.most.items():
+        if (most := stored.most.get(name, 0)) < value:
+            raise UserError(
+                f"the store {folder} does not reach: {name} goes up to {most:,} there and is {value:,} here; lower it, "
+                f"{another}"
+            )
+
+
+def remedy(folder: Path) -> str:
+    return f"remove that file and {folder / MANIFEST}, and start the preprocessing again, which writes what is missing"
+
+
+def _short(value: str | int | float | None) -> str:
+    """A hash by its first digits."""
+    return value[:12] if isinstance(value, str) and len(value) >= 32 else str(value)

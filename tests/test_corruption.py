@@ -1,0 +1,186 @@
+"""The invariants of replaced-token detection that trainers get wrong, on real text and a real auxiliary model."""
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import Corpus
+from scipy import stats
+
+from fast_electra import randomness
+from fast_electra.batch import CorruptedBatch, MaskedBatch, TokenBatch
+from fast_electra.corpus.loader import Loader, Split, masked_counts
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corruption import corrupt, mask
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.replacement.auxiliary import Auxiliary, Temperature
+
+MASK, SPECIALS = Tokenizer.mask_id, (Tokenizer.pad_id, Tokenizer.cls_id, Tokenizer.sep_id)
+
+
+@pytest.fixture(scope="module")
+def auxiliary(tiny_corpus: Corpus) -> Auxiliary:
+    """Untrained, with weights large enough that its distributions are far from uniform."""
+    sizes = EncoderSettings(
+        vocabulary_size=tiny_corpus.vocabulary_size, layers=1, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4
+    )
+    model = MaskedLanguageModel(sizes, seed=7).eval()
+    return Temperature(model, model)
+
+
+@pytest.fixture(scope="module")
+def sequences(tiny_corpus: Corpus) -> Sequences:
+    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 48)
+
+
+def batches(sequences: Sequences, count: int, **split: int) -> list[TokenBatch]:
+    loader = Loader(sequences, Split(**({"micro_batch": 32, "accumulation": 1} | split)), seed=5, mask_fraction=0.15)
+    return [part for n in range(count) for part in loader.batch(n)]
+
+
+def corrupted(auxiliary: Auxiliary, batch: TokenBatch, temperature: float = 1.0, seed: int = 5) -> CorruptedBatch:
+    return corrupt(batch, auxiliary, temperature, seed=seed, fraction=0.15, mask_id=MASK)
+
+
+def test_corrupted_differs_only_at_masked_positions(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    for batch in batches(sequences, 10):
+        result = corrupted(auxiliary, batch)
+        untouched = torch.ones(batch.tokens_BL.numel(), dtype=torch.bool)
+        untouched[result.masked.positions_M] = False
+        assert torch.equal(result.tokens_BL.flatten()[untouched], batch.tokens_BL.flatten()[untouched])
+        assert torch.equal(result.tokens_BL.flatten()[result.masked.positions_M], result.draws.tokens_M)
+        assert (result.masked.tokens_BL.flatten()[result.masked.positions_M] == MASK).all()
+        assert torch.equal(result.masked.tokens_BL.flatten()[untouched], batch.tokens_BL.flatten()[untouched])
+
+
+def test_the_auxiliary_reads_the_masked_sequence_not_the_original(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    """What stood at a masked position cannot change what is drawn there."""
+    batch = batches(sequences, 1)[0]
+    masked = corrupted(auxiliary, batch).masked
+    other = batch.tokens_BL.flatten().index_fill(0, masked.positions_M, 99).view_as(batch.tokens_BL)
+    changed = TokenBatch(**{**vars(batch), "tokens_BL": other})
+    assert torch.equal(corrupted(auxiliary, changed).draws.tokens_M, corrupted(auxiliary, batch).draws.tokens_M)
+
+
+def test_labels_say_exactly_where_the_token_changed(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    lucky = 0
+    for batch in batches(sequences, 60):
+        result = corrupted(auxiliary, batch)
+        assert torch.equal(result.replaced_BL, result.tokens_BL != batch.tokens_BL)
+        original_M = batch.tokens_BL.flatten()[result.masked.positions_M]
+        labels_M = result.replaced_BL.flatten()[result.masked.positions_M]
+        lucky += int((result.draws.tokens_M == original_M).sum())
+        assert torch.equal(labels_M, result.draws.tokens_M != original_M)
+    assert lucky > 0  # so the case "drawn token equals the original" was seen, and labelled original
+
+
+def test_specials_and_padding_are_never_masked(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    for batch in batches(sequences, 20):
+        masked = corrupted(auxiliary, batch).masked
+        original_M = batch.tokens_BL.flatten()[masked.positions_M]
+        assert not torch.isin(original_M, torch.tensor(SPECIALS)).any()
+        assert batch.real_BL.flatten()[masked.positions_M].all()
+
+
+def test_mask_fraction_is_exact_and_positions_are_uniform(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    parts, seen, rows = batches(sequences, 60), Counter[int](), 0
+    length = int(torch.cat([part.lengths_B for part in parts]).mode().values)
+    for batch in parts:
+        masked = corrupted(auxiliary, batch).masked
+        row_M, column_M = masked.positions_M // batch.tokens_BL.shape[1], masked.positions_M % batch.tokens_BL.shape[1]
+        counts = torch.bincount(row_M, minlength=len(batch.lengths_B))
+        assert torch.equal(counts, masked_counts(batch.lengths_B, 0.15))
+        assert len(set(masked.positions_M.tolist())) == len(masked.positions_M)
+        same = batch.lengths_B == length
+        rows += int(same.sum())
+        seen.update(column_M[same[row_M]].tolist())
+    counts_by_column = [seen[column] for column in range(1, length - 1)]
+    assert rows > 300 and stats.chisquare(counts_by_column).pvalue > 1e-3  # conservative: without replacement
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_replacements_are_sampled_from_the_smoothed_distribution(
+    auxiliary: Auxiliary, sequences: Sequences, temperature: float
+) -> None:
+    """Eq. 1, end to end, by a chi-square test: 120,000 draws at four positions; error rate 0.1% a temperature."""
+    batch = batches(sequences, 1, micro_batch=1)[0]
+    positions_M = corrupted(auxiliary, batch).masked.positions_M[:4]
+    logits_MV = auxiliary.model(corrupted(auxiliary, batch).masked.tokens_BL, None, positions_M).double().detach()
+    expected = (torch.softmax(logits_MV / temperature, 1)).sum(0)
+    # The noise is keyed by the epoch too; masking by hand keeps the positions, so only the draw differs.
+    draws = torch.cat([_draw(auxiliary, batch, positions_M, temperature, epoch) for epoch in range(300)])
+    counts = torch.bincount(draws, minlength=len(expected)).double()
+    expected = expected * len(draws) / 4
+    large = expected >= 5  # the rest together in one cell, as the test's approximation wants
+    cells = (
+        torch.cat([counts[large], counts[~large].sum()[None]]),
+        torch.cat([expected[large], expected[~large].sum()[None]]),
+    )
+    assert stats.chisquare(*[cell.numpy() for cell in cells]).pvalue > 1e-3
+
+
+def _draw(
+    auxiliary: Auxiliary, batch: TokenBatch, positions_M: torch.Tensor, temperature: float, epoch: int
+) -> torch.Tensor:
+    """100 draws for each of the four positions, with keys of their own."""
+    masked = corrupted(auxiliary, batch).masked
+    keys = randomness.key(randomness.REPLACEMENT, epoch, torch.arange(100)[:, None], torch.arange(4)).flatten()
+    again = MaskedBatch(batch, masked.tokens_BL, positions_M.repeat(100), keys, masked.keys_B)
+    return auxiliary.sample(again, temperature).tokens_M
+
+
+def test_replacements_are_not_the_argmax(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    batch = batches(sequences, 1)[0]
+    result = corrupted(auxiliary, batch, temperature=2.0)
+    logits_MV = auxiliary.model(result.masked.tokens_BL, batch.attended_BL, result.masked.positions_M)
+    assert float((result.draws.tokens_M == logits_MV.argmax(1)).float().mean()) < 0.9
+
+
+def test_higher_temperature_replaces_more(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    parts = batches(sequences, 20)
+    fractions = [
+        sum(int(corrupted(auxiliary, batch, temperature).replaced_BL.sum()) for batch in parts)
+        for temperature in (0.25, 8.0)
+    ]
+    assert fractions[0] < fractions[1]
+
+
+def test_every_division_of_a_batch_is_corrupted_alike(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    """One process with batch 2n and two with batch n, or accumulation, see the same corrupted tokens."""
+    expected = by_sequence([corrupted(auxiliary, batch) for batch in batches(sequences, 3)])
+    for split in ({"micro_batch": 16, "ranks": 2}, {"micro_batch": 4, "accumulation": 4, "ranks": 2}):
+        parts = [part for rank in range(2) for part in batches(sequences, 3, **split, rank=rank)]
+        assert by_sequence([corrupted(auxiliary, part) for part in parts]) == expected
+
+
+def by_sequence(results: list[CorruptedBatch]) -> dict[tuple[int, int], list[int]]:
+    found = {}
+    for result in results:
+        batch = result.masked.original
+        for epoch, which, n, row in zip(
+            batch.epochs_B, batch.sequences_B, batch.lengths_B, result.tokens_BL, strict=True
+        ):
+            found[int(epoch), int(which)] = row[: int(n)].tolist()
+    return found
+
+
+def test_auxiliary_is_trained_on_other_masks_than_it_fills(sequences: Sequences) -> None:
+    """With one seed for both, it would be asked for just the tokens that it was fitted to."""
+    batch = batches(sequences, 1)[0]
+    own, filled = (
+        set(mask(batch, 5, 0.15, MASK, stream).positions_M.tolist())
+        for stream in (randomness.MASK_OF_MLM, randomness.MASK)
+    )
+    assert len(own & filled) < 0.3 * len(own)
+
+
+def test_epochs_and_seeds_mask_and_replace_anew(auxiliary: Auxiliary, sequences: Sequences) -> None:
+    batch = batches(sequences, 1)[0]
+    again = TokenBatch(**{**vars(batch), "epochs_B": batch.epochs_B + 1})
+    first, later, other = corrupted(auxiliary, batch), corrupted(auxiliary, again), corrupted(auxiliary, batch, seed=6)
+    for result in (later, other):
+        assert not torch.equal(result.masked.positions_M.sort().values, first.masked.positions_M.sort().values)
+    assert torch.equal(corrupted(auxiliary, batch).tokens_BL, first.tokens_BL)

@@ -1,0 +1,220 @@
+"""What `Captured` answers is what the model answers; a graph serves a shape, whatever lengths and temperatures come.
+
+Without a GPU a pass of the same kind stands in for the graph: fixed inputs, an output that each replay overwrites.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fast_electra import randomness
+from fast_electra.batch import MaskedBatch, TokenBatch
+from fast_electra.corpus.loader import masked_counts
+from fast_electra.corruption import mask
+from fast_electra.model.dropout import KeyedDropout
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.replacement.auxiliary import Dropout, DropToken, Temperature
+from fast_electra.training.engines import forward_flops, inference_engine
+from fast_electra.training.graphs import LIMIT, ROWS, Captured, Graph, Inputs, padded
+
+SIZES = EncoderSettings(vocabulary_size=200, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4)
+FULL, SHORTER = [64] * 6, [64, 60, 51, 64, 33, 20]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+class Emulated(Captured):
+    """All of `Captured` but the graph itself, on any device; counts captures."""
+
+    def _on_gpu(self, tokens_BL: Tensor) -> bool:
+        return True
+
+    def _capture(self, inputs: Inputs) -> Graph:
+        static = tuple(None if given is None else given.clone() for given in inputs)
+        output_ME = self.engine(*static, hidden_only=True)
+        return Graph(lambda: output_ME.copy_(self.engine(*static, hidden_only=True)), static, output_ME, [])
+
+
+only_on_a_gpu = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)  # what only a real graph could get wrong
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(device: str) -> MaskedLanguageModel:
+    return MaskedLanguageModel(SIZES, seed=7).requires_grad_(False).eval().to(device)
+
+
+def captured(model: nn.Module, limit: int = LIMIT) -> Captured:
+    on_gpu = next(model.parameters()).is_cuda
+    return (Captured if on_gpu else Emulated)(model, limit)
+
+
+def masked_batch(lengths: list[int], device: str, seed: int = 0) -> MaskedBatch:
+    """Random tokens; as wide as the longest sequence."""
+    lengths_B, width = torch.tensor(lengths), max(lengths)
+    real_BL = torch.arange(width) < lengths_B[:, None]
+    tokens_BL = torch.randint(5, SIZES.vocabulary_size, real_BL.shape, generator=torch.Generator().manual_seed(seed))
+    which_B = torch.arange(len(lengths))
+    masked = int(masked_counts(lengths_B, 0.15).sum())
+    batch = TokenBatch(
+        tokens_BL.masked_fill(~real_BL, 0), lengths_B, which_B, which_B * 0, real_BL, sum(lengths), masked, which_B
+    )
+    return mask(batch.to(torch.device(device)), seed, 0.15, 4)
+
+
+def arguments(masked: MaskedBatch) -> Inputs:
+    return masked.tokens_BL, masked.original.attended_BL, masked.positions_M
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Up to the rounding of products of another shape."""
+    exact = 1e-6 if found.device.type == "cpu" else 1e-4
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=exact, atol=exact)
+
+
+@pytest.mark.parametrize("lengths", [FULL, SHORTER])
+@pytest.mark.parametrize("dropping", [False, True])
+def test_on_a_cpu_the_engine_is_called_once_with_what_came(lengths: list[int], dropping: bool) -> None:
+    model = MaskedLanguageModel(SIZES, seed=7).eval()
+    masked, calls = masked_batch(lengths, "cpu"), []
+    more = {}
+    if dropping:
+        more = {"drop": KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), hidden_rate=0.3)}
+    expected = model(*arguments(masked), hidden_only=True, **more)
+    called = Captured(model)
+    model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
+    given = arguments(masked)
+    found = called(*given, hidden_only=True, **more)
+    ((seen, named),) = calls
+    assert all(one is other for one, other in zip(seen, given, strict=True)) and named == {"hidden_only": True, **more}
+    assert torch.equal(found, expected)
+    assert torch.equal(called(*given), model(*given))  # logits
+    assert not called.graphs
+
+
+def test_deepspeed_hosts_what_is_captured() -> None:
+    model = MaskedLanguageModel(SIZES, seed=7)
+    engine = inference_engine(model, "fp32")
+    assert type(engine.engine).__name__ == "InferenceEngine" and engine.engine.module is model
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert not engine._hooked()  # else no graph would ever be used
+
+
+@pytest.mark.parametrize(("b", "length"), [(1, 16), (8, 128), (16, 512), (32, 512), (128, 512), (128, 128)])
+def test_padding_leaves_few_lengths_and_costs_little(b: int, length: int) -> None:
+    """Whatever the sequences' lengths, from an eighth of the width on."""
+    positions = b * length
+    counts = {min(positions, 1 + positions * part // 1000) for part in range(15, 151)}
+    lengths = {len(padded(torch.ones(count, dtype=torch.int64), positions)) for count in counts}
+    assert len(lengths) <= 4
+    for count in counts:
+        tail = padded(torch.ones(count, dtype=torch.int64), positions)[count:]
+        assert len(tail) < max(ROWS, positions / 16) and not tail.any()
+
+
+@pytest.mark.parametrize("lengths", [FULL, SHORTER])
+def test_padded_positions_leave_the_others_alone(lengths: list[int], model: MaskedLanguageModel, device: str) -> None:
+    tokens_BL, attended_BL, positions_M = arguments(masked_batch(lengths, device))
+    assert (attended_BL is None) == (lengths is FULL)
+    more = padded(positions_M, tokens_BL.numel())
+    assert len(more) == ROWS > len(positions_M) and torch.equal(more[: len(positions_M)], positions_M)
+    found = model(tokens_BL, attended_BL, more, hidden_only=True)
+    assert close(found[: len(positions_M)], model(tokens_BL, attended_BL, positions_M, hidden_only=True))
+
+
+def test_one_graph_serves_all_batches_of_a_shape(model: MaskedLanguageModel, device: str) -> None:
+    """Other lengths and other M, and a graph of its own where nothing is padding; a result stays what it was."""
+    called = captured(model)
+    batches = [
+        masked_batch([64, *(64 - (seed * 7 + row * 5) % 40 for row in range(5))], device, seed) for seed in range(6)
+    ]
+    batches += [masked_batch(FULL, device, seed) for seed in range(6, 9)]
+    assert len({len(batch.positions_M) for batch in batches}) > 4
+    found = [called(*arguments(batch), hidden_only=True) for batch in batches]
+    assert set(called.graphs) == {((6, 64), True, ROWS), ((6, 64), False, ROWS)}
+    for hidden_ME, batch in zip(found, batches, strict=True):
+        assert close(hidden_ME, model(*arguments(batch), hidden_only=True))
+
+
+@only_on_a_gpu
+def test_a_longer_batch_leaves_graphs_of_shorter_ones_sound(model: MaskedLanguageModel, device: str) -> None:
+    """The table of relative positions grows with the longest batch, and the old one must not be freed."""
+    called = captured(model)
+    widths = [8, 40, 200, 24, 8, 40]
+    for turn in range(3):
+        for width in widths:
+            batch = masked_batch([width, width // 2, width], device, turn)
+            hidden_ME = called(*arguments(batch), hidden_only=True)
+            litter = [torch.full((width, width), 10**9, device=device) for width in widths for _ in range(4)]
+            assert close(hidden_ME, model(*arguments(batch), hidden_only=True))
+            del litter
+    assert len(called.graphs) == 4
+
+
+def test_beyond_the_limit_the_engine_itself_answers(model: MaskedLanguageModel, device: str) -> None:
+    called = captured(model, limit=2)
+    batches = [masked_batch([width, width - 5], device) for width in (16, 24, 32, 40, 16, 32)]
+    for batch in batches:
+        assert close(called(*arguments(batch), hidden_only=True), model(*arguments(batch), hidden_only=True))
+    assert [shape for shape, *_ in called.graphs] == [(2, 16), (2, 24)]
+
+
+@only_on_a_gpu
+def test_results_do_not_depend_on_which_shapes_were_captured(model: MaskedLanguageModel, device: str) -> None:
+    batch = masked_batch(SHORTER, device)
+    replayed, eager = (captured(model, limit)(*arguments(batch), hidden_only=True) for limit in (LIMIT, 0))
+    assert torch.equal(replayed, eager)
+
+
+def test_weights_changed_in_place_are_seen(model: MaskedLanguageModel, device: str) -> None:
+    called, given = captured(model), arguments(masked_batch(SHORTER, device))
+    before = called(*given, hidden_only=True)
+    with torch.no_grad():
+        model.transform.weight.mul_(-1.0)
+        model.encoder.embedding.weight.add_(0.1)
+    after = called(*given, hidden_only=True)
+    assert len(called.graphs) == 1 and not close(before, after)
+    assert close(after, model(*given, hidden_only=True))
+
+
+def test_no_temperature_captures_anew(model: MaskedLanguageModel, device: str) -> None:
+    called, batch = captured(model), masked_batch(SHORTER, device)
+    through, plain = Temperature(called, model), Temperature(model, model)
+    for value in torch.linspace(2.0, 1.0, 21).tolist():
+        found, expected = through.sample(batch, value), plain.sample(batch, value)
+        assert float((found.tokens_M != expected.tokens_M).float().mean()) < 0.05  # ties of rounding
+        assert found.entropy_M is not None and torch.allclose(found.entropy_M, expected.entropy_M, rtol=1e-3)
+    assert len(called.graphs) == 1
+
+
+def test_dropped_tokens_are_replayed_and_dropped_activations_are_not(model: MaskedLanguageModel, device: str) -> None:
+    called, batch = captured(model), masked_batch(SHORTER, device)
+    for kind, graphs in ((Dropout, 0), (DropToken, 1)):
+        found, expected = kind(called, model).hidden(batch, 0.3), kind(model, model).hidden(batch, 0.3)
+        assert close(found, expected) and len(called.graphs) == graphs
+
+
+def test_a_profiler_sees_the_modules_called(model: MaskedLanguageModel, device: str) -> None:
+    """A replay calls no module, and the auxiliary would seem to cost nothing."""
+    called, given = captured(model), arguments(masked_batch(SHORTER, device))
+    called(*given, hidden_only=True)
+    plain = forward_flops({"auxiliary": model}, lambda: model(*given, hidden_only=True))
+    assert plain["auxiliary"] > 0
+    assert forward_flops({"auxiliary": model}, lambda: called(*given, hidden_only=True)) == plain
+    assert not called._hooked()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_in_16_bit_and_in_deepspeeds_engine(dtype: str) -> None:
+    model = MaskedLanguageModel(SIZES, seed=7).cuda()
+    engine = inference_engine(model, dtype)
+    for seed in range(3):
+        given = arguments(masked_batch(SHORTER, "cuda", seed))
+        found, expected = engine(*given, hidden_only=True), model(*given, hidden_only=True)
+        assert found.dtype == expected.dtype and torch.allclose(found.float(), expected.float(), atol=0.1)
+    assert len(engine.graphs) == 1
