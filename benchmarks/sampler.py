@@ -19,14 +19,14 @@ from contenders import ours, sampling
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, TEMPERATURE, machine, sizes, summary
 
 from fast_electra import randomness
-from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.cost.measure import tensor_memory
 from fast_electra.model.files import load_model
 from fast_electra.replacement import auxiliary
-from fast_electra.training.precision import DTYPES, best_dtype
+from fast_electra.training.engines import DTYPES, best_dtype
 from fast_electra_kernels import default_implementation, sample, sample_with_statistics
 from fast_electra_kernels.contract import Request
 
@@ -155,7 +155,7 @@ def quickstart_share() -> dict[str, Any] | None:
     size = sizes("tiny", QUICKSTART / "tokenizer")
     trained, _ = load_model(QUICKSTART / "auxiliary" / "model", "mlm", "run `make quickstart` again")
     sequences = Sequences(Shards.open(QUICKSTART / "shards"), Tokenizer.load(QUICKSTART / "tokenizer"), size.length)
-    loader = Loader(sequences, Split(BATCHES["tiny"][0], accumulation=1), SEED, MASK_FRACTION)
+    loader = Loader(sequences, Share(BATCHES["tiny"][0], accumulation=1), SEED, MASK_FRACTION)
     rtd, step = ours.plain(size, torch.float32)
     rtd.distribution.model.load_state_dict(trained.state_dict())
     drawing: list[float] = []

@@ -24,12 +24,12 @@ from contenders import ours
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step, machine, sizes, summary
 
 from fast_electra.corpus.build import build_shards
-from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
 from fast_electra.settings import UserError
-from fast_electra.training.precision import DTYPES, best_dtype
+from fast_electra.training.engines import DTYPES, best_dtype
 
 OURS, ENGINE = "fast_electra", "fast_electra, DeepSpeed"
 JOINT, FROZEN = "Hugging Face, joint ELECTRA", "Hugging Face, frozen generator"
@@ -113,7 +113,7 @@ def open_loader(arguments: argparse.Namespace, size: Sizes, folder: Path) -> Loa
         train_tokenizer(["sample"], tokenizer, vocabulary=size.discriminator.vocabulary_size)
         build_shards(["sample"], tokenizer, shards)
     sequences = Sequences(Shards.open(shards), Tokenizer.load(tokenizer), size.length)
-    return Loader(sequences, Split(size.batch, accumulation=1), SEED, MASK_FRACTION)
+    return Loader(sequences, Share(size.batch, accumulation=1), SEED, MASK_FRACTION)
 
 
 def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from fast_electra.files import write_json
 from fast_electra.jobs.pretrain import train
 from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.parts import open_corpus
+from fast_electra.parts import open_run_corpus
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint, operators
 from fast_electra.training.engines import Ranks, start_ranks
@@ -86,7 +86,7 @@ def score_reference(plan: Plan, name: str, seed: int) -> probes.Figures:
     """The untrained main model of a seed, or the encoder of an auxiliary."""
     model: Discriminator | MaskedLanguageModel
     if name == "untrained":
-        model = Discriminator(plan.load("fast", seed).run.model, seed)
+        model = Discriminator.new(plan.load("fast", seed).run.model, seed)
     else:
         model, _ = load_model(plan.run(name, seed) / "model", "mlm", "")
     return probes.score(model, _inputs(plan)[0])
@@ -99,7 +99,7 @@ def facts(plan: Plan) -> tuple[probes.Figures, dict[str, Any]]:
 
 @cache
 def _inputs(plan: Plan) -> tuple[probes.Inputs, dict[str, Any]]:
-    corpus = open_corpus(plan.load(JUDGE, JUDGE_SEED).run, verify=False)
+    corpus = open_run_corpus(plan.load(JUDGE, JUDGE_SEED).run)
     assert corpus.heldout is not None
     judge, description = load_model(plan.run(JUDGE, JUDGE_SEED) / "model", "mlm", "")
     settings = probes.SETTINGS | {"judge": description["hash"], "corpus": corpus.hash}

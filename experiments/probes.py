@@ -21,7 +21,7 @@ from torch import Tensor
 from fast_electra import randomness
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corruption import mask
+from fast_electra.corruption import Masking, mask
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives import detection
@@ -89,19 +89,13 @@ def prepare(train: Sequences, heldout: Sequences, judge: MaskedLanguageModel) ->
     return Inputs((swap(fit), swapped_test), hidden, judged, facts)
 
 
-def inner(batch: TokenBatch) -> Tensor:
-    """bool [B, L]: the positions that are neither [CLS], [SEP] nor padding."""
-    position_L = torch.arange(batch.tokens_BL.shape[1])
-    return (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
-
-
 def swap(batch: TokenBatch) -> Labelled:
     """Neighbours change places at the fraction SWAPPED of the positions; both are labelled 1.
 
     Pairs do not overlap and hold two different tokens, so that each labelled position really changed. They start at an
     even or an odd position, a coin for each sequence, so that the position tells nothing.
     """
-    tokens_BL, inner_BL = batch.tokens_BL, inner(batch)
+    tokens_BL, inner_BL = batch.tokens_BL, batch.maskable_BL
     b, length = tokens_BL.shape
     position_L = torch.arange(length)
     name_B1 = randomness.key(SEED, batch.sequences_B)[:, None]
@@ -125,7 +119,7 @@ def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
     Not [MASK]: a joint run's embedding of [MASK] is trained, that of a run with a frozen auxiliary never is. No text
     holds [UNK], so that every main model meets it here for the first time.
     """
-    hidden = mask(batch, SEED, HIDDEN, unknown)
+    hidden = mask(batch, Masking(SEED, HIDDEN, unknown))
     class_M = class_V[batch.tokens_BL.flatten()[hidden.positions_M]]
     asked_M = class_M >= 0
     return Labelled(hidden.tokens_BL, batch.real_BL, hidden.positions_M[asked_M], class_M[asked_M])
@@ -135,8 +129,8 @@ def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
 def replaced(batch: TokenBatch, judge: MaskedLanguageModel, mask_id: int) -> Labelled:
     """The judge's replacements at 15% of the positions, sampled at temperature 1; the label is x_hat != x."""
     judge.eval()
-    masked = mask(batch, SEED, 0.15, mask_id)
-    hidden_ME = judge(masked.tokens_BL, batch.attended_BL, masked.positions_M, hidden_only=True)
+    masked = mask(batch, Masking(SEED, 0.15, mask_id))
+    hidden_ME = judge.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
     ids_M = sample(hidden_ME, judge.encoder.embedding.weight, judge.bias, scale=1.0, keys_M=masked.keys_M)
     tokens_BL = batch.tokens_BL.flatten().index_copy(0, masked.positions_M, ids_M).view_as(batch.tokens_BL)
     positions_P = batch.real_BL.flatten().nonzero().squeeze(1)

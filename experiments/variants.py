@@ -116,4 +116,4 @@ class Plan:
         }
         overrides += [f"{config.SECTION}.{key}={value}" for key, value in keys.items()]
         overrides += [f"train_batch_size={BATCH}", f"scheduler.params.warmup_num_steps={updates // 10}"]
-        return config.load(ROOT / "ds_configs" / f"{file}.json", overrides, world=1)
+        return config.load(ROOT / "ds_configs" / f"{file}.json", overrides, config.Machine())

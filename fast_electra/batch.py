@@ -1,4 +1,4 @@
-"""What flows through the system, from the loader to the loss. Read this file first.
+"""The values that flow from the loader to the loss. Read this file first.
 
 Shape letters, used as suffixes everywhere:
 
@@ -7,7 +7,7 @@ Shape letters, used as suffixes everywhere:
     D  hidden size                     H  attention heads
     N  layers                          E  embedding size
 
-Tokens are int64. A position of a micro-batch is named by its flat index b * L + l.
+Tokens are int64. The flat index b * L + l names a position of a micro-batch.
 """
 
 import dataclasses
@@ -20,29 +20,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Original sequences, as the loader gives them: [CLS] tokens [SEP], padded at the right.
+    """Original sequences from the loader: [CLS] tokens [SEP], padded at the right.
 
-    `lengths_B` stays on the CPU, so that counts never wait for a device. `global_tokens` and `global_masked` are sums
-    over the whole global batch of this update, all ranks and accumulation steps: the denominators of the losses.
+    `lengths_B` stays on the CPU, so that counting never waits for a device. `global_tokens` and `global_masked` are the
+    denominators of the losses: sums over the global batch of this update, over all ranks and accumulation steps. They
+    are 1 in batches that nothing is trained on.
     """
 
     tokens_BL: Tensor
-    lengths_B: Tensor  # int64, CPU: positions that are not padding, [CLS] and [SEP] included
-    sequences_B: Tensor  # int64, CPU: which sequence of the corpus each one is; with the epoch, the name of its noise
+    lengths_B: Tensor  # int64, CPU: number of positions that are not padding; [CLS] and [SEP] count
+    sequences_B: Tensor  # int64, CPU: number of each sequence in the corpus; with the epoch, it names the noise
     epochs_B: Tensor  # int64, CPU
     real_BL: Tensor  # bool: False at padding
-    global_tokens: int
-    global_masked: int
-    samples_B: Tensor  # int64, CPU: the place of each sequence in the stream that `source` names
-    source: str = "train"  # the endless training stream; or an evaluation set: "heldout", "reference"
+    samples_B: Tensor  # int64, CPU: number of each sequence in the stream `source`
+    source: str = "train"  # the endless training stream, or an evaluation set: "heldout", "reference"
+    global_tokens: int = 1
+    global_masked: int = 1
 
     @property
     def attended_BL(self) -> Tensor | None:
-        """`real_BL`, or None where nothing is padding: attention is faster without a mask."""
+        """`real_BL`, or None if there is no padding: attention is faster without a mask."""
         return None if bool((self.lengths_B == self.tokens_BL.shape[1]).all()) else self.real_BL
 
+    @property
+    def maskable_BL(self) -> Tensor:
+        """Positions that may be masked, bool: neither [CLS], which is first, nor [SEP], which is last, nor padding."""
+        position_L = torch.arange(self.tokens_BL.shape[1], device=self.tokens_BL.device)
+        last_B1 = (self.lengths_B - 1).to(position_L.device, non_blocking=True)[:, None]
+        return (position_L > 0) & (position_L < last_B1)
+
     def to(self, device: torch.device) -> "TokenBatch":
-        """The batch with its large tensors on `device`; what counts and keys are made from stays on the CPU."""
+        """Return the batch with its large tensors on `device`; what counts and keys are made from stays on the CPU."""
         return dataclasses.replace(
             self,
             tokens_BL=self.tokens_BL.to(device, non_blocking=True),
@@ -52,31 +60,54 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Sequences with [MASK] at the chosen positions (section 2): what the auxiliary model reads."""
+    """Sequences with [MASK] at the chosen positions (section 2): the input of the auxiliary model."""
 
     original: TokenBatch
     tokens_BL: Tensor  # [MASK] at the masked positions
     positions_M: Tensor  # int64, flat indices of the masked positions
-    keys_M: Tensor  # int64, the noise key of each masked position
-    keys_B: Tensor  # int64, the noise key of each sequence
+    keys_M: Tensor  # int64, noise key of each masked position
+    keys_B: Tensor  # int64, noise key of each sequence
+
+    @property
+    def original_M(self) -> Tensor:
+        """Original token x at each masked position, int64."""
+        return self.original.tokens_BL.flatten().index_select(0, self.positions_M)
 
 
 class Draws(NamedTuple):
-    """One drawn token x_hat for each masked position, and what is known of the distribution it was drawn from.
+    """One drawn token x_hat for each masked position, and two figures of the distribution that it was drawn from.
 
-    The two figures are None where they are not known: an offline store holds tokens only.
+    The figures are None if they are not known: an offline store holds tokens only.
     """
 
     tokens_M: Tensor  # int64
     entropy_M: Tensor | None = None  # float32, nats
-    original_M: Tensor | None = None  # float32: the probability of the original token
+    original_probability_M: Tensor | None = None  # float32: the probability of the original token
 
 
 @dataclass(frozen=True)
 class CorruptedBatch:
-    """Sequences with replacements at the masked positions: what the main model (discriminator) reads."""
+    """Sequences with replacements at the masked positions: the input of the main model (discriminator)."""
 
     masked: MaskedBatch
     tokens_BL: Tensor
     draws: Draws  # lucky guesses included
     replaced_BL: Tensor  # bool: x_hat != x, the label; False wherever nothing was masked
+
+
+def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
+    """Return how many positions of each sequence are masked: the nearest integer to `fraction` of the maskable ones.
+
+    The count is at least 1. It is exact and not binomial, so that the number of masked positions of a batch follows
+    from its lengths.
+
+    Args:
+        lengths_B: int64, positions of each sequence, [CLS] and [SEP] included.
+        fraction: share of the maskable positions.
+    """
+    return ((lengths_B - 2) * fraction + 0.5).floor().long().clamp(min=1)
+
+
+def ceil_div(amount: int, size: int) -> int:
+    """Return the number of parts of `size` that hold `amount`: the quotient, rounded up."""
+    return -(-amount // size)

@@ -5,34 +5,27 @@ ZeRO and clipping; `fast_electra` owns model, corpus, curriculum, replacement an
 parts are checked key by key before any process group starts: DeepSpeed takes a misspelt top-level key in silence.
 """
 
+import dataclasses
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fast_electra import deepspeed_config, recipes
+from fast_electra.corpus.corpus import CorpusSettings
 from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
-from fast_electra.deepspeed_config import nearest
+from fast_electra.deepspeed_config import Machine, nearest
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.objectives.joint import JointSettings
-from fast_electra.replacement.auxiliary import AuxiliarySettings
-from fast_electra.replacement.distribution import ReplacementSettings
-from fast_electra.settings import Settings, UserError
+from fast_electra.replacement.settings import AuxiliarySettings, ReplacementSettings
+from fast_electra.settings import Settings, UserError, one_of
 
 SECTION = "fast_electra"
-
-
-class CorpusSettings(Settings):
-    """Where the text is, and how it is cut."""
-
-    shards: str = "data/shards"
-    tokenizer: str = "data/tokenizer"
-    sequence_length: int = Field(default=512, ge=8)
+ONE_CPU = Machine()
 
 
 class CheckpointSettings(Settings):
@@ -52,8 +45,8 @@ class EvaluationSettings(Settings):
 class RunConfig(Settings):
     """The section `fast_electra` of a config, with the recipe's values filled in."""
 
-    objective: Literal["rtd", "mlm", "joint"]
-    recipe: Literal["tiny", "small", "base", "large"]
+    objective: Annotated[str, one_of(recipes.OBJECTIVES)]
+    recipe: Annotated[str, one_of(recipes.NAMES)]
     run: str
     seed: int = Field(default=0, ge=0, lt=2**62)
     updates: int = Field(ge=1)
@@ -106,31 +99,68 @@ _UNREAD = {
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved configuration: our part, and DeepSpeed's part as plain JSON without `auto`."""
+    """A resolved configuration: our part, DeepSpeed's part as plain JSON without `auto`, and the machine it is for."""
 
     run: RunConfig
     deepspeed: dict[str, Any]
+    machine: Machine
 
-    def clock(self, epoch: int) -> Callable[[int], float]:
-        """u as a function of the update, for epochs of so many sequences: see `CurriculumSettings.fraction`."""
-        run, batch = self.run, self.deepspeed["train_batch_size"]
-        return lambda update: run.curriculum.fraction(update, run.updates, batch, epoch)
+    @property
+    def sequences(self) -> int:
+        """Number of sequences of an update, over all processes."""
+        return int(self.deepspeed["train_batch_size"])
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the model that is trained: fp32, bf16 or fp16."""
+        return next((name for name in ("bf16", "fp16") if self.deepspeed.get(name, {}).get("enabled")), "fp32")
+
+    @property
+    def auxiliary_dtype(self) -> str:
+        """Precision of the frozen auxiliary."""
+        assert self.run.auxiliary is not None
+        return self.machine.dtype(self.run.auxiliary.dtype, f"{SECTION}.auxiliary.dtype")
+
+    @property
+    def torch_adam(self) -> bool:
+        """Whether torch's Adam is used, which needs no operator of DeepSpeed's."""
+        return bool(self.deepspeed["optimizer"]["params"].get("torch_adam", False))
+
+    def u(self, update: int, epoch: int) -> float:
+        """Return the fraction of the updates done, as the curriculum counts it: see `CurriculumSettings.fraction`.
+
+        Args:
+            update: 1 ... updates.
+            epoch: number of sequences of an epoch.
+        """
+        return self.run.curriculum.fraction(update, self.run.updates, self.sequences, epoch)
+
+    def changed(self, **changes: Any) -> "Config":
+        """Return the config with other values of our part, checked again; DeepSpeed's part stays as it is.
+
+        Args:
+            **changes: fields of `RunConfig`; a section is given as a dict of the keys that change.
+        """
+        section = _merge(self.run.model_dump(), changes)
+        return dataclasses.replace(self, run=RunConfig.model_validate(section))
 
     @property
     def unread(self) -> list[str]:
-        """Sections of the config that its objective makes no use of."""
+        """Sections of the config that its objective ignores."""
         return [name for name in _UNREAD[self.run.objective] if name in self.run.model_fields_set]
 
     def to_json(self) -> dict[str, Any]:
+        """Return both parts."""
         return {SECTION: self.run.model_dump(), "deepspeed": self.deepspeed}
 
 
-def load(path: str | Path, overrides: list[str] | None = None, world: int | None = None) -> Config:
-    """Reads, overrides, checks and resolves a config.
+def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE_CPU) -> Config:
+    """Read, override, check and resolve a config.
 
     Args:
+        path: the file.
         overrides: `KEY=VALUE` strings, KEY a dotted path into either part, VALUE JSON or a plain string.
-        world: number of processes; by default the launcher's WORLD_SIZE.
+        machine: what the config depends on of the machine that runs it; by default one process on a CPU, in fp32.
 
     Raises:
         UserError: naming the key, the file and the remedy.
@@ -140,14 +170,13 @@ def load(path: str | Path, overrides: list[str] | None = None, world: int | None
     if not isinstance(section, dict):
         raise UserError(f'{path}: there is no section "{SECTION}"; see ds_configs/tiny.json for one')
     run = _run_config(section, str(path))
-    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
-    return Config(run, deepspeed_config.resolve(tree, run.updates, world, str(path)))
+    return Config(run, deepspeed_config.resolve(tree, run.updates, machine, str(path)), machine)
 
 
-def read(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The file's JSON with its overrides, before anything is checked or resolved."""
     tree = _read(Path(path))
-    for override in overrides or []:
+    for override in overrides:
         _override(tree, override)
     return tree
 

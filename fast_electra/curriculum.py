@@ -6,11 +6,11 @@ Every schedule falls from 1 at u = 0; the value runs between `initial` and the f
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fast_electra.settings import Settings
+from fast_electra.settings import Settings, one_of
 
 
 def exponential(u: float, rate: float) -> float:
@@ -48,7 +48,7 @@ RATES = {"exponential": 0.1, "polynomial": 2.0, "stepwise": 4.0, "constant": 0.1
 class CurriculumSettings(Settings):
     """How the curriculum's value falls through pre-training. Defaults: the paper's C.1, for the temperature."""
 
-    schedule: Literal["exponential", "polynomial", "stepwise", "constant"] = "exponential"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "exponential"
     initial: float = Field(default=2.0, ge=0.0, allow_inf_nan=False)  # T0 of Eq. 2, gamma_max of E.2
     rate: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)  # tau
     per: Literal["update", "epoch"] = "update"  # `epoch` holds the value through each epoch, see section 4
@@ -66,7 +66,7 @@ class CurriculumSettings(Settings):
             raise ValueError(f"rate is the number of steps of the stepwise schedule: a whole number, not {self.rate}")
         return self
 
-    def value(self, u: float, floor: float = 1.0) -> float:
+    def strength(self, u: float, floor: float = 1.0) -> float:
         """The value at the fraction u in [0, 1] of the updates: Eq. 2 for the temperature, whose floor is 1."""
         return floor + (self.initial - floor) * SCHEDULES[self.schedule](u, self.rate)
 

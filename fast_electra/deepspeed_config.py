@@ -8,7 +8,7 @@ import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepspeed.comm.config import CommsLoggerConfig
 from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
@@ -18,7 +18,6 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import BaseModel, ValidationError
 
 from fast_electra.settings import UserError
-from fast_electra.training.precision import best_dtype, resolve_dtype
 
 # Every key that we pass on: a schema of DeepSpeed's, the names of a section, or None for a plain value.
 OPTIMIZERS = {"Adam", "AdamW"}
@@ -46,6 +45,21 @@ SECTIONS: dict[str, type[BaseModel] | set[str] | None] = {
 }
 
 
+class Machine(NamedTuple):
+    """What a config depends on of the machine that runs it. It is given, so any machine's config can be made."""
+
+    processes: int = 1
+    best_dtype: str = "fp32"  # what `auto` means: the fastest sound precision
+    on_gpu: bool = False
+
+    def dtype(self, name: str, key: str) -> str:
+        """Return `name`, with `auto` resolved."""
+        resolved = self.best_dtype if name == "auto" else name
+        if resolved == "fp16" and not self.on_gpu:
+            raise UserError(f"{key}: fp16 needs a GPU; use bf16, fp32 or auto")
+        return resolved
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: what was probably meant, or all that there is."""
     known = sorted(known)
@@ -53,22 +67,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
-def resolve(tree: dict[str, Any], updates: int, world: int, where: str) -> dict[str, Any]:
+def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) -> dict[str, Any]:
     """DeepSpeed's config, checked, complete and without `auto`.
 
     Args:
         tree: the file without its section `fast_electra`.
         updates: optimizer updates of the run: a scheduler's `total_num_steps`.
-        world: number of processes.
+        machine: see `Machine`.
         where: the file's name, for messages.
     """
     tree = copy.deepcopy(tree)
     try:
         _check_keys(tree)
         _optimizer(tree, updates)
-        _precision(tree)
+        _precision(tree, machine)
         _zero(tree)
-        _batch(tree, world)
+        _batch(tree, machine.processes)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return tree
@@ -157,9 +171,9 @@ def _check_number(name: str, value: Any, sound: Callable[[float], bool]) -> None
         raise UserError(f"{name} is no sound number: {value!r}")
 
 
-def _precision(tree: dict[str, Any]) -> None:
+def _precision(tree: dict[str, Any], machine: Machine) -> None:
     """Resolves `auto` in bf16.enabled and fp16.enabled to what is fastest and right on this device."""
-    best = best_dtype()
+    best = machine.best_dtype
     for name in ("bf16", "fp16"):
         enabled = tree.get(name, {}).get("enabled", False)
         if enabled not in (True, False, "auto"):
@@ -170,7 +184,7 @@ def _precision(tree: dict[str, Any]) -> None:
     if len(enabled) == 2:
         raise UserError("bf16.enabled and fp16.enabled are both true; keep one")
     for name in enabled:
-        resolve_dtype(name, f"{name}.enabled")
+        machine.dtype(name, f"{name}.enabled")
     # Gradients of many micro-batches lose their small parts when they are added up in 16 bit.
     tree.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
 

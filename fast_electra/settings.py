@@ -1,6 +1,8 @@
 """The strict base of every settings class, and the error that is shown to users as one line."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class UserError(ValueError):
@@ -14,3 +16,15 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+def one_of(names: Iterable[str]) -> AfterValidator:
+    """Return the check of a setting whose values are the names of a table: the names then stand in one place."""
+    allowed = tuple(names)
+
+    def check(name: str) -> str:
+        if name not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return name
+
+    return AfterValidator(check)

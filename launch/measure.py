@@ -1,10 +1,10 @@
-"""Measures Table 7 of the paper on this machine: seconds per update and peak memory of tensors, beside predictions.
+"""Measure Table 7 of the paper on this machine: seconds per update and peak memory of tensors, beside predictions.
 
     deepspeed launch/measure.py --deepspeed_config ds_configs/large.json [--set KEY=VALUE ...]
 
 The config is one of objective rtd. Joint training of the same main model, Fast-ELECTRA with its auxiliary (online), and
-Fast-ELECTRA from a store (offline) train on the same batches in one run. Where `auxiliary.run` holds no model yet, an
-untrained one stands in, which costs the same.
+Fast-ELECTRA from a store (offline) train on the same batches in one run. If `auxiliary.run` holds no model yet, an
+untrained one takes its place, which costs the same.
 """
 
 import os
@@ -14,6 +14,7 @@ from fast_electra.jobs import launcher
 
 
 def main() -> None:
+    """Read the arguments and measure."""
     parser = launcher.parser(__doc__)
     parser.add_argument("--updates", type=int, default=10, metavar="N", help="measured in each turn; default: 10")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="before them; default: 3")
@@ -24,13 +25,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
-        os.environ.setdefault(name, level)  # before torch is imported: its profiler tells of itself on stderr
-    from fast_electra.jobs import measure  # here: --help answers at once
+        os.environ.setdefault(name, level)  # before torch is imported: its profiler writes of itself on stderr
+    from fast_electra import config  # here: --help answers at once
+    from fast_electra.jobs import measure
+    from fast_electra.training.engines import this_machine
 
+    path, overrides = arguments.deepspeed_config, arguments.set
     options = measure.Options(
         arguments.updates, arguments.warmup, arguments.rounds, arguments.json, arguments.trace, arguments.flops
     )
-    measure.measure(arguments.deepspeed_config, arguments.set, options)
+    measure.main(config.load(path, overrides, this_machine()), path, overrides, options)
 
 
 if __name__ == "__main__":

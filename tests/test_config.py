@@ -8,6 +8,7 @@ import pytest
 
 from fast_electra import config
 from fast_electra.curriculum import CurriculumSettings
+from fast_electra.deepspeed_config import Machine
 from fast_electra.settings import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,7 @@ SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_resolve_for_one_and_many_processes(path: Path) -> None:
     for world in (1, 2, 8):
-        resolved = config.load(path, world=world)
+        resolved = config.load(path, [], Machine(world))
         ds = resolved.deepspeed
         batch = ds["train_micro_batch_size_per_gpu"] * ds["gradient_accumulation_steps"] * world
         assert batch == ds["train_batch_size"]
@@ -136,7 +137,7 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
 )
 def test_mistakes_are_refused_with_a_remedy(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        config.load(tiny(tmp_path, **changes), world=2)
+        config.load(tiny(tmp_path, **changes), [], Machine(2))
     assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
 
 
@@ -147,10 +148,10 @@ def test_overrides_reach_both_parts(tmp_path: Path) -> None:
         "train_micro_batch_size_per_gpu=2",
         "fast_electra.run=runs/a=b",
     ]
-    resolved = config.load(tiny(tmp_path), overrides, world=2)
+    resolved = config.load(tiny(tmp_path), overrides, Machine(2))
     assert resolved.run.curriculum.rate == 0.3 and resolved.run.run == "runs/a=b"
     assert resolved.deepspeed["gradient_accumulation_steps"] == 2
-    shorter = config.load(tiny(tmp_path), ["fast_electra.updates=7"], world=1)
+    shorter = config.load(tiny(tmp_path), ["fast_electra.updates=7"], Machine(1))
     assert shorter.deepspeed["scheduler"]["params"]["total_num_steps"] == 7
 
 
@@ -165,7 +166,7 @@ def test_overrides_reach_both_parts(tmp_path: Path) -> None:
 )
 def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.load(tiny(tmp_path, fast_electra__seed=1), [override], world=1)
+        config.load(tiny(tmp_path, fast_electra__seed=1), [override], Machine(1))
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
@@ -208,19 +209,20 @@ def test_where_a_curriculum_begins_follows_from_what_is_scheduled(tmp_path: Path
     }
     for choice, initial in begins.items():
         override = f"fast_electra.replacement.{choice}"
-        assert config.load(tiny(tmp_path), [override], world=2).run.curriculum.initial == initial
+        assert config.load(tiny(tmp_path), [override], Machine(2)).run.curriculum.initial == initial
         own = [override, "fast_electra.curriculum.initial=1.0"]
-        assert config.load(tiny(tmp_path), own, world=2).run.curriculum.initial == 1.0
+        assert config.load(tiny(tmp_path), own, Machine(2)).run.curriculum.initial == 1.0
     for schedule, rate in (("exponential", 0.1), ("polynomial", 2.0), ("stepwise", 4.0)):
         override = f"fast_electra.curriculum.schedule={schedule}"
-        assert config.load(tiny(tmp_path), [override], world=2).run.curriculum.rate == rate
+        assert config.load(tiny(tmp_path), [override], Machine(2)).run.curriculum.rate == rate
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
 def test_joint_and_offline_configs_differ_from_the_main_one_where_they_should(name: str) -> None:
     """Table 3: the same model, batch and updates; lambda, depth and rate are the joint method's."""
     rtd, joint, offline = (
-        config.load(ROOT / f"ds_configs/{file}.json", world=2) for file in (name, f"{name}_joint", f"{name}_offline")
+        config.load(ROOT / f"ds_configs/{file}.json", [], Machine(2))
+        for file in (name, f"{name}_joint", f"{name}_offline")
     )
     assert joint.run.model == rtd.run.model and joint.run.updates == rtd.run.updates
     assert joint.deepspeed["train_batch_size"] == rtd.deepspeed["train_batch_size"]

@@ -8,17 +8,17 @@ from conftest import Corpus
 from scipy import stats
 
 from fast_electra import randomness
-from fast_electra.batch import CorruptedBatch, MaskedBatch, TokenBatch
-from fast_electra.corpus.loader import Loader, Split, masked_counts
+from fast_electra.batch import CorruptedBatch, MaskedBatch, TokenBatch, masked_counts
+from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.corruption import corrupt, mask
+from fast_electra.corruption import Masking, corrupt, mask
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import Auxiliary, Temperature
 
-MASK, SPECIALS = Tokenizer.mask_id, (Tokenizer.pad_id, Tokenizer.cls_id, Tokenizer.sep_id)
+MASK, SPECIALS = 4, (0, 2, 3)  # [MASK]; [PAD], [CLS], [SEP]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def auxiliary(tiny_corpus: Corpus) -> Auxiliary:
         vocabulary_size=tiny_corpus.vocabulary_size, layers=1, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4
     )
     model = MaskedLanguageModel(sizes, seed=7).eval()
-    return Temperature(model, model)
+    return Temperature(model, unk_id=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def sequences(tiny_corpus: Corpus) -> Sequences:
 
 
 def batches(sequences: Sequences, count: int, **split: int) -> list[TokenBatch]:
-    loader = Loader(sequences, Split(**({"micro_batch": 32, "accumulation": 1} | split)), seed=5, mask_fraction=0.15)
+    loader = Loader(sequences, Share(**({"micro_batch": 32, "accumulation": 1} | split)), seed=5, mask_fraction=0.15)
     return [part for n in range(count) for part in loader.batch(n)]
 
 
 def corrupted(auxiliary: Auxiliary, batch: TokenBatch, temperature: float = 1.0, seed: int = 5) -> CorruptedBatch:
-    return corrupt(batch, auxiliary, temperature, seed=seed, fraction=0.15, mask_id=MASK)
+    return corrupt(batch, Masking(seed, 0.15, MASK), auxiliary, temperature)
 
 
 def test_corrupted_differs_only_at_masked_positions(auxiliary: Auxiliary, sequences: Sequences) -> None:
@@ -171,7 +171,7 @@ def test_auxiliary_is_trained_on_other_masks_than_it_fills(sequences: Sequences)
     """With one seed for both, it would be asked for just the tokens that it was fitted to."""
     batch = batches(sequences, 1)[0]
     own, filled = (
-        set(mask(batch, 5, 0.15, MASK, stream).positions_M.tolist())
+        set(mask(batch, Masking(5, 0.15, MASK), stream).positions_M.tolist())
         for stream in (randomness.MASK_OF_MLM, randomness.MASK)
     )
     assert len(own & filled) < 0.3 * len(own)

@@ -15,7 +15,7 @@ UPDATES = 125_000
     [(0, 2.0), (12_500, 1 + math.exp(-1)), (62_500, 1 + math.exp(-5)), (125_000, 1 + math.exp(-10))],
 )
 def test_default_is_equation_2(update: int, temperature: float) -> None:
-    assert CurriculumSettings().value(update / UPDATES) == temperature
+    assert CurriculumSettings().strength(update / UPDATES) == temperature
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_default_is_equation_2(update: int, temperature: float) -> None:
     ],
 )
 def test_other_schedules(schedule: str, rate: float, u: float, value: float) -> None:
-    assert CurriculumSettings(schedule=schedule, initial=4.0, rate=rate).value(u) == pytest.approx(value, abs=1e-15)
+    assert CurriculumSettings(schedule=schedule, initial=4.0, rate=rate).strength(u) == pytest.approx(value, abs=1e-15)
 
 
 def test_floor_is_that_of_what_is_scheduled() -> None:
-    assert CurriculumSettings(initial=0.5).value(0.1, floor=0.0) == pytest.approx(0.5 * math.exp(-1))
-    assert CurriculumSettings(schedule="constant", initial=1.0).value(0.3) == 1.0  # the fixed auxiliary of D.2
+    assert CurriculumSettings(initial=0.5).strength(0.1, floor=0.0) == pytest.approx(0.5 * math.exp(-1))
+    assert CurriculumSettings(schedule="constant", initial=1.0).strength(0.3) == 1.0  # the fixed auxiliary of D.2
 
 
 @pytest.mark.parametrize(

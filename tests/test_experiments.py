@@ -55,7 +55,7 @@ def test_swapped_neighbours_are_all_and_only_what_is_labelled(splits: tuple[Sequ
     assert torch.equal(changed_P.long(), swapped.labels_P)
     assert torch.equal(swapped.tokens_BL.sort(1).values, batch.tokens_BL.sort(1).values)  # no token came or went
     assert len(swapped.positions_P) == int((batch.lengths_B - 2).sum())  # [CLS], [SEP], padding are not asked for
-    outside_BL = ~probes.inner(batch)
+    outside_BL = ~batch.maskable_BL
     assert torch.equal(swapped.tokens_BL[outside_BL], batch.tokens_BL[outside_BL])
     pairs_B = (swapped.tokens_BL != batch.tokens_BL).sum(1) / 2
     assert ((pairs_B - (batch.lengths_B - 2) * probes.SWAPPED / 2).abs() <= 0.5).all()
@@ -66,11 +66,11 @@ def test_swapped_neighbours_are_all_and_only_what_is_labelled(splits: tuple[Sequ
 def test_hidden_tokens_are_those_asked_for(splits: tuple[Sequences, Sequences]) -> None:
     batch = evaluation_batch(splits[0], "reference", torch.arange(50), probes.SEED)
     class_V = torch.full((1000,), -1)
-    frequent_C = batch.tokens_BL[probes.inner(batch)].bincount(minlength=1000).argsort(descending=True)[:20]
+    frequent_C = batch.tokens_BL[batch.maskable_BL].bincount(minlength=1000).argsort(descending=True)[:20]
     class_V[frequent_C] = torch.arange(20)
-    hidden = probes.hide(batch, class_V, Tokenizer.unk_id)
+    hidden = probes.hide(batch, class_V, 1)
     assert len(hidden.positions_P) > 50
-    assert (hidden.tokens_BL.flatten()[hidden.positions_P] == Tokenizer.unk_id).all()
+    assert (hidden.tokens_BL.flatten()[hidden.positions_P] == 1).all()
     assert torch.equal(frequent_C[hidden.labels_P], batch.tokens_BL.flatten()[hidden.positions_P])
 
 
@@ -100,7 +100,7 @@ def test_the_same_model_gets_the_same_scores_and_each_measure_needs_what_it_name
     splits: tuple[Sequences, Sequences], judge: MaskedLanguageModel
 ) -> None:
     inputs, again = (probes.prepare(*splits, judge) for _ in range(2))
-    model = Discriminator(SIZES, seed=3)
+    model = Discriminator.new(SIZES, seed=3)
     first = probes.score(model.train(), inputs)
     assert first == probes.score(model, again)
     assert set(first) == {"swap_auc", "cloze_nats", "cloze_accuracy", "judge_auc"}

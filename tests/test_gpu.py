@@ -94,7 +94,7 @@ def test_attention_agrees_with_the_cpu(backend: str, dtype: torch.dtype) -> None
 
 def test_padding_changes_nothing() -> None:
     settings = EncoderSettings(vocabulary_size=100, layers=2, hidden_size=64, ffn_size=128, heads=4)
-    model = Discriminator(settings).cuda().to(torch.bfloat16).eval()
+    model = Discriminator.new(settings).cuda().to(torch.bfloat16).eval()
     tokens = torch.randint(5, 100, (2, 32), device="cuda")
     real = torch.ones_like(tokens, dtype=torch.bool)
     real[1, 20:] = False

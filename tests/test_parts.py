@@ -12,7 +12,7 @@ from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.parts import load_auxiliary, open_corpus
+from fast_electra.parts import open_auxiliary, open_run_corpus
 from fast_electra.settings import UserError
 from fast_electra.training.engines import Ranks
 
@@ -48,7 +48,7 @@ def auxiliary_run(folder: Path, model: torch.nn.Module, settings: EncoderSetting
 
 
 def test_whole_corpus_opens_with_both_splits(tiny_corpus: Corpus) -> None:
-    corpus = open_corpus(run_config(tiny_corpus), verify=True)
+    corpus = open_run_corpus(run_config(tiny_corpus), RANKS)
     assert len(corpus.train) > 0 and corpus.heldout is not None and len(corpus.heldout) > 0
 
 
@@ -60,53 +60,53 @@ def test_altered_shards_are_refused(tiny_corpus: Corpus, tmp_path: Path) -> None
         whole = data.read_bytes()
         data.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
         with pytest.raises(UserError, match=f"{name} was altered"):
-            open_corpus(run_config(tiny_corpus._replace(shards=shards)), verify=True)
+            open_run_corpus(run_config(tiny_corpus._replace(shards=shards)), RANKS)
         data.write_bytes(whole)
 
 
 def test_tokenizer_of_another_size_is_refused(tiny_corpus: Corpus) -> None:
     with pytest.raises(UserError, match=r"1000 entries .* is 2000: .*vocabulary_size=1000"):
-        open_corpus(run_config(tiny_corpus, vocabulary_size=2000), verify=False)
+        open_run_corpus(run_config(tiny_corpus, vocabulary_size=2000))
 
 
 def test_tokenizer_that_did_not_make_the_shards_is_refused(tiny_corpus: Corpus, other_tokenizer: Corpus) -> None:
     mixed = other_tokenizer._replace(shards=tiny_corpus.shards)
     with pytest.raises(UserError, match="made with another tokenizer"):
-        open_corpus(run_config(mixed), verify=False)
+        open_run_corpus(run_config(mixed))
 
 
 def test_auxiliary_is_checked(tiny_corpus: Corpus, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tiny_corpus.tokenizer)
     with pytest.raises(UserError, match=r"holds no trained model; train the auxiliary first .*tiny_auxiliary.json"):
-        load_auxiliary(run_config(tiny_corpus, str(tmp_path / "none")), tokenizer, RANKS)
+        open_auxiliary(run_config(tiny_corpus, str(tmp_path / "none")), tokenizer)
 
     settings = run_config(tiny_corpus).model
     model = MaskedLanguageModel(settings)
     other = auxiliary_run(tmp_path / "other", model, settings, "0" * 64)
     with pytest.raises(UserError, match="trained with another tokenizer"):
-        load_auxiliary(run_config(tiny_corpus, other), tokenizer, RANKS)
+        open_auxiliary(run_config(tiny_corpus, other), tokenizer)
 
-    main = auxiliary_run(tmp_path / "main", Discriminator(settings), settings, tokenizer.hash)
+    main = auxiliary_run(tmp_path / "main", Discriminator.new(settings), settings, tokenizer.hash)
     with pytest.raises(UserError, match="holds a model of objective 'rtd', not 'mlm'"):
-        load_auxiliary(run_config(tiny_corpus, main), tokenizer, RANKS)
+        open_auxiliary(run_config(tiny_corpus, main), tokenizer)
 
     damaged = auxiliary_run(tmp_path / "damaged", model, settings, tokenizer.hash)
     weights = tmp_path / "damaged" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match="is not what was written"):
-        load_auxiliary(run_config(tiny_corpus, damaged), tokenizer, RANKS)
+        open_auxiliary(run_config(tiny_corpus, damaged), tokenizer)
 
 
 def test_auxiliary_with_broken_weights_says_so(tiny_corpus: Corpus, tmp_path: Path) -> None:
     """NaN weights must not become replacements."""
-    from fast_electra.corpus.loader import Loader, Split
-    from fast_electra.corruption import mask
+    from fast_electra.corpus.loader import Loader, Share
+    from fast_electra.corruption import Masking, mask
     from fast_electra.replacement.auxiliary import Temperature
 
     model = MaskedLanguageModel(run_config(tiny_corpus).model).eval()
     with torch.no_grad():
         model.bias[3] = torch.nan
-    loader = Loader(open_corpus(run_config(tiny_corpus), verify=False).train, Split(2, 1), 0, 0.15)
-    masked = mask(loader.batch(0)[0], 0, 0.15, Tokenizer.mask_id)
+    loader = Loader(open_run_corpus(run_config(tiny_corpus)).train, Share(2, 1), 0, 0.15)
+    masked = mask(loader.batch(0)[0], Masking(0, 0.15, 4))
     with pytest.raises(UserError, match="the auxiliary model cannot be sampled from"):
-        Temperature(model, model).sample(masked, 1.0)
+        Temperature(model, unk_id=1).sample(masked, 1.0)

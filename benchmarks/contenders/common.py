@@ -24,6 +24,7 @@ from fast_electra.training import operators
 Step = Callable[[TokenBatch], Tensor]  # one update of the weights from one batch; returns the discriminator's loss
 
 MASK_FRACTION, CLIPPING, TEMPERATURE, SEED = 0.15, 2.0, 1.5, 0
+PAD, UNK, MASK, SPECIALS = 0, 1, 4, 5  # ids of our tokenizers, and how many of them are special
 ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
 

@@ -6,9 +6,20 @@ import torch
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from contenders.common import DEVICE, MASK_FRACTION, TEMPERATURE, Sizes, Step, adam, autocast, update
+from contenders.common import (
+    DEVICE,
+    MASK,
+    MASK_FRACTION,
+    PAD,
+    SPECIALS,
+    TEMPERATURE,
+    Sizes,
+    Step,
+    adam,
+    autocast,
+    update,
+)
 from fast_electra.batch import TokenBatch
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
 
 DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: lambda of ELECTRA
@@ -24,7 +35,7 @@ def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
 
     def step(batch: TokenBatch) -> Tensor:
         mask_BL = _mask(batch)
-        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, Tokenizer.mask_id), batch.real_BL.long()
+        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, MASK), batch.real_BL.long()
         labels_BL = batch.tokens_BL.masked_fill(~mask_BL, -100)
         with autocast(dtype):
             generated = generator(input_ids=masked_BL, attention_mask=real_BL, labels=labels_BL)
@@ -46,7 +57,7 @@ def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
 
     def step(batch: TokenBatch) -> Tensor:
         mask_BL = _mask(batch)
-        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, Tokenizer.mask_id), batch.real_BL.long()
+        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, MASK), batch.real_BL.long()
         with torch.no_grad():
             generated = generator(input_ids=masked_BL, attention_mask=real_BL)
         corrupted_BL = _replace(batch.tokens_BL, mask_BL, generated.logits, TEMPERATURE)
@@ -83,7 +94,7 @@ def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraCo
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.attention_dropout,
         max_position_embeddings=length,
-        pad_token_id=Tokenizer.pad_id,
+        pad_token_id=PAD,
     )
     config._attn_implementation = attention
     return config
@@ -91,7 +102,7 @@ def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraCo
 
 def _mask(batch: TokenBatch) -> Tensor:
     """15 % of the positions that hold text, bool [B, L]."""
-    text_BL = batch.tokens_BL > max(Tokenizer.special_ids)
+    text_BL = batch.tokens_BL >= SPECIALS
     return (torch.rand(text_BL.shape, device=DEVICE) < MASK_FRACTION) & text_BL
 
 

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +10,11 @@ from contenders.common import (
     ADAM,
     CLIPPING,
     DEVICE,
+    MASK,
     MASK_FRACTION,
     SEED,
     TEMPERATURE,
+    UNK,
     WEIGHT_DECAY,
     Sizes,
     Step,
@@ -22,21 +23,20 @@ from contenders.common import (
     update,
 )
 from fast_electra.batch import TokenBatch
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corruption import Masking
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Auxiliary, Temperature
 from fast_electra.training import operators
-from fast_electra.training.precision import DTYPES
+from fast_electra.training.engines import DTYPES
 
 
 def objective(size: Sizes, dtype: torch.dtype) -> RTD:
     """Main model and frozen auxiliary. The latter is untrained, which costs a step what a trained one does."""
     frozen = MaskedLanguageModel(size.auxiliary, seed=1).requires_grad_(False).eval().to(DEVICE, dtype)
-    noise: dict[str, Any] = {"seed": SEED, "mask_fraction": MASK_FRACTION, "mask_id": Tokenizer.mask_id}
-    main = Discriminator(size.discriminator, seed=2).to(DEVICE)
-    return RTD(main, Temperature(frozen, frozen), CurriculumSettings(), **noise)
+    main = Discriminator.new(size.discriminator, seed=2).to(DEVICE)
+    return RTD(main, Temperature(frozen, UNK), CurriculumSettings(), Masking(SEED, MASK_FRACTION, MASK))
 
 
 def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
@@ -44,9 +44,13 @@ def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
     rtd = objective(size, dtype)
     optimizer = adam(rtd.model.train())
 
+    def main(*arguments: Tensor | None) -> Tensor:
+        with autocast(dtype):  # around the main model alone: the frozen one has its precision already
+            logits: Tensor = rtd.model(*arguments)
+            return logits
+
     def step(batch: TokenBatch) -> Tensor:
-        with autocast(dtype):
-            loss, _ = rtd.loss(rtd.model, batch, TEMPERATURE)
+        loss, _ = rtd.loss(main, batch, TEMPERATURE)
         update(loss, rtd.model, optimizer)
         return loss.detach()
 
@@ -66,7 +70,9 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
     name = next(name for name in DTYPES if DTYPES[name] == dtype)
     rtd = objective(size, torch.float32)
     assert isinstance(rtd.distribution, Auxiliary)
-    rtd.distribution.engine = engines.inference_engine(rtd.distribution.model, name)
+    frozen = rtd.distribution.model
+    assert isinstance(frozen, MaskedLanguageModel)
+    rtd.distribution.model = engines.inference_engine(frozen, name)
     tree = {
         "train_batch_size": size.batch,
         "gradient_clipping": CLIPPING,
@@ -74,7 +80,7 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
         "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
         "bf16": {"enabled": name == "bf16"},
     }
-    config = deepspeed_config.resolve(tree, updates=1000, world=1, where="benchmark")
+    config = deepspeed_config.resolve(tree, updates=1000, machine=engines.this_machine(), where="benchmark")
     deepspeed_engine = engines.training_engine(rtd.model, config)
     deepspeed_engine.train()
 

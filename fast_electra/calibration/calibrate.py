@@ -17,9 +17,10 @@ from fast_electra import config
 from fast_electra.calibration import fit
 from fast_electra.calibration.fit import MEASURES, Reference, Response
 from fast_electra.config import RunConfig
+from fast_electra.corpus.corpus import Corpus
 from fast_electra.corruption import mask
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.parts import Corpus, open_auxiliary, open_corpus
+from fast_electra.parts import masking, open_auxiliary, open_run_corpus
 from fast_electra.plotting import BLUE, FORMATS, GREY, ORANGE, STYLE
 from fast_electra.settings import UserError
 from fast_electra.training.loop import evaluation_batch
@@ -89,9 +90,9 @@ def calibrate(
     if sequences < 1:
         raise UserError(f"--sequences is a number of sequences: at least 1, not {sequences}")
     more = [f"fast_electra.auxiliary.run={auxiliary}"] if auxiliary is not None else []
-    run = config.load(path, [*overrides, *more], world=1).run
+    run = config.load(path, [*overrides, *more], config.Machine()).run
     replacement = run.replacement
-    if run.objective != "rtd" or replacement.distribution != "auxiliary" or replacement.augmentation != "temperature":
+    if run.objective != "rtd" or not replacement.from_auxiliary or replacement.augmentation != "temperature":
         what = f"objective {run.objective}"
         if run.objective == "rtd":
             what = f"replacement.distribution {replacement.distribution}, augmentation {replacement.augmentation}"
@@ -99,7 +100,7 @@ def calibrate(
             f"calibrate is for the temperature of an auxiliary model, and {path} has {what}: name a config of "
             "objective rtd that draws from an auxiliary model by temperature, such as ds_configs/tiny.json"
         )
-    corpus = open_corpus(run, verify=False)
+    corpus = open_run_corpus(run)
     model, description = open_auxiliary(run, corpus.tokenizer)
     response, sample = measure(run, corpus, model, sequences)
     target_2P = fit.target(reference, response, match)
@@ -117,10 +118,10 @@ def measure(run: RunConfig, corpus: Corpus, model: MaskedLanguageModel, sequence
     sums_2K, masked_positions = torch.zeros(2, fit.NODES, dtype=torch.float64), 0
     for part in samples.split(MICRO_BATCH):
         batch = evaluation_batch(split, source, part, run.seed).to(device)
-        masked = mask(batch, run.seed, run.corruption.mask_fraction, corpus.tokenizer.mask_id)
-        hidden_ME = model(masked.tokens_BL, batch.attended_BL, masked.positions_M, hidden_only=True)
-        original_M = batch.tokens_BL.flatten().index_select(0, masked.positions_M)
-        sums_2K += fit.statistics(hidden_ME, model.encoder.embedding.weight, model.bias, original_M, fit.nodes())
+        masked = mask(batch, masking(run, corpus.tokenizer))
+        hidden_ME = model.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
+        original_M = masked.original_M
+        sums_2K += fit.statistics(hidden_ME, *model.head, original_M, fit.nodes())
         masked_positions += len(original_M)
     response = fit.response_of(sums_2K, masked_positions, corpus.tokenizer.vocabulary_size)
     return response, Sample(len(samples), masked_positions, "training" if corpus.heldout is None else "heldout")

@@ -25,7 +25,7 @@ from fast_electra.corpus.shards import (
     InputRecord,
     Manifest,
     ShardRecord,
-    Split,
+    SplitName,
     indexed_dataset,
     write_manifest,
 )
@@ -125,7 +125,7 @@ class _Written:
     bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     hashes: tuple[int, int] = (2**64, -1)  # the smallest and the largest
-    splits: dict[Split, list[ShardRecord]] = field(default_factory=dict)
+    splits: dict[SplitName, list[ShardRecord]] = field(default_factory=dict)
 
 
 def _write(
@@ -156,7 +156,7 @@ def _write(
 class _SplitWriter:
     """Writes the shards of one split, one after the other."""
 
-    def __init__(self, folder: Path, split: Split, vocabulary: int, shard_bytes: int):
+    def __init__(self, folder: Path, split: SplitName, vocabulary: int, shard_bytes: int):
         self._folder, self._split, self._shard_bytes = folder, split, shard_bytes
         self._dtype = indexed_dataset().DType.optimal_dtype(vocabulary)
         self._done: list[ShardRecord] = []

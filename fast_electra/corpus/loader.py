@@ -1,17 +1,18 @@
-"""Global batch n to this rank's part of it. There is no state but n: resuming at update n is asking for batch n."""
+"""From the number of a global batch to this rank's part of it. The loader has no state: batch n is a function of n."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fast_electra.batch import TokenBatch
+from fast_electra.batch import TokenBatch, masked_counts
 from fast_electra.corpus.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class Split:
-    """How a global batch is divided: sequence j belongs to accumulation step j // (ranks * micro), then to a rank."""
+class Share:
+    """This rank's share of a global batch: sequence j is in accumulation step j // (ranks * micro_batch)."""
 
     micro_batch: int  # sequences of one rank in one accumulation step
     accumulation: int
@@ -20,50 +21,54 @@ class Split:
 
     @property
     def global_batch(self) -> int:
+        """Number of sequences of an update, over all ranks and accumulation steps."""
         return self.micro_batch * self.accumulation * self.ranks
 
 
 class Loader:
-    """Batches of `sequences` in the order of (seed, epoch); any number of ranks sees the same global batches."""
+    """Batches of `sequences` in the order of (seed, epoch). The global batches do not depend on the number of ranks."""
 
-    def __init__(self, sequences: Sequences, split: Split, seed: int, mask_fraction: float) -> None:
-        self.sequences, self.split, self.seed, self.mask_fraction = sequences, split, seed, mask_fraction
+    def __init__(self, sequences: Sequences, share: Share, seed: int, mask_fraction: float) -> None:
+        """Read `share` of each global batch.
+
+        Args:
+            sequences: the training sequences.
+            share: this rank's part.
+            seed: names the order.
+            mask_fraction: decides how many positions of the global batch are masked.
+        """
+        self.sequences, self.share, self.seed, self.mask_fraction = sequences, share, seed, mask_fraction
 
     def batch(self, n: int) -> list[TokenBatch]:
-        """This rank's part of global batch n = 0, 1, ...: one TokenBatch for each accumulation step."""
-        split = self.split
-        start = n * split.global_batch
-        samples = torch.arange(start, start + split.global_batch)
-        sequences, epochs = self.sequences.order(self.seed, start, start + split.global_batch)
+        """Return this rank's part of global batch n = 0, 1, ...: one TokenBatch for each accumulation step."""
+        share = self.share
+        first = n * share.global_batch
+        samples = torch.arange(first, first + share.global_batch)
+        sequences, epochs = self.sequences.order(self.seed, first, first + share.global_batch)
         lengths = self.sequences.lengths(sequences)
         tokens, masked = int(lengths.sum()), int(masked_counts(lengths, self.mask_fraction).sum())
         parts = []
-        for step in range(split.accumulation):
-            start = (step * split.ranks + split.rank) * split.micro_batch
-            rows = slice(start, start + split.micro_batch)
-            parts.append(token_batch(self.sequences, samples[rows], sequences[rows], epochs[rows], tokens, masked))
+        for step in range(share.accumulation):
+            start = (step * share.ranks + share.rank) * share.micro_batch
+            rows = slice(start, start + share.micro_batch)
+            part = read_batch(self.sequences, samples[rows], sequences[rows], epochs[rows])
+            parts.append(dataclasses.replace(part, global_tokens=tokens, global_masked=masked))
         return parts
 
 
-def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
-    """How many positions of each sequence are masked: the nearest integer to the fraction of its non-special ones.
-
-    At least one; the count is exact, not binomial, so that a batch's number of masked positions follows from lengths.
-    """
-    return ((lengths_B - 2) * fraction + 0.5).floor().long().clamp(min=1)
-
-
-def token_batch(
-    sequences: Sequences,
-    samples: Tensor,
-    which: Tensor,
-    epochs: Tensor,
-    global_tokens: int,
-    global_masked: int,
-    source: str = "train",
+def read_batch(
+    sequences: Sequences, samples_B: Tensor, sequences_B: Tensor, epochs_B: Tensor, source: str = "train"
 ) -> TokenBatch:
-    """Reads the named sequences."""
-    lengths_B = sequences.lengths(which)
-    tokens_BL = sequences.tokens(which)
+    """Read sequences by their numbers.
+
+    Args:
+        sequences: where to read.
+        samples_B: int64, number of each sequence in the stream `source`.
+        sequences_B: int64, number of each sequence in the corpus.
+        epochs_B: int64.
+        source: see `TokenBatch`.
+    """
+    lengths_B = sequences.lengths(sequences_B)
+    tokens_BL = sequences.tokens(sequences_B)
     real_BL = torch.arange(tokens_BL.shape[1]) < lengths_B[:, None]
-    return TokenBatch(tokens_BL, lengths_B, which, epochs, real_BL, global_tokens, global_masked, samples, source)
+    return TokenBatch(tokens_BL, lengths_B, sequences_B, epochs_B, real_BL, samples_B, source)

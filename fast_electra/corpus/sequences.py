@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fast_electra import randomness
+from fast_electra.batch import ceil_div
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
@@ -47,7 +48,7 @@ class Sequences:
         lengths = shards.lengths
         kept = lengths >= minimum
         self.dropped = Dropped(int((~kept).sum()), int(lengths[~kept].sum()))
-        pieces = np.where(kept, -(-lengths // (length - 2)), 0)
+        pieces = np.where(kept, (lengths - 1) // (length - 2) + 1, 0)
         self._first = np.concatenate([[0], np.cumsum(pieces)])  # number of each document's first sequence
         self._order_block = lru_cache(maxsize=2)(self._compute_order_block)
         if len(self) == 0:
@@ -73,7 +74,7 @@ class Sequences:
         """int64 [B, l]: padded to the longest, rounded up to a multiple of `multiple` but never over L."""
         spans = list(zip(*(part.tolist() for part in self._span(sequence.numpy())), strict=True))
         longest = max(stop - start for _, start, stop in spans) + 2
-        width = min(self.length, -(-longest // multiple) * multiple)
+        width = min(self.length, ceil_div(longest, multiple) * multiple)
         tokens = np.full((len(spans), width), self.tokenizer.pad_id, dtype=np.int64)
         for row, (document, start, stop) in zip(tokens, spans, strict=True):
             row[0], row[stop - start + 1] = self.tokenizer.cls_id, self.tokenizer.sep_id

@@ -13,8 +13,8 @@ from fast_electra.files import file_hash
 from fast_electra.settings import Settings, UserError
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
+SplitName = Literal["train", "heldout"]
+SPLITS: tuple[SplitName, ...] = ("train", "heldout")
 _REMEDY = "restore the file or build the shards again with `fast-electra corpus --overwrite`"
 
 
@@ -71,7 +71,7 @@ class Manifest(Settings):
     bytes: int
     rejected: dict[str, int]
     inputs: list[InputRecord]
-    splits: dict[Split, list[ShardRecord]]
+    splits: dict[SplitName, list[ShardRecord]]
 
 
 class Shards:
@@ -95,7 +95,7 @@ class Shards:
         self.lengths = np.concatenate([np.zeros(0), *lengths]).astype(np.int64)
 
     @classmethod
-    def open(cls, folder: str | Path, split: Split = "train", verify: bool = True) -> "Shards":
+    def open(cls, folder: str | Path, split: SplitName = "train", verify: bool = True) -> "Shards":
         """Opens one split after checking every file of the folder against the manifest.
 
         Args:

@@ -37,13 +37,13 @@ class Tokenizer:
         hash: sha256 of the model file: what shards, checkpoints and auxiliary models are checked against.
     """
 
-    pad_id, unk_id, cls_id, sep_id, mask_id = special_ids = (0, 1, 2, 3, 4)
-
     def __init__(self, model: bytes):
         """Takes the bytes of a SentencePiece model; `load` reads a folder."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocabulary_size: int = self._processor.vocab_size()
         self.hash = hashlib.sha256(model).hexdigest()
+        self.special_ids = tuple(map(self._processor.piece_to_id, SPECIAL_PIECES))
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         self._words = _Words(self._processor)
 
     @classmethod
@@ -72,7 +72,7 @@ class Tokenizer:
             tokenizer = cls(model)
         except RuntimeError as error:
             raise UserError(f"{folder / _MODEL} is no SentencePiece model ({error}): train it again") from None
-        if tuple(map(tokenizer.piece, cls.special_ids)) != SPECIAL_PIECES or tokenizer.piece(5) != "<0x00>":
+        if tokenizer.special_ids != (0, 1, 2, 3, 4) or tokenizer.piece(5) != "<0x00>":
             raise UserError(
                 f"{folder / _MODEL} has other special tokens than {' '.join(SPECIAL_PIECES)}: "
                 "train one with `fast-electra tokenizer`"

@@ -200,30 +200,21 @@ def estimate_config(path: str | Path, overrides: list[str], machine: Machine) ->
     What the config leaves `auto` is what the named GPU is best at, not this machine.
     """
     machine.check()
-    tree = config.read(path, overrides)
-    dtype = _precision(tree, machine.gpu, str(path))
-    # Which of them this machine could do is of no matter.
-    loaded = config.load(path, [*overrides, "bf16.enabled=false", "fp16.enabled=false"], world=machine.gpus)
-    given = loaded.run.auxiliary.dtype if loaded.run.auxiliary else "auto"
-    auxiliary_dtype = named_gpu(machine.gpu).dtype if given == "auto" else given
+    best = named_gpu(machine.gpu).dtype
+    loaded = config.load(path, overrides, config.Machine(machine.gpus, best, on_gpu=True))
+    if loaded.dtype == "bf16" and best != "bf16":
+        raise UserError(f"{path}: bf16.enabled is true, but a {machine.gpu} does not compute in bf16; use fp16 or auto")
     auxiliary, source = auxiliary_settings(loaded.run)
-    notes = [f"{dtype}, as the config says or, where it says auto, as suits the {machine.gpu}"]
+    notes = [f"{loaded.dtype}, as the config says or, where it says auto, as suits the {machine.gpu}"]
     if auxiliary is not None:
         notes.append(f"layers of the auxiliary: {auxiliary.layers} of width {auxiliary.hidden_size}, as {source} says")
-    job = job_of_config(loaded, auxiliary, machine.gpus, dtype, auxiliary_dtype)
+    job = job_of_config(loaded, auxiliary)
     return {"config": str(path), "method": method_of(loaded.run), **estimate(job, machine, notes)}
 
 
-def job_of_config(
-    loaded: Config,
-    auxiliary: EncoderSettings | None,
-    world: int,
-    dtype: str,
-    auxiliary_dtype: str | None = None,
-    on_gpu: bool = True,
-) -> Job:
+def job_of_config(loaded: Config, auxiliary: EncoderSettings | None) -> Job:
     """The job of a resolved config with this auxiliary; see `job_of`."""
-    run = loaded.run
+    run, machine = loaded.run, loaded.machine
     return job_of(
         model=run.model,
         auxiliary=auxiliary,
@@ -232,10 +223,10 @@ def job_of_config(
         mask_fraction=run.corruption.mask_fraction,
         updates=run.updates,
         deepspeed=loaded.deepspeed,
-        world=world,
-        dtype=dtype,
-        auxiliary_dtype=auxiliary_dtype,
-        on_gpu=on_gpu,
+        world=machine.processes,
+        dtype=loaded.dtype,
+        auxiliary_dtype=loaded.auxiliary_dtype if run.auxiliary else machine.best_dtype,
+        on_gpu=machine.on_gpu,
     )
 
 
@@ -243,7 +234,7 @@ def method_of(run: RunConfig) -> str:
     """Which of the methods a config follows; one that needs no auxiliary costs as much as an offline one."""
     if run.objective != "rtd":
         return run.objective
-    return "online" if run.replacement.distribution == "auxiliary" and not run.replacement.store else "offline"
+    return "online" if run.replacement.from_auxiliary and not run.replacement.store else "offline"
 
 
 def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings | None, str]:
@@ -263,15 +254,3 @@ def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings | None, str]:
     else:
         layers, source = recipes.recipe(run.recipe, "mlm")["model"]["layers"], f"the recipe {run.recipe}"
     return run.model.model_copy(update={"layers": layers}), source
-
-
-def _precision(tree: dict[str, Any], gpu: str, where: str) -> str:
-    """fp32, bf16 or fp16: what the config enables, `auto` being what the GPU is best at."""
-    best = named_gpu(gpu).dtype
-    switches = {name: tree[name].get("enabled") for name in ("bf16", "fp16") if isinstance(tree.get(name), dict)}
-    enabled = [name for name, on in switches.items() if on is True or (on == "auto" and name == best)]
-    if "bf16" in enabled and best != "bf16":
-        raise UserError(f"{where}: bf16.enabled is true, but a {gpu} does not compute in bf16; use fp16 or auto")
-    if len(enabled) > 1:
-        raise UserError(f"{where}: bf16 and fp16 are both enabled on a {gpu}; keep one")
-    return enabled[0] if enabled else "fp32"

@@ -1,9 +1,8 @@
 """What training costs, measured: seconds per update and the peak memory that tensors occupy (E.1, Table 7).
 
-Several ways to train are measured in turns. In its turn a way's engine is built, some updates warm it up, some are
-measured, and everything is freed. So one engine at a time is in memory; every turn does the same updates, by the loop's
-own `update`, on the same batches; and in each round another way goes first, so that whatever else the machine does
-hits all of them alike.
+Several ways to train are measured in turns. In its turn, a way's run is built, some updates warm it up, some are
+measured, and everything is freed. So only one engine at a time is in memory. Every turn does the same updates on the
+same batches. Each round begins with another way, so that whatever else the machine does affects all of them alike.
 """
 
 import gc
@@ -23,11 +22,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fast_electra
-from fast_electra.corpus.loader import Loader
 from fast_electra.cost.estimate import GPU, GPUS
-from fast_electra.objectives.objective import Objective
-from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, wait_for_ranks
-from fast_electra.training.loop import update
+from fast_electra.training.engines import Ranks, sum_over_ranks, wait_for_ranks
+from fast_electra.training.loop import Run
 
 MEMORY_UPDATES = 3  # the optimizer's states appear in the first one
 TRACED_UPDATES = 3  # the first of them is not in the trace
@@ -36,25 +33,7 @@ OTHER_FORMS = {"pcie", "nvl", "ti", "d", "laptop"}  # in a GPU's name: not the o
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """All that an update needs."""
-
-    objective: Objective
-    engine: Engine
-    loader: Loader
-    fraction: Callable[[int], float]  # u at an update
-    seed: int
-
-    def update(self, n: int, ranks: Ranks) -> dict[str, Any]:
-        """Update n = 1, 2, ... as a run does it, to the end of the device's work; returns its row."""
-        value = self.objective.value(self.fraction(n))
-        row, _ = update(self.objective, self.engine, self.loader, n, value, self.seed, ranks)
-        _finish(ranks.device)
-        return row
-
-
-Build = Callable[[], Parts]
+Build = Callable[[], Run]
 
 
 class Memory(NamedTuple):
@@ -131,6 +110,14 @@ def measure(
     }
 
 
+def finished_update(run: Run, n: int) -> dict[str, Any]:
+    """Do update n, wait for the end of the device's work, and return the update's row."""
+    row, _ = run.update(n)
+    if run.ranks.device.type == "cuda":
+        torch.cuda.synchronize(run.ranks.device)
+    return row
+
+
 class Clock(NamedTuple):
     """Of each measured update of one turn: see `Measured`."""
 
@@ -140,15 +127,15 @@ class Clock(NamedTuple):
 
 def _time(build: Build, ranks: Ranks, updates: int, warmup: int) -> tuple[Clock, list[dict[str, Any]]]:
     """One turn; also the rows of its measured updates."""
-    parts, seconds, cpu_seconds, rows = build(), [], [], []
+    run, seconds, cpu_seconds, rows = build(), [], [], []
     for n in range(1, warmup + updates + 1):
         wait_for_ranks()  # all begin it together
         began, cpu_began = time.perf_counter(), time.process_time()
-        rows.append(parts.update(n, ranks))
+        rows.append(finished_update(run, n))
         seconds.append(time.perf_counter() - began)
         cpu_seconds.append(time.process_time() - cpu_began)
-    parts.engine.destroy()
-    del parts
+    run.engine.destroy()
+    del run
     free(ranks.device)
     slowest = [max(column) for column in zip(*_of_all_ranks(seconds[warmup:], ranks), strict=True)]
     mean = [statistics.mean(column) for column in zip(*_of_all_ranks(cpu_seconds[warmup:], ranks), strict=True)]
@@ -156,12 +143,12 @@ def _time(build: Build, ranks: Ranks, updates: int, warmup: int) -> tuple[Clock,
 
 
 def _memory(build: Build, ranks: Ranks) -> list[Memory]:
-    """Of each rank."""
+    """Peak memory of each rank, in rank order."""
 
-    def work(parts: Parts) -> None:
+    def work(run: Run) -> None:
         for n in range(1, MEMORY_UPDATES + 1):
-            parts.update(n, ranks)
-        parts.engine.destroy()
+            finished_update(run, n)
+        run.engine.destroy()
 
     own = tensor_memory(ranks.device, build, work)
     free(ranks.device)
@@ -189,6 +176,7 @@ def _memory_on_cpu(device: torch.device, prepare: Callable[[], T], work: Callabl
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         state = prepare()
+        gc.collect()  # what building left in cycles is not held
         with record_function(MARK):
             work(state)
         # Here, where the profiler sees it: it takes an address for allocated until it sees it freed.
@@ -217,18 +205,18 @@ def free(device: torch.device) -> None:
 
 def trace(build: Build, ranks: Ranks, path: Path) -> None:
     """Two updates after a first one, as torch.profiler sees them on rank 0, for chrome://tracing or Perfetto."""
-    parts = build()
-    parts.update(1, ranks)
+    run = build()
+    finished_update(run, 1)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (ranks.device.type == "cuda")
     with profile(activities=activities) as profiler:
         for n in range(2, TRACED_UPDATES + 1):
             with record_function(f"update {n}"):
-                parts.update(n, ranks)
+                finished_update(run, n)
     if ranks.rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(path))
-    parts.engine.destroy()
-    del parts
+    run.engine.destroy()
+    del run
     free(ranks.device)
 
 
@@ -256,11 +244,6 @@ def machine(ranks: Ranks) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg(),
     }
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _of_all_ranks(values: list[float] | list[int], ranks: Ranks) -> list[list[float]]:

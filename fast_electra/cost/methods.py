@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fast_electra.corpus.loader import masked_counts
+from fast_electra.batch import masked_counts
 from fast_electra.cost import flops, memory
 from fast_electra.cost.flops import Terms
 from fast_electra.cost.memory import MicroBatch, Zero
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.files import KINDS
+from fast_electra.model.files import build_model
 from fast_electra.model.heads import count_parameters
 from fast_electra.model.joint import JointModel
 
@@ -184,7 +184,7 @@ def _logits(job: Job) -> int:
 def parameters(settings: EncoderSettings, kind: str) -> int:
     """Of a model of `kind` ("rtd" or "mlm"), tied ones once."""
     with torch.device("meta"):  # shapes without numbers; nothing can be profiled on it
-        return count_parameters(KINDS[kind](settings.model_copy(update={"initialization": "bert"})))
+        return count_parameters(build_model(kind, settings.model_copy(update={"initialization": "bert"})))
 
 
 def embedding_parameters(settings: EncoderSettings) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch.utils import cpp_extension
 
 from fast_electra.training import operators
-from fast_electra.training.precision import best_dtype
+from fast_electra.training.engines import best_dtype
 from fast_electra_kernels import default_implementation
 
 REQUIRED = ("torch", "deepspeed", "megatron-core", "sentencepiece", "pydantic", "numpy", "safetensors", "matplotlib")

@@ -1,7 +1,7 @@
 """Table 7 of the paper from one config: joint training, Fast-ELECTRA online and offline, measured in one run (E.1).
 
 All three train the config's main model on its batches. *Joint* trains an auxiliary beside it, as deep as the frozen
-one; *online* is the config as it is; *offline* reads what was drawn from a store, which is written for the occasion.
+one. *Online* is the config as it is. *Offline* reads draws from a store, which is written for the occasion.
 """
 
 import os
@@ -9,17 +9,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fast_electra import config
-from fast_electra.config import SECTION, Config, RunConfig
+from fast_electra import parts, recipes
+from fast_electra.batch import ceil_div
+from fast_electra.config import Config, RunConfig
+from fast_electra.corpus.corpus import Corpus
 from fast_electra.cost import measure as measurement
 from fast_electra.cost.estimate import auxiliary_settings, job_of_config
 from fast_electra.cost.flops import BACKWARD, RECOMPUTATION
-from fast_electra.cost.measure import MEMORY_UPDATES, TRACED_UPDATES, Build, Measured, Parts, ratios
+from fast_electra.cost.measure import MEMORY_UPDATES, TRACED_UPDATES, Build, Measured, ratios
 from fast_electra.cost.memory import reduction_buckets
 from fast_electra.cost.methods import METHODS, Job, moments, sequence_flops, trained_parameters
 from fast_electra.cost.tables import table
@@ -28,21 +31,19 @@ from fast_electra.jobs import preprocess
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.parts import Corpus, build_loader, build_objective, open_corpus
+from fast_electra.objectives.rtd import RTD
+from fast_electra.replacement.auxiliary import Auxiliary
 from fast_electra.settings import UserError
 from fast_electra.training import operators
 from fast_electra.training.engines import (
+    FrozenModel,
     Ranks,
     forward_flops,
     start_ranks,
     stop_ranks,
     sum_over_ranks,
-    training_engine,
     wait_for_ranks,
 )
-from fast_electra.training.precision import resolve_dtype
-
-NOT_LINEAR = {"dropout", "attention_dropout", "drop_token"}  # augmentations that a store holds at one value an epoch
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,21 @@ class Options:
         return max(self.warmup + self.updates, MEMORY_UPDATES, TRACED_UPDATES)
 
 
-def measure(path: str, overrides: list[str], options: Options) -> None:
-    """Measures in processes of its own: joins the launcher's process group, prints the table, leaves it."""
+def main(config: Config, path: str, overrides: list[str], options: Options) -> None:
+    """Join the launcher's process group, measure, print the table, and leave it.
+
+    Args:
+        config: of objective rtd.
+        path: the file that it comes from, for messages and the record.
+        overrides: likewise.
+        options: how much is measured.
+    """
     options.check()
-    loaded = config.load(path, overrides)
-    _check(loaded.run, path)
-    operators.ensure(fused_adam=not loaded.deepspeed["optimizer"]["params"].get("torch_adam", False))
+    _check(config.run, path)
+    operators.ensure(fused_adam=not config.torch_adam)
     ranks = start_ranks()
-    with _scratch(Path(loaded.run.run).parent, ranks) as folder:
-        result = _measure(path, overrides, options, folder, ranks)
+    with _scratch(Path(config.run.run).parent, ranks) as folder:
+        result = {"config": path, "overrides": overrides, **_measure(config, options, folder, ranks)}
         wait_for_ranks()
     if ranks.rank == 0:
         print(table(result), flush=True)
@@ -95,7 +102,7 @@ def measure(path: str, overrides: list[str], options: Options) -> None:
 def _check(run: RunConfig, path: str) -> None:
     if run.objective != "rtd":
         raise UserError(f"{path} has objective {run.objective}: name a config of objective rtd; joint follows from it")
-    if run.replacement.distribution != "auxiliary":
+    if not run.replacement.from_auxiliary:
         raise UserError(
             f"fast_electra.replacement.distribution {run.replacement.distribution} needs no auxiliary model, whose "
             "cost is what is measured here: leave it out"
@@ -117,32 +124,28 @@ def _scratch(parent: Path, ranks: Ranks) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measure(path: str, overrides: list[str], options: Options, folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """All that is known in the end, as JSON."""
+def _measure(config: Config, options: Options, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Everything that is known in the end, as JSON."""
 
     def tell(line: str) -> None:
         if ranks.rank == 0:
             print(f"measuring: {line}", flush=True)
 
-    configs, corpus, auxiliary, source = _prepare(path, overrides, options, folder, ranks)
-    builds = {method: _builder(of_method, corpus, ranks) for method, of_method in configs.items()}
+    configs, corpus, auxiliary, source = _prepare(config, options, folder, ranks)
+    builds: dict[str, Build] = {name: partial(parts.build, own, ranks, corpus) for name, own in configs.items()}
     measured = measurement.measure(builds, ranks, options.updates, options.warmup, options.rounds, tell)
     if options.trace is not None:
         for method, build in builds.items():
             measurement.trace(build, ranks, options.trace / f"{method}.json")
         tell(f"traces: {options.trace}")
-    run, dtype = configs["online"].run, _dtype(configs["online"])
-    assert run.auxiliary is not None
-    auxiliary_dtype = resolve_dtype(run.auxiliary.dtype, f"{SECTION}.auxiliary.dtype")
-    job = job_of_config(configs["online"], auxiliary, ranks.world, dtype, auxiliary_dtype, operators.on_gpu())
+    online = configs["online"]
+    job = job_of_config(online, auxiliary)
     result = {
-        "config": str(path),
-        "overrides": overrides,
         "machine": measurement.machine(ranks),
         "turns": {"rounds": options.rounds, "updates": options.updates, "warmup": options.warmup},
         "batch": {"sequences": job.sequences, "per_process": job.batch.sequences, "length": job.batch.length},
-        "dtype": dtype,
-        "auxiliary": f"{auxiliary.layers} layer(s) of {auxiliary.hidden_size}, {auxiliary_dtype}, {source}",
+        "dtype": online.dtype,
+        "auxiliary": f"{auxiliary.layers} layer(s) of {auxiliary.hidden_size}, {online.auxiliary_dtype}, {source}",
         "methods": _figures(measured, job, ranks),
     }
     if options.flops:
@@ -151,35 +154,26 @@ def _measure(path: str, overrides: list[str], options: Options, folder: Path, ra
 
 
 def _prepare(
-    path: str, overrides: list[str], options: Options, folder: Path, ranks: Ranks
+    config: Config, options: Options, folder: Path, ranks: Ranks
 ) -> tuple[dict[str, Config], Corpus, EncoderSettings, str]:
     """The config of each method, the corpus, sizes of the frozen auxiliary and where it comes from; writes the store.
 
     All are runs of just the updates that are measured, so that the store is no longer than they need.
     """
-    short = [
-        *overrides,
-        f"{SECTION}.updates={options.last}",
-        f"{SECTION}.evaluation.sequences=1",
-        f"{SECTION}.replacement.store=null",
-    ]
-    run = config.load(path, short).run
-    corpus = open_corpus(run, verify=ranks.rank == 0)
-    auxiliary_run, source = _auxiliary(run, corpus, folder, ranks)
-    short.append(f"{SECTION}.auxiliary.run={auxiliary_run}")
-    if run.replacement.augmentation in NOT_LINEAR:
-        short.append(f"{SECTION}.curriculum.per=epoch")
-    online = config.load(path, short)
+    short = config.changed(updates=options.last, evaluation={"sequences": 1}, replacement={"store": None})
+    corpus = parts.open_run_corpus(short.run, ranks)
+    auxiliary_run, source = _auxiliary(short.run, corpus, folder, ranks)
+    per = short.run.curriculum.per if short.run.replacement.is_linear else "epoch"
+    online = short.changed(auxiliary={"run": str(auxiliary_run)}, curriculum={"per": per})
     auxiliary, _ = auxiliary_settings(online.run)
     assert auxiliary is not None
-    joint = [f"{SECTION}.objective=joint", f"{SECTION}.joint.auxiliary_layers={auxiliary.layers}"]
     store = folder / "store"
-    each = -(-options.last * online.deepspeed["train_batch_size"] // ranks.world)
-    preprocess.write(online, store, ranks, each)
+    preprocess.write(online, store, ranks, ceil_div(options.last * online.sequences, ranks.world))
+    joint = recipes.recipe(config.run.recipe, "joint")["joint"] | {"auxiliary_layers": auxiliary.layers}
     configs = {
-        "joint": config.load(path, short + joint),
+        "joint": online.changed(objective="joint", joint=joint),
         "online": online,
-        "offline": config.load(path, [*short, f"{SECTION}.replacement.store={store}"]),
+        "offline": online.changed(replacement={"store": str(store)}),
     }
     assert tuple(configs) == METHODS
     return configs, corpus, auxiliary, source
@@ -201,24 +195,9 @@ def _auxiliary(run: RunConfig, corpus: Corpus, folder: Path, ranks: Ranks) -> tu
     return folder / "auxiliary", f"untrained, for {trained} holds no model: it costs the same"
 
 
-def _builder(of_method: Config, corpus: Corpus, ranks: Ranks) -> Build:
-    def build() -> Parts:
-        objective, _ = build_objective(of_method, corpus, ranks)
-        engine = training_engine(objective.model, of_method.deepspeed)
-        engine.train()
-        loader = build_loader(of_method, corpus, ranks)
-        return Parts(objective, engine, loader, of_method.clock(len(corpus.train)), of_method.run.seed)
-
-    return build
-
-
-def _dtype(loaded: Config) -> str:
-    return next((name for name in ("bf16", "fp16") if loaded.deepspeed.get(name, {}).get("enabled")), "fp32")
-
-
 def _figures(measured: dict[str, Measured], job: Job, ranks: Ranks) -> dict[str, Any]:
     """Of each method: what was measured, its ratio to joint, and both as predicted."""
-    gpu = measurement.known_gpu(torch.cuda.get_device_name(ranks.device)) if operators.on_gpu() else None
+    gpu = measurement.known_gpu(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
     peak = None if gpu is None else gpu.flops_32 if job.zero.dtype == "fp32" else gpu.flops_16
     predicted = {method: _predicted(job, method) for method in measured}
     joint, figures = measured["joint"], {}
@@ -267,10 +246,12 @@ def _predicted(job: Job, method: str) -> dict[str, Any]:
 
 def _deepspeed_flops(build: Build, job: Job, ranks: Ranks) -> dict[str, dict[str, float]]:
     """Forward FLOPs of one sequence in an online update: by DeepSpeed's profiler, and as predicted."""
-    parts = build()
-    auxiliary: Any = parts.objective.distribution.model  # type: ignore[attr-defined]
-    models = {"main model": parts.engine.module, "auxiliary": auxiliary}
-    counted = forward_flops(models, lambda: parts.update(1, ranks))
+    run = build()
+    assert isinstance(run.objective, RTD) and isinstance(run.objective.distribution, Auxiliary)
+    auxiliary = run.objective.distribution.model
+    assert isinstance(auxiliary, FrozenModel)
+    models = {"main model": run.engine.module, "auxiliary": auxiliary.model}
+    counted = forward_flops(models, lambda: measurement.finished_update(run, 1))
     own = job.sequences / ranks.world
     predicted = sequence_flops(job, "online")
     return {

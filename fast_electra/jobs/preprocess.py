@@ -1,9 +1,9 @@
 """Offline preprocessing: the draws of a whole run, written before it trains (section 4).
 
-    preprocess -> write: begin (what is to be written, what is there already) -> write_parts -> finish (the manifest)
+    main -> write: begin (plan the store, see what is there) -> write_parts -> finish (write the manifest)
 
-The draws are those of training online from the same seed, for they depend on the noise of each position alone: up to
-rounding, since batches of other sizes may sum in another order.
+The draws are those of online training from the same seed, because they depend on the noise of each position alone.
+They agree up to rounding: batches of other sizes may add in another order.
 """
 
 import sys
@@ -20,24 +20,17 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fast_electra.batch import TokenBatch
+from fast_electra.batch import TokenBatch, ceil_div, masked_counts
 from fast_electra.config import Config
-from fast_electra.corpus.loader import masked_counts, token_batch
+from fast_electra.corpus.corpus import Corpus
+from fast_electra.corpus.loader import read_batch
 from fast_electra.corpus.shards import FileRecord, check_files
 from fast_electra.corruption import mask
 from fast_electra.files import file_hash, write_json
-from fast_electra.parts import Corpus, build_distribution, open_corpus
+from fast_electra.parts import build_distribution, masking, open_run_corpus
 from fast_electra.replacement.distribution import Distribution, LinearDistribution
 from fast_electra.settings import UserError
-from fast_electra.store.format import (
-    MANIFEST,
-    PLAN,
-    Manifest,
-    Part,
-    PartFile,
-    Plan,
-    write_part,
-)
+from fast_electra.store.format import MANIFEST, PLAN, Part, PartFile, StoreManifest, StorePlan, write_part
 from fast_electra.store.match import check_same, facts_of_run, known_of_auxiliary, plan_store
 from fast_electra.store.reader import check_belongs, read_manifest, remedy
 from fast_electra.training import operators
@@ -45,15 +38,15 @@ from fast_electra.training.engines import Ranks, start_ranks, stop_ranks, wait_f
 from fast_electra.training.loop import evaluation_batch
 from fast_electra_kernels import Pieces, concatenate
 
-# Sequences of a part: at most 47 MB at 512 positions and 128,000 tokens, which is what a crash can cost each rank.
+# Sequences of a part. A crash can cost each rank one part: at most 47 MB at 512 positions and 128,000 tokens.
 LEAST, MOST = 4096, 65_536
-PARTS = 8  # for each rank, if that leaves them large enough: so their shares are alike
+PARTS = 8  # of each rank, if they are large enough: the ranks then have about as much to do
 PROGRESS = 10.0  # seconds between two lines
 PAPER = 256_000_000  # sequences that the paper pre-trains on: 125,000 updates of 2,048
 
 
-def preprocess(config: Config, output: Path | None, part: int | None = None) -> None:
-    """Preprocessing in processes of its own: joins the launcher's process group, writes the store, leaves it."""
+def main(config: Config, output: Path | None, part: int | None = None) -> None:
+    """Join the launcher's process group, write the store, and leave it; see `write`."""
     folder = destination(config, output, part)
     operators.ensure(fused_adam=False)
     ranks = start_ranks()
@@ -62,11 +55,11 @@ def preprocess(config: Config, output: Path | None, part: int | None = None) -> 
 
 
 def destination(config: Config, output: Path | None, part: int | None) -> Path:
-    """The folder to write: `output`, or the one that the config names. Refuses what needs no corpus to be refused."""
+    """Return the folder to write: `output`, or the one that the config names. Check what can be checked before work."""
     if output is None and config.run.replacement.store is not None:
         output = Path(config.run.replacement.store)
     if output is None:
-        raise UserError("where to? name a folder: --output DIR, or --set fast_electra.replacement.store=DIR")
+        raise UserError("no output folder: pass --output DIR or set fast_electra.replacement.store")
     if config.run.objective != "rtd":
         raise UserError(
             f"objective {config.run.objective} draws no replacements from a frozen model: only rtd can be preprocessed"
@@ -87,7 +80,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
     Raises:
         UserError: the run cannot be stored so, or the folder holds something else.
     """
-    corpus = open_corpus(config.run, verify=ranks.rank == 0)
+    corpus = open_run_corpus(config.run, ranks)
     if (output / MANIFEST).exists():
         known = facts_of_run(config, corpus, known_of_auxiliary(config))
         manifest = read_manifest(output)
@@ -96,12 +89,11 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
         if ranks.rank == 0:
             print(f"{output} is complete ({manifest.plan.sequences:,} sequences)")
         return
-    distribution, about = build_distribution(config.run, corpus, ranks)
-    store = begin(config, corpus, distribution, about, output, ranks, part)
+    store = begin(config, corpus, build_distribution(config, corpus, ranks), output, ranks, part)
     try:
         write_parts(store, ranks)
     except UserError as error:
-        if ranks.rank != 0:  # met by this rank, perhaps by it alone: the launch script may be silent
+        if ranks.rank != 0:  # perhaps this rank alone meets it, and the launch script would be silent
             sys.stderr.write(f"rank {ranks.rank}: {error}\n")
         raise
     _wait(ranks)
@@ -112,54 +104,62 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
 
 @dataclass(frozen=True)
 class Store:
-    """A store in the making, and all that its tokens come from."""
+    """A store that is being written, and everything that its tokens come from."""
 
     folder: Path
-    plan: Plan
+    plan: StorePlan
     config: Config
     corpus: Corpus
     distribution: Distribution
-    values: list[float]  # the curriculum's value at each update, of kind `fixed`
+    strengths: list[float]  # at each update, for kind `fixed`
     micro_batch: int  # sequences that are drawn for together
 
     def micro_batches(self, part: Part) -> Iterator[tuple[TokenBatch, float | None]]:
-        """The sequences of a part, and of kind `fixed` the value at which they are drawn."""
-        size, batch = self.micro_batch, self.config.deepspeed["train_batch_size"]
+        """Yield the sequences of a part, and for kind `fixed` the strength at which they are drawn."""
+        size, batch = self.micro_batch, self.config.sequences
         sequences = self.corpus.heldout if part.set.source == "heldout" else self.corpus.train
         assert sequences is not None
         start = part.first
         while start < part.stop:
-            stop, value = min(start + size, part.stop), part.set.value
+            stop, strength = min(start + size, part.stop), part.set.value
             if part.set.source != "train":
                 samples = torch.arange(start, stop)
-                yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), value
+                yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), strength
             else:
-                if self.values:  # one value for the whole micro-batch: it ends with its update
+                if self.strengths:  # a micro-batch has one strength, so it ends with its update
                     update = start // batch
-                    stop, value = min(stop, (update + 1) * batch), self.values[update]
+                    stop, strength = min(stop, (update + 1) * batch), self.strengths[update]
                 which, epochs = sequences.order(self.config.run.seed, start, stop)
-                yield token_batch(sequences, torch.arange(start, stop), which, epochs, 1, 1), value
+                yield read_batch(sequences, torch.arange(start, stop), which, epochs), strength
             start = stop
 
 
 def begin(
     config: Config,
     corpus: Corpus,
-    distribution: Distribution,
-    about: dict[str, Any],
+    drawn_by: tuple[Distribution, dict[str, Any]],
     folder: Path,
     ranks: Ranks,
     part: int | None = None,
 ) -> Store:
-    """Plans the store, and makes sure that the folder is new or holds an unfinished store of just this plan."""
+    """Plan the store; see `write`. The folder must be new, or hold an unfinished store of the same plan.
+
+    Args:
+        config: of the run.
+        corpus: of the run.
+        drawn_by: the distribution, and facts about its auxiliary.
+        folder: of the store.
+        ranks: this process's place among all.
+        part: number of sequences of a file.
+    """
+    distribution, auxiliary_facts = drawn_by
     if part is None:
-        samples = config.run.updates * config.deepspeed["train_batch_size"]
-        part = min(MOST, max(LEAST, -(-samples // (PARTS * ranks.world))))
-    values, plan = plan_store(config, corpus, distribution, about, part)
+        part = min(MOST, max(LEAST, ceil_div(config.run.updates * config.sequences, PARTS * ranks.world)))
+    strengths, plan = plan_store(config, corpus, distribution, auxiliary_facts, part)
     begun = folder / PLAN
     if begun.exists():
         try:
-            before = Plan.model_validate_json(begun.read_text())
+            before = StorePlan.model_validate_json(begun.read_text())
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise UserError(
                 f"{begun} cannot be read ({str(error).splitlines()[0]}): remove {folder}, or choose another --output"
@@ -175,8 +175,8 @@ def begin(
             file.unlink()
         write_json(begun, plan.model_dump())
     _wait(ranks)
-    micro, batch = (config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "train_batch_size"))
-    return Store(folder, plan, config, corpus, distribution, values, min(micro, -(-batch // ranks.world)))
+    micro = min(config.deepspeed["train_micro_batch_size_per_gpu"], ceil_div(config.sequences, ranks.world))
+    return Store(folder, plan, config, corpus, distribution, strengths, micro)
 
 
 def _unfinished(folder: Path) -> list[Path]:
@@ -193,9 +193,9 @@ def write_parts(store: Store, ranks: Ranks) -> None:
     progress = Progress(sum(part.stop - part.first for part in missing), ranks)
     for part in missing:
         counts, pieces = [], []
-        for batch, value in store.micro_batches(part):
+        for batch, strength in store.micro_batches(part):
             counts.append(masked_counts(batch.lengths_B, store.config.run.corruption.mask_fraction))
-            pieces.append(_draw(store, batch.to(ranks.device), value))
+            pieces.append(_draw(store, batch.to(ranks.device), strength))
             progress.advance(len(batch.lengths_B))
         path = store.folder / part.name
         write_part(path, store.plan, part, torch.cat(counts), concatenate(pieces))
@@ -221,14 +221,14 @@ class Progress:
             print(f"preprocessed {share:.1f}%, {rate:,.0f} sequences/s{size}, {left} left", flush=True)
 
 
-def _draw(store: Store, batch: TokenBatch, value: float | None) -> Pieces:
-    """Every draw along the axis, or, of kind `fixed`, the one at `value`; on the CPU."""
-    run, distribution, plan = store.config.run, store.distribution, store.plan
-    masked = mask(batch, run.seed, run.corruption.mask_fraction, store.corpus.tokenizer.mask_id)
-    if value is None and plan.low != plan.high:
+def _draw(store: Store, batch: TokenBatch, strength: float | None) -> Pieces:
+    """Every draw along the axis, or for kind `fixed` the one at `strength`; on the CPU."""
+    distribution, plan = store.distribution, store.plan
+    masked = mask(batch, masking(store.config.run, store.corpus.tokenizer))
+    if strength is None and plan.low != plan.high:
         assert isinstance(distribution, LinearDistribution) and plan.low is not None and plan.high is not None
         return Pieces(*(tensor.cpu() for tensor in distribution.pieces(masked, plan.low, plan.high)))
-    tokens_M: Tensor = distribution.sample(masked, plan.floor if value is None else value).tokens_M.cpu()
+    tokens_M: Tensor = distribution.sample(masked, plan.floor if strength is None else strength).tokens_M.cpu()
     return Pieces(torch.ones_like(tokens_M), tokens_M, torch.full(tokens_M.shape, -torch.inf))
 
 
@@ -240,7 +240,7 @@ def _is_whole(store: Store, part: Part) -> bool:
         return False
 
 
-def finish(store: Store) -> Manifest:
+def finish(store: Store) -> StoreManifest:
     """Hashes all parts and writes the manifest: from here on the store is complete."""
     parts = list(store.plan.parts())
     paths = [store.folder / part.name for part in parts]
@@ -254,7 +254,7 @@ def finish(store: Store) -> Manifest:
             for path, found in zip(paths, pool.map(file_hash, paths), strict=True)
         ]
     size = sum(record.size for record in records)
-    manifest = Manifest(plan=store.plan, positions=positions, pieces=pieces, bytes=size, parts=records)
+    manifest = StoreManifest(plan=store.plan, positions=positions, pieces=pieces, bytes=size, parts=records)
     write_json(store.folder / MANIFEST, manifest.model_dump())
     return manifest
 
@@ -263,15 +263,15 @@ def _headline(store: Store, ranks: Ranks, kept: int) -> str:
     plan = store.plan
     what = f"every {plan.parameter} of the curriculum" if plan.parameter else "a distribution without a curriculum"
     if plan.kind == "fixed":
-        what = f"{len(dict.fromkeys(store.values))} value(s) of {plan.parameter}, one an epoch"
-    goes_on = f"; goes on after {kept} parts that this process finds whole" if kept else ""
+        what = f"{len(dict.fromkeys(store.strengths))} value(s) of {plan.parameter}, one an epoch"
+    resuming = f"; resuming: {kept} parts are already complete" if kept else ""
     return (
         f"preprocessing {plan.sequences:,} sequences for {what}, into {store.folder}: "
-        f"{ranks.world} process{'es' if ranks.world > 1 else ''} on {ranks.device.type}{goes_on}"
+        f"{ranks.world} process{'es' if ranks.world > 1 else ''} on {ranks.device.type}{resuming}"
     )
 
 
-def summary(folder: Path, manifest: Manifest) -> str:
+def summary(folder: Path, manifest: StoreManifest) -> str:
     """One line: what was written, and what the paper's run would take."""
     sequences = manifest.plan.sequences
     each = manifest.bytes / sequences

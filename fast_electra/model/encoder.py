@@ -108,6 +108,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.hidden_size, self.vocabulary_size = settings.hidden_size, settings.vocabulary_size
         embedding_size = settings.embedding_size or settings.hidden_size
         self.embedding = nn.Embedding(settings.vocabulary_size, embedding_size)
         self.embedding_projection = (

@@ -1,6 +1,7 @@
 """A trained model as a folder: model.safetensors, and model.json with all that is needed to use it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.settings import UserError
 
-KINDS: dict[str, type[nn.Module]] = {"mlm": MaskedLanguageModel, "rtd": Discriminator}
+KINDS: dict[str, Callable[[EncoderSettings, int], nn.Module]] = {"mlm": MaskedLanguageModel, "rtd": Discriminator.new}
+
+
+def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Module:
+    """Return a new model.
+
+    Args:
+        kind: a key of KINDS.
+        settings: sizes.
+        seed: names the initial weights.
+    """
+    return KINDS[kind](settings, seed)
 
 
 def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> None:
@@ -44,6 +56,6 @@ def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any
     if file_hash(folder / "model.safetensors") != description["hash"]:
         raise UserError(f"{folder / 'model.safetensors'} is not what was written (its hash differs); {remedy}")
     settings = EncoderSettings(**description["encoder"])
-    model = KINDS[kind](settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
+    model = build_model(kind, settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model, description

@@ -1,5 +1,7 @@
 """The two models: an encoder with a masked-language-model head, and one with a replaced-token-detection head."""
 
+from typing import Protocol, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,10 +11,32 @@ from fast_electra.model.encoder import Encoder, EncoderSettings
 from fast_electra.model.initialize import initialize
 
 
+class TokenEncoder(Protocol):
+    """What a main model must offer: ours does, and any existing encoder can.
+
+    Attributes:
+        hidden_size: D.
+        vocabulary_size: V.
+    """
+
+    hidden_size: int
+    vocabulary_size: int
+
+    def __call__(self, tokens_BL: Tensor, real_BL: Tensor | None) -> Tensor:
+        """Return hidden states [B, L, D] from int64 tokens; `real_BL` is False at padding, None if there is none."""
+        ...
+
+
 class MaskedLanguageModel(nn.Module):
-    """p(. | i, x_masked): the auxiliary model. Its head is tied to the embedding and sees masked positions only."""
+    """p(. | i, x_masked): the auxiliary model. Its head is tied to the embedding and reads masked positions only."""
 
     def __init__(self, settings: EncoderSettings, seed: int = 0) -> None:
+        """Build a new model.
+
+        Args:
+            settings: sizes.
+            seed: names the initial weights.
+        """
         super().__init__()
         self.encoder = Encoder(settings)
         embedding_size = self.encoder.embedding.embedding_dim
@@ -29,30 +53,65 @@ class MaskedLanguageModel(nn.Module):
         hidden_only: bool = False,
         drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """Logits at the masked positions, [M, V]; with `hidden_only`, the [M, E] from which a sampler makes them.
+        """Return logits at the masked positions, [M, V].
 
-        `drop` drops some of what a frozen model computes, where an augmentation asks for it.
+        Args:
+            tokens_BL: int64.
+            real_BL: bool, False at padding; None if there is none.
+            positions_M: int64, flat indices.
+            hidden_only: return what the vocabulary head multiplies instead: [M, E].
+            drop: what to drop of a frozen model, if an augmentation asks for it.
         """
         hidden_MD = self.encoder(tokens_BL, real_BL, positions_M, drop)
         hidden_ME = self.norm(F.gelu(self.transform(hidden_MD)))
-        return hidden_ME if hidden_only else F.linear(hidden_ME, self.encoder.embedding.weight, self.bias)
+        return hidden_ME if hidden_only else F.linear(hidden_ME, *self.head)
+
+    def hidden(
+        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
+    ) -> Tensor:
+        """Return what the vocabulary head multiplies, [M, E]; see `forward`."""
+        hidden_ME: Tensor = self(tokens_BL, attended_BL, positions_M, hidden_only=True, drop=drop)
+        return hidden_ME
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight [V, E] and bias [V] of the vocabulary head."""
+        return self.encoder.embedding.weight, self.bias
 
 
 class Discriminator(nn.Module):
     """The main model: for each position, the logit of "this token was replaced"."""
 
-    def __init__(self, settings: EncoderSettings, seed: int = 0) -> None:
+    def __init__(self, encoder: TokenEncoder) -> None:
+        """Put a new head on an encoder, which keeps its weights; `new` makes both.
+
+        Args:
+            encoder: an `nn.Module`.
+        """
         super().__init__()
-        self.encoder = Encoder(settings)
-        self.transform = nn.Linear(settings.hidden_size, settings.hidden_size)
-        self.output = nn.Linear(settings.hidden_size, 1)
-        initialize(self, self.encoder, seed)
+        self.encoder = encoder
+        self.transform = nn.Linear(encoder.hidden_size, encoder.hidden_size)
+        self.output = nn.Linear(encoder.hidden_size, 1)
+
+    @classmethod
+    def new(cls, settings: EncoderSettings, seed: int = 0) -> Self:
+        """Build a new model.
+
+        Args:
+            settings: sizes.
+            seed: names the initial weights.
+        """
+        encoder = Encoder(settings)
+        model = cls(encoder)
+        initialize(model, encoder, seed)
+        return model
 
     def forward(self, tokens_BL: Tensor, real_BL: Tensor | None) -> Tensor:
-        """Logits of replacement, [B, L]."""
-        return self.output(F.gelu(self.transform(self.encoder(tokens_BL, real_BL)))).squeeze(-1)
+        """Return logits of replacement, [B, L]."""
+        logits_BL: Tensor = self.output(F.gelu(self.transform(self.encoder(tokens_BL, real_BL)))).squeeze(-1)
+        return logits_BL
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, tied ones once: the figures of Table 2."""
+    """Return the number of parameters, tied ones once: the figures of Table 2."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.encoder import Encoder, EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 
 EMBEDDING = "encoder.embedding.weight"
+SHARINGS = ("shared", "gradient_disentangled", "none")  # of the token embedding; see `JointModel`
 
 
 class JointModel(nn.Module):
@@ -22,11 +23,13 @@ class JointModel(nn.Module):
         super().__init__()
         self.sharing = sharing
         self.auxiliary = MaskedLanguageModel(settings.model_copy(update={"layers": auxiliary_layers}), seed)
-        self.main = Discriminator(settings, seed)
+        self.main = Discriminator.new(settings, seed)
+        encoder = self.main.encoder
+        assert isinstance(encoder, Encoder)
         if sharing == "shared":
-            self.main.encoder.embedding = self.auxiliary.encoder.embedding
+            encoder.embedding = self.auxiliary.encoder.embedding
         elif sharing == "gradient_disentangled":
-            self.main.encoder.embedding = DisentangledEmbedding(self.auxiliary.encoder.embedding)
+            encoder.embedding = DisentangledEmbedding(self.auxiliary.encoder.embedding)
 
     def forward(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor | None = None) -> Tensor:
         """The auxiliary's logits [M, V] where `positions_M` are given; else the main model's [B, L]."""

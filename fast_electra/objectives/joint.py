@@ -1,22 +1,25 @@
 """L_MLM + lambda L_RTD: an auxiliary model trained together with the main model (section 2).
 
-ELECTRA's and METRO's way, to compare with. It shares loader, loop, masks and detection with Fast-ELECTRA: what differs
-stands here.
+This is the way of ELECTRA and METRO, to compare with. It shares the loader, the loop, the masks and the figures with
+Fast-ELECTRA: only what differs is here.
 """
 
-from typing import Literal
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from fast_electra.batch import CorruptedBatch, Draws, TokenBatch
-from fast_electra.corruption import mask, replace
-from fast_electra.model.joint import JointModel
+from fast_electra.corruption import Masking, mask, replace
+from fast_electra.model.encoder import Encoder
+from fast_electra.model.joint import SHARINGS, JointModel
 from fast_electra.objectives import detection
-from fast_electra.objectives.objective import Export, Forward
-from fast_electra.settings import Settings
+from fast_electra.objectives.detection import Judged
+from fast_electra.objectives.mlm import masked_loss
+from fast_electra.objectives.objective import Export, Forward, Row, Sums
+from fast_electra.objectives.rtd import replaced_loss
+from fast_electra.settings import Settings, one_of
 from fast_electra_kernels import sample_logits
 
 
@@ -25,81 +28,78 @@ class JointSettings(Settings):
 
     loss_weight: float = Field(default=50.0, gt=0.0, allow_inf_nan=False)  # lambda
     auxiliary_layers: int = Field(default=4, ge=1)  # Table 2; all else is as in `model`
-    embedding_sharing: Literal["shared", "gradient_disentangled", "none"] = "shared"
+    embedding_sharing: Annotated[str, one_of(SHARINGS)] = "shared"
 
 
 class Joint:
-    """Both means: -log p(x_i | i, x_masked) over masked positions, and lambda times L_RTD over non-padding tokens."""
+    """Mean of -log p(x_i | i, x_masked) over masked positions, plus lambda times L_RTD over all tokens."""
 
     name = "joint"
     parameter: str | None = None
+    sources: tuple[str, ...] = ("heldout", "reference")
 
-    def __init__(
-        self, model: JointModel, settings: JointSettings, *, seed: int, mask_fraction: float, mask_id: int
-    ) -> None:
-        self.model, self.settings = model, settings
-        self.seed, self.mask_fraction, self.mask_id = seed, mask_fraction, mask_id
-        self.vocabulary_size = model.main.encoder.settings.vocabulary_size
-        self.reference_size = 2 * self.vocabulary_size
-        self.heldout_size = 2 + detection.SIZE + self.reference_size
+    def __init__(self, model: JointModel, settings: JointSettings, masking: Masking) -> None:
+        """Train both models of `model` on the positions that `masking` chooses."""
+        self.model, self.settings, self.masking = model, settings, masking
 
-    def value(self, u: float) -> None:
-        """The auxiliary's own progress is the curriculum."""
+    def strength(self, u: float) -> None:
+        """Return None: the auxiliary's own progress is the curriculum."""
         return None
 
-    def loss(self, forward: Forward, batch: TokenBatch, value: float | None) -> tuple[Tensor, Tensor]:
-        """Sums: MLM loss and right predictions, then those of `detection.detection_sums`."""
-        corrupted, mlm_sum, correct = self.propose(forward, batch)
-        detection_loss, sums = detection.detect(forward, corrupted)
-        loss = mlm_sum / batch.global_masked + self.settings.loss_weight * detection_loss
-        return loss, torch.cat([torch.stack([mlm_sum.detach().double(), correct.double()]), sums])
+    def judge(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Judged:
+        """Corrupt the batch by draws from the auxiliary and return it with the main model's logits."""
+        return self._judge(forward, self._corrupt(forward, batch)[0])
 
-    def propose(self, forward: Forward, batch: TokenBatch) -> tuple[CorruptedBatch, Tensor, Tensor]:
-        """The auxiliary's sum of losses and right predictions, and the sequences corrupted by draws from it."""
-        masked = mask(batch, self.seed, self.mask_fraction, self.mask_id)
+    def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
+        """See `Objective`; the sums are those of `masked_loss` and of `detection.detection_sums`."""
+        corrupted, mlm_sum, sums = self._corrupt(forward, batch)
+        judged = self._judge(forward, corrupted)
+        rtd_sum = replaced_loss(judged)
+        loss = mlm_sum / batch.global_masked + self.settings.loss_weight * (rtd_sum / batch.global_tokens)
+        return loss, sums | detection.detection_sums(judged, rtd_sum)
+
+    def _corrupt(self, forward: Forward, batch: TokenBatch) -> tuple[CorruptedBatch, Tensor, Sums]:
+        """Sequences corrupted by draws from the auxiliary, its sum of losses, and the sums of `masked_loss`."""
+        masked = mask(batch, self.masking)
         logits_MV = forward(masked.tokens_BL, batch.attended_BL, masked.positions_M)
-        original_M = batch.tokens_BL.flatten().index_select(0, masked.positions_M)
-        mlm_sum = F.cross_entropy(logits_MV.float(), original_M, reduction="sum")
+        mlm_sum, sums = masked_loss(logits_MV, masked)
         with torch.no_grad():
             try:
-                tokens_M, statistics = sample_logits(logits_MV.detach(), masked.keys_M, original_M)
+                tokens_M, statistics = sample_logits(logits_MV.detach(), masked.keys_M, masked.original_M)
                 draws = Draws(tokens_M, statistics.entropy_M, statistics.original_M.exp())
-            except (
-                ValueError
-            ):  # NaN or +inf: nothing can be drawn, and the loss is not finite: the loop skips the update
-                draws = Draws(original_M)
-            return replace(masked, draws), mlm_sum, (logits_MV.argmax(dim=1) == original_M).sum()
+            except ValueError:  # NaN or +inf: nothing can be drawn. The loss is not finite: the loop skips the update
+                draws = Draws(masked.original_M)
+            return replace(masked, draws), mlm_sum, sums
 
-    def corrupt(self, forward: Forward, batch: TokenBatch, value: float | None) -> CorruptedBatch:
-        """The sequences that the main model is to judge."""
-        return self.propose(forward, batch)[0]
+    def _judge(self, forward: Forward, corrupted: CorruptedBatch) -> Judged:
+        return Judged(corrupted, forward(corrupted.tokens_BL, corrupted.masked.original.attended_BL).float())
 
-    def summary(self, sums: Tensor) -> dict[str, float | None]:
-        """`loss` is the whole objective; `mlm_loss` and `rtd_loss` are its parts."""
-        row = detection.detection_summary(sums[2:])
-        mlm_loss, accuracy = (sums[:2] / sums[2 + detection.MASKED]).tolist()
+    def summary(self, sums: Sums) -> Row:
+        """Return detection's figures, and `loss`, the whole objective, with its parts `mlm_loss` and `rtd_loss`."""
+        row = detection.detection_summary(sums)
+        mlm_loss, accuracy = (float(sums[name] / sums["masked"]) for name in ("mlm_loss", "correct"))
         total = mlm_loss + self.settings.loss_weight * (row["loss"] or 0.0)
         return row | {"loss": total, "mlm_loss": mlm_loss, "rtd_loss": row["loss"], "accuracy": accuracy}
 
-    def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        """The sums of `loss`, then those of each token."""
-        corrupted, mlm_sum, correct = self.propose(forward, batch)
-        _, sums = detection.detect(forward, corrupted)
-        head = torch.stack([mlm_sum.double(), correct.double()])
-        return torch.cat([head, sums, detection.token_sums(corrupted, self.vocabulary_size)])
+    def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
+        """Return the sums of `loss`, and counts of each token."""
+        corrupted, _, sums = self._corrupt(forward, batch)
+        counts = detection.token_counts(corrupted, self.model.main.encoder.vocabulary_size)
+        if batch.source == "reference":
+            return counts
+        judged = self._judge(forward, corrupted)
+        return sums | detection.detection_sums(judged, replaced_loss(judged)) | counts
 
-    def reference_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        return detection.token_sums(self.corrupt(forward, batch, value), self.vocabulary_size)
-
-    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
-        """`heldout_loss` is that of detection, as for objective rtd; `heldout_mlm_loss` the auxiliary's."""
-        mlm_loss, accuracy = (sums[:2] / sums[2 + detection.MASKED]).tolist()
-        own = {"heldout_mlm_loss": mlm_loss, "heldout_mlm_accuracy": accuracy}
-        return detection.heldout_detection(sums[2:], reference) | own
+    def evaluation(self, sums: Sums) -> Row:
+        """Return a row whose `heldout_loss` is that of detection, as for objective rtd; the auxiliary's beside it."""
+        row = self.summary(sums)
+        own = {"heldout_mlm_loss": row["mlm_loss"], "heldout_mlm_accuracy": row["accuracy"]}
+        return detection.detection_evaluation(sums) | own
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
-        """The main model; and the auxiliary, which Fast-ELECTRA can be given as `auxiliary.run=RUN/auxiliary`."""
+        """Return the main model, and the auxiliary, which Fast-ELECTRA can use: `auxiliary.run=RUN/auxiliary`."""
         main, auxiliary = self.model.split(weights)
+        assert isinstance(self.model.main.encoder, Encoder)
         return [
             Export("model", "rtd", self.model.main.encoder.settings, main),
             Export("auxiliary/model", "mlm", self.model.auxiliary.encoder.settings, auxiliary),

@@ -5,50 +5,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra.batch import TokenBatch
-from fast_electra.corruption import mask
+from fast_electra.batch import MaskedBatch, TokenBatch
+from fast_electra.corruption import Masking, mask
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.objectives.objective import Export, Forward
+from fast_electra.objectives.objective import Export, Forward, Row, Sums
 
 
 class MLM:
-    """Mean of -log p(x_i | i, x_masked) over the masked positions; all of them read [MASK], as in the paper."""
+    """Mean of -log p(x_i | i, x_masked) over the masked positions. All of them read [MASK], as in the paper."""
 
     name = "mlm"
     parameter: str | None = None
-    heldout_size, reference_size = 3, 0
+    sources: tuple[str, ...] = ("heldout",)
 
-    def __init__(self, model: MaskedLanguageModel, *, seed: int, mask_fraction: float, mask_id: int) -> None:
-        self.model, self.seed, self.mask_fraction, self.mask_id = model, seed, mask_fraction, mask_id
+    def __init__(self, model: MaskedLanguageModel, masking: Masking) -> None:
+        """Train `model` on the positions that `masking` chooses."""
+        self.model, self.masking = model, masking
 
-    def value(self, u: float) -> None:
+    def strength(self, u: float) -> None:
+        """Return None: there is no curriculum."""
         return None
 
-    def loss(self, forward: Forward, batch: TokenBatch, value: float | None) -> tuple[Tensor, Tensor]:
-        """Sums: loss, masked positions, right predictions."""
-        masked = mask(batch, self.seed, self.mask_fraction, self.mask_id, randomness.MASK_OF_MLM)
+    def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
+        """See `Objective`; the sums are those of `masked_loss`."""
+        masked = mask(batch, self.masking, randomness.MASK_OF_MLM)
         logits_MV = forward(masked.tokens_BL, batch.attended_BL, masked.positions_M)
-        original_M = batch.tokens_BL.flatten().index_select(0, masked.positions_M)
-        loss_sum = F.cross_entropy(logits_MV.float(), original_M, reduction="sum")
-        with torch.no_grad():
-            correct = (logits_MV.argmax(dim=1) == original_M).sum()
-            count = torch.full_like(correct, len(original_M))
-            sums = torch.stack([loss_sum.detach().double(), count.double(), correct.double()])
+        loss_sum, sums = masked_loss(logits_MV, masked)
         return loss_sum / batch.global_masked, sums
 
-    def summary(self, sums: Tensor) -> dict[str, float | None]:
-        loss_sum, masked, correct = sums.tolist()
-        return {"loss": loss_sum / masked, "accuracy": correct / masked}
+    def summary(self, sums: Sums) -> Row:
+        """Return `loss` and `accuracy`."""
+        return {
+            "loss": float(sums["mlm_loss"] / sums["masked"]),
+            "accuracy": float(sums["correct"] / sums["masked"]),
+        }
 
-    def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        return self.loss(forward, batch, value)[1]
+    def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
+        """Return the sums of `loss`."""
+        return self.loss(forward, batch, strength)[1]
 
-    def reference_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        return torch.zeros(0, dtype=torch.float64)
-
-    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
+    def evaluation(self, sums: Sums) -> Row:
+        """Return `heldout_loss` and `heldout_mlm_accuracy`."""
         row = self.summary(sums)
         return {"heldout_loss": row["loss"], "heldout_mlm_accuracy": row["accuracy"]}
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
+        """Return the model."""
         return [Export("model", "mlm", self.model.encoder.settings, weights)]
+
+
+def masked_loss(logits_MV: Tensor, masked: MaskedBatch) -> tuple[Tensor, Sums]:
+    """Return the sum of -log p(x_i) over masked positions, and sums: `mlm_loss`, `masked` positions, `correct` ones."""
+    original_M = masked.original_M
+    loss_sum = F.cross_entropy(logits_MV.float(), original_M, reduction="sum")
+    with torch.no_grad():
+        correct = (logits_MV.argmax(dim=1) == original_M).sum()
+        count = torch.full_like(correct, len(original_M))
+    return loss_sum, {"mlm_loss": loss_sum.detach().double(), "masked": count.double(), "correct": correct.double()}

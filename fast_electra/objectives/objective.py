@@ -1,4 +1,4 @@
-"""What every objective gives to the training loop."""
+"""What the training loop knows of an objective."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -9,10 +9,12 @@ from fast_electra.batch import TokenBatch
 from fast_electra.model.encoder import EncoderSettings
 
 Forward = Callable[..., Tensor]  # the model itself, or the DeepSpeed engine around it
+Sums = dict[str, Tensor]  # float64; they add over micro-batches and ranks
+Row = dict[str, float | None]  # figures under the names that metrics.jsonl has
 
 
 class Export(NamedTuple):
-    """A trained model to be written: where in the run folder, and what `model.files.save_model` wants to know."""
+    """A trained model to be written: its place in the run folder, and the arguments of `model.files.save_model`."""
 
     folder: str
     kind: str
@@ -21,52 +23,52 @@ class Export(NamedTuple):
 
 
 class Objective(Protocol):
-    """A model and its loss. `fit` knows nothing else of what is trained.
+    """A model and its loss.
 
-    `loss` returns this micro-batch's share of the global batch's mean loss (its sum over the whole batch is the mean),
-    and a vector of sums that add over micro-batches and ranks; `summary` turns such sums into a row of figures.
+    Attributes:
+        name: its name in a config.
+        parameter: what the curriculum's strength is called in rows; None if there is no curriculum.
+        sources: the evaluation sets that `evaluate` reads: "heldout", and "reference" (training sequences) if a figure
+            needs them.
     """
 
     name: str
-    parameter: str | None  # what the curriculum's value is called in rows
+    parameter: str | None
+    sources: tuple[str, ...]
 
     @property
-    def model(self) -> nn.Module: ...
-
-    @property
-    def heldout_size(self) -> int:
-        """How many sums `heldout_sums` returns."""
+    def model(self) -> nn.Module:
+        """What is trained."""
         ...
 
-    @property
-    def reference_size(self) -> int:
-        """How many sums `reference_sums` returns; 0 where it need not be called."""
+    def strength(self, u: float) -> float | None:
+        """Return the curriculum's strength at the fraction u of the updates; None if there is no curriculum."""
         ...
 
-    def value(self, u: float) -> float | None:
-        """The curriculum's value at the fraction u of the updates; None where there is no curriculum."""
+    def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
+        """Return this micro-batch's share of the global batch's mean loss, and sums for `summary`.
+
+        The shares of all micro-batches and ranks add up to the mean.
+        """
         ...
 
-    def loss(self, forward: Forward, batch: TokenBatch, value: float | None) -> tuple[Tensor, Tensor]:
-        """Share of the mean loss, and sums."""
+    def summary(self, sums: Sums) -> Row:
+        """Return a row of metrics.jsonl from the summed sums of `loss`."""
         ...
 
-    def summary(self, sums: Tensor) -> dict[str, float | None]:
-        """A row of metrics.jsonl from summed sums."""
+    def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
+        """Return sums for `evaluation`, from a batch of one of the evaluation sets: `batch.source` names it."""
         ...
 
-    def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        """As the sums of `loss`, on held-out sequences: float64 [heldout_size]."""
-        ...
-
-    def reference_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        """What a held-out figure needs from training sequences: float64 [reference_size]."""
-        ...
-
-    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
-        """An evaluation row from summed held-out and reference sums."""
+    def evaluation(self, sums: Sums) -> Row:
+        """Return an evaluation row from the summed sums of `evaluate`."""
         ...
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
-        """What a finished run leaves, from the weights of `model` by parameter name."""
+        """Return the models that a finished run leaves, from the weights of `model` by parameter name."""
         ...
+
+
+def heldout(row: Row) -> Row:
+    """Return the row under the names of held-out figures."""
+    return {f"heldout_{name}": figure for name, figure in row.items()}

@@ -1,70 +1,74 @@
 """L_RTD: replaced-token detection against a given distribution of replacements (section 2). This is Fast-ELECTRA."""
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fast_electra.batch import CorruptedBatch, TokenBatch
-from fast_electra.corruption import corrupt
+from fast_electra.batch import TokenBatch
+from fast_electra.corruption import Masking, corrupt
 from fast_electra.curriculum import CurriculumSettings
+from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives import detection
-from fast_electra.objectives.objective import Export, Forward
+from fast_electra.objectives.detection import Judged
+from fast_electra.objectives.objective import Export, Forward, Row, Sums
 from fast_electra.replacement.distribution import Distribution
 
 
 class RTD:
-    """Mean binary cross-entropy of "this token was replaced" over all non-padding tokens."""
+    """Mean binary cross-entropy of "this token was replaced" over all tokens that are not padding."""
 
     name = "rtd"
+    sources: tuple[str, ...] = ("heldout", "reference")
 
     def __init__(
-        self,
-        model: Discriminator,
-        distribution: Distribution,
-        curriculum: CurriculumSettings,
-        *,
-        seed: int,
-        mask_fraction: float,
-        mask_id: int,
+        self, model: Discriminator, distribution: Distribution, curriculum: CurriculumSettings, masking: Masking
     ) -> None:
-        self.model, self.distribution, self.curriculum = model, distribution, curriculum
-        self.seed, self.mask_fraction, self.mask_id = seed, mask_fraction, mask_id
+        """Train `model` to find the replacements that `distribution` draws at the strength of `curriculum`."""
+        self.model, self.distribution, self.curriculum, self.masking = model, distribution, curriculum, masking
         self.parameter: str | None = distribution.parameter
-        self.reference_size = 2 * model.encoder.settings.vocabulary_size
-        self.heldout_size = detection.SIZE + self.reference_size
 
-    def value(self, u: float) -> float:
-        """The curriculum's value: the temperature T(u) of Eq. 2, or another distribution's gamma(u)."""
-        return self.curriculum.value(u, self.distribution.floor)
+    def strength(self, u: float) -> float:
+        """Return the temperature T(u) of Eq. 2, or gamma(u)."""
+        return self.curriculum.strength(u, self.distribution.floor)
 
-    def corrupt(self, forward: Forward, batch: TokenBatch, value: float | None) -> CorruptedBatch:
-        """The sequences that the model is to judge; made without it."""
-        assert value is not None
-        return corrupt(
-            batch, self.distribution, value, seed=self.seed, fraction=self.mask_fraction, mask_id=self.mask_id
-        )
+    def judge(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Judged:
+        """Corrupt the batch and return it with the model's logits."""
+        assert strength is not None
+        corrupted = corrupt(batch, self.masking, self.distribution, strength)
+        return Judged(corrupted, forward(corrupted.tokens_BL, batch.attended_BL).float())
 
-    def loss(self, forward: Forward, batch: TokenBatch, value: float | None) -> tuple[Tensor, Tensor]:
-        """The sums are those of `detection.detection_sums`."""
-        return detection.detect(forward, self.corrupt(forward, batch, value))
+    def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
+        """See `Objective`; the sums are those of `detection.detection_sums`."""
+        judged = self.judge(forward, batch, strength)
+        loss_sum = replaced_loss(judged)
+        return loss_sum / batch.global_tokens, detection.detection_sums(judged, loss_sum)
 
-    def summary(self, sums: Tensor) -> dict[str, float | None]:
+    def summary(self, sums: Sums) -> Row:
+        """See `detection.detection_summary`."""
         return detection.detection_summary(sums)
 
-    def heldout_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        """The sums of `loss`, then those of each token."""
-        corrupted = self.corrupt(forward, batch, value)
-        return torch.cat([detection.detect(forward, corrupted)[1], self._token_sums(corrupted)])
+    def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
+        """See `Objective`. Reference sequences only count tokens: the model does not run on them."""
+        if batch.source == "reference":
+            assert strength is not None
+            corrupted = corrupt(batch, self.masking, self.distribution, strength)
+            return detection.token_counts(corrupted, self.model.encoder.vocabulary_size)
+        judged = self.judge(forward, batch, strength)
+        counts = detection.token_counts(judged.corrupted, self.model.encoder.vocabulary_size)
+        return detection.detection_sums(judged, replaced_loss(judged)) | counts
 
-    def reference_sums(self, forward: Forward, batch: TokenBatch, value: float | None) -> Tensor:
-        """Training sequences tell how often each token is a replacement."""
-        return self._token_sums(self.corrupt(forward, batch, value))
-
-    def heldout_summary(self, sums: Tensor, reference: Tensor) -> dict[str, float | None]:
-        return detection.heldout_detection(sums, reference)
+    def evaluation(self, sums: Sums) -> Row:
+        """See `detection.detection_evaluation`."""
+        return detection.detection_evaluation(sums)
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
+        """Return the main model."""
+        assert isinstance(self.model.encoder, Encoder)
         return [Export("model", "rtd", self.model.encoder.settings, weights)]
 
-    def _token_sums(self, corrupted: CorruptedBatch) -> Tensor:
-        return detection.token_sums(corrupted, self.model.encoder.settings.vocabulary_size)
+
+def replaced_loss(judged: Judged) -> Tensor:
+    """Return the sum of the binary cross-entropy of "this token was replaced" over all tokens that are not padding."""
+    labels_BL = judged.corrupted.replaced_BL.float()
+    loss_BL = F.binary_cross_entropy_with_logits(judged.logits_BL, labels_BL, reduction="none")
+    return (loss_BL * judged.corrupted.masked.original.real_BL).sum()

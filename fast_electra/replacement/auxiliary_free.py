@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.corpus.frequency import NEVER
-from fast_electra.replacement.distribution import coordinate
+from fast_electra.replacement.distribution import axis_position
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, concatenate, envelope
 from fast_electra_kernels.noise import exponential, random_bits
@@ -35,7 +35,7 @@ _ARRIVALS = 4  # K of the first race: about one position in ten thousand needs a
 _BLOCK = 2**18  # lines of all positions together that are held at a time: some tens of MB
 
 
-class Kind(NamedTuple):
+class Recipe(NamedTuple):
     """What a distribution's name means.
 
     Attributes:
@@ -47,12 +47,12 @@ class Kind(NamedTuple):
     gamma: float | None
 
 
-KINDS = {
-    "uniform": Kind(False, 1.0),
-    "term_frequency": Kind(True, 1.0),
-    "smoothed_one_hot": Kind(False, 0.0),
-    "uniform_to_smoothed_one_hot": Kind(False, None),
-    "term_frequency_to_smoothed_one_hot": Kind(True, None),
+AUXILIARY_FREE = {
+    "uniform": Recipe(False, 1.0),
+    "term_frequency": Recipe(True, 1.0),
+    "smoothed_one_hot": Recipe(False, 0.0),
+    "uniform_to_smoothed_one_hot": Recipe(False, None),
+    "term_frequency_to_smoothed_one_hot": Recipe(True, None),
 }
 
 
@@ -107,14 +107,14 @@ class AuxiliaryFree:
         self.sizes_G, self.largest_G = sizes_G.to(device), largest_G.to(device)
 
     @torch.no_grad()
-    def sample(self, masked: MaskedBatch, value: float) -> Draws:
-        """The draws at gamma = `value`, or at the constant gamma if there is one, with entropy and p of the original.
+    def sample(self, masked: MaskedBatch, strength: float) -> Draws:
+        """Draw at gamma = `strength`, or at the constant gamma if there is one; the draws have both figures.
 
         Raises:
             UserError: when gamma is not in [0, 1].
         """
-        gamma = self._gamma(value) if self.gamma is None else self.gamma
-        originals_M = _originals(masked)
+        gamma = self._gamma(strength) if self.gamma is None else self.gamma
+        originals_M = masked.original_M
         tokens_M = torch.full_like(originals_M, -1)
         rows_M, arrivals = torch.arange(len(tokens_M), device=tokens_M.device), self.arrivals
         while len(rows_M):
@@ -124,10 +124,10 @@ class AuxiliaryFree:
             rows_M, arrivals = rows_M[tokens_M[rows_M] < 0], 2 * arrivals
         return Draws(tokens_M, *self._figures(originals_M, gamma))
 
-    def _gamma(self, value: float) -> float:
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"gamma is {value}: it must lie in [0, 1]; see fast_electra.curriculum.initial")
-        return coordinate("gamma", value)
+    def _gamma(self, strength: float) -> float:
+        if not 0.0 <= strength <= 1.0:
+            raise UserError(f"gamma is {strength}: it must lie in [0, 1]; see fast_electra.curriculum.initial")
+        return axis_position("gamma", strength)
 
     @torch.no_grad()
     def pieces(self, masked: MaskedBatch, low: float, high: float) -> Pieces:
@@ -137,7 +137,7 @@ class AuxiliaryFree:
             starts_M = torch.full(tokens_M.shape, -math.inf, device=tokens_M.device)
             return Pieces(torch.ones_like(tokens_M), tokens_M, starts_M)
         low, high = self._gamma(low), self._gamma(high)
-        originals_M = _originals(masked)
+        originals_M = masked.original_M
         settled: list[Tensor] = []
         found: list[Pieces] = []
         rows_M, arrivals = torch.arange(len(originals_M), device=originals_M.device), self.arrivals
@@ -215,23 +215,18 @@ def auxiliary_free(
     """The distribution of that name.
 
     Args:
-        name: one of `KINDS`.
+        name: one of `AUXILIARY_FREE`.
         vocabulary_size: V.
         alpha: of smoothed one-hot; 0.35 is the paper's (D.1). Uniform and term frequency do not depend on it.
-        log_frequency_V: float64 [V], from `log_frequency`; needed where `KINDS[name].frequency`, ignored elsewhere.
+        log_frequency_V: float64 [V], from `log_frequency`; needed by distributions with `frequency`.
         device: of the batches; None is the CPU.
     """
-    if KINDS[name].frequency:
+    if AUXILIARY_FREE[name].frequency:
         assert log_frequency_V is not None and len(log_frequency_V) == vocabulary_size
         log_q_V = log_frequency_V
     else:
         log_q_V = torch.full((vocabulary_size,), -math.log(vocabulary_size), dtype=torch.float64)
-    return AuxiliaryFree(log_q_V.to(device or torch.device("cpu")), alpha, KINDS[name].gamma)
-
-
-def _originals(masked: MaskedBatch) -> Tensor:
-    """The token x at each masked position, int64 [M]."""
-    return masked.original.tokens_BL.flatten()[masked.positions_M]
+    return AuxiliaryFree(log_q_V.to(device or torch.device("cpu")), alpha, AUXILIARY_FREE[name].gamma)
 
 
 def _ordered(rows: list[Tensor], parts: list[Pieces]) -> Pieces:

@@ -4,49 +4,39 @@ from pathlib import Path
 
 import torch
 
-from fast_electra.corpus.sequences import Sequences
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import write_json
 from fast_electra.objectives.joint import Joint
-from fast_electra.objectives.objective import Objective
 from fast_electra.objectives.rtd import RTD
-from fast_electra.training.engines import Engine, Ranks
-from fast_electra.training.loop import evaluation_batch, evaluation_size
-
-COUNT = 10
+from fast_electra.training.loop import EXAMPLES, Run, evaluation_batch, evaluation_size
 
 
 @torch.no_grad()
-def write_examples(
-    run: Path,
-    objective: Objective,
-    engine: Engine,
-    heldout: Sequences,
-    tokenizer: Tokenizer,
-    update: int,
-    value: float | None,
-    seed: int,
-    ranks: Ranks,
-) -> None:
-    """Writes examples.json: each token of the corrupted sequence, what it was, and the predicted probability.
+def write_examples(run: Run, folder: Path) -> None:
+    """Write examples.json after a run: held-out sequences as the main model sees them.
 
-    Only detection has such examples; for other objectives nothing is written. One rank may call it alone.
+    Each token of the corrupted sequence stands with what it was and the predicted probability. Only detection has such
+    examples: for other objectives, and without held-out sequences, nothing is written. One rank may call this alone.
+
+    Args:
+        run: what was trained.
+        folder: the run folder.
     """
-    if not isinstance(objective, RTD | Joint):
+    objective, heldout, update = run.objective, run.corpus.heldout, run.config.run.updates
+    if not isinstance(objective, RTD | Joint) or heldout is None:
         return
-    samples = torch.arange(evaluation_size(heldout, "heldout", COUNT))
-    batch = evaluation_batch(heldout, "heldout", samples, seed).to(ranks.device)
-    engine.eval()
-    corrupted = objective.corrupt(engine, batch, value)
-    probability_BL = engine(corrupted.tokens_BL, batch.attended_BL).float().sigmoid().cpu()
-    engine.train()
+    samples = torch.arange(evaluation_size(heldout, "heldout", EXAMPLES))
+    batch = evaluation_batch(heldout, "heldout", samples, run.config.run.seed).to(run.ranks.device)
+    run.engine.eval()
+    corrupted, logits_BL = objective.judge(run.engine, batch, run.strength(update))
+    run.engine.train()
+    probability_BL, piece = logits_BL.sigmoid().cpu(), run.corpus.tokenizer.piece
     shown_BL, original_BL = corrupted.tokens_BL.cpu(), batch.tokens_BL.cpu()
     sequences = [
         {
             "tokens": [
                 {
-                    "piece": tokenizer.piece(shown),
-                    "original": tokenizer.piece(original),
+                    "piece": piece(shown),
+                    "original": piece(original),
                     "replaced": shown != original,
                     "probability": round(probability, 4),
                 }
@@ -60,5 +50,4 @@ def write_examples(
         }
         for row, length in enumerate(batch.lengths_B.tolist())
     ]
-    curriculum = {} if objective.parameter is None else {objective.parameter: value}
-    write_json(run / "examples.json", {"update": update, **curriculum, "sequences": sequences})
+    write_json(folder / "examples.json", {"update": update, **run.curriculum(update), "sequences": sequences})

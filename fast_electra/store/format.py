@@ -31,7 +31,7 @@ from fast_electra_kernels import Pieces
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
 METADATA = "fast_electra"
-Kind = Literal["axis", "fixed"]
+StoreKind = Literal["axis", "fixed"]
 
 
 class Facts(Settings):
@@ -62,7 +62,7 @@ class SetRecord(Settings):
     sequences: int
 
 
-class Plan(Settings):
+class StorePlan(Settings):
     """All that is known of a store before its first token.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan(Settings):
     """
 
     format: Literal[1] = 1
-    kind: Kind
+    kind: StoreKind
     parameter: str | None
     floor: float
     low: float | None
@@ -101,10 +101,10 @@ class Plan(Settings):
                 yield Part(record, number, first, min(first + self.part, record.sequences))
 
 
-class Manifest(Settings):
+class StoreManifest(Settings):
     """What a complete store holds: `positions` masked ones and `pieces` in `bytes`, all parts together."""
 
-    plan: Plan
+    plan: StorePlan
     positions: int
     pieces: int
     bytes: int
@@ -125,7 +125,7 @@ class Part:
         return f"{self.set.name}-{self.number:05d}.safetensors"
 
 
-def write_part(path: Path, plan: Plan, part: Part, counts_B: Tensor, pieces: Pieces) -> None:
+def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces: Pieces) -> None:
     """Writes one part: beside its place, synced, and moved there.
 
     Args:

@@ -1,30 +1,32 @@
-"""What decides the corrupted tokens of a run: the facts by which it and an offline store know each other."""
+"""Check whether an offline store fits a run: compare what determines which tokens are replaced."""
 
 import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fast_electra.batch import ceil_div
 from fast_electra.config import SECTION, Config
-from fast_electra.replacement.distribution import Distribution, LinearDistribution, coordinate
-from fast_electra.report.examples import COUNT
+from fast_electra.corpus.corpus import Corpus
+from fast_electra.replacement.distribution import Distribution, LinearDistribution, axis_position
 from fast_electra.settings import UserError
-from fast_electra.store.format import Facts, Kind, Plan, SetRecord
+from fast_electra.store.format import Facts, SetRecord, StoreKind, StorePlan
 from fast_electra.store.reader import Stored, open_store
 from fast_electra.training.engines import Ranks
-from fast_electra.training.loop import REFERENCE, evaluation_size
+from fast_electra.training.loop import EXAMPLES, REFERENCE, evaluation_size
 from fast_electra_kernels import noise
 
-if TYPE_CHECKING:
-    from fast_electra.parts import Corpus
 
+def open_for_run(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Stored, dict[str, Any]]:
+    """Open the store that a config names.
 
-def open_for_run(config: Config, corpus: "Corpus", ranks: Ranks) -> tuple[Stored, dict[str, Any]]:
-    """The store that the config names, and the facts about its auxiliary that training online would record.
+    Returns:
+        The store, and the facts about its auxiliary that online training would record.
 
     Raises:
-        UserError: it is not complete, belongs to another run, or was damaged. Rank 0 checks the contents for all.
+        UserError: the store is not complete, is damaged, or was written for another run. Rank 0 checks the contents
+            for all.
     """
     assert config.run.replacement.store is not None
     folder, known = Path(config.run.replacement.store), known_of_auxiliary(config)
@@ -36,9 +38,9 @@ def open_for_run(config: Config, corpus: "Corpus", ranks: Ranks) -> tuple[Stored
 
 
 def known_of_auxiliary(config: Config) -> dict[str, Any]:
-    """Hash and precision of the run's auxiliary as far as they can be told without it: it need not be there."""
+    """Return hash and precision of the run's auxiliary, as far as they are known without loading it."""
     run, known = config.run, {}
-    if run.replacement.distribution == "auxiliary" and run.auxiliary is not None:
+    if run.replacement.from_auxiliary and run.auxiliary is not None:
         if run.auxiliary.dtype != "auto":
             known["auxiliary_dtype"] = run.auxiliary.dtype
         if run.auxiliary.run is not None:
@@ -48,13 +50,15 @@ def known_of_auxiliary(config: Config) -> dict[str, Any]:
     return known
 
 
-def facts_of_run(config: Config, corpus: "Corpus", auxiliary: dict[str, Any]) -> Callable[[Kind], Facts]:
-    """The facts on which a store of that kind depends.
+def facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any]) -> Callable[[StoreKind], Facts]:
+    """Return the facts on which a store of a kind depends, as a function of the kind.
 
     Args:
+        config: of the run.
+        corpus: of the run.
         auxiliary: `auxiliary_hash` and `auxiliary_dtype`, as far as they are known.
     """
-    run, batch = config.run, config.deepspeed["train_batch_size"]
+    run, batch = config.run, config.sequences
     replacement, curriculum = run.replacement, run.curriculum
     common: dict[str, Any] = {
         "the corpus": corpus.hash,
@@ -66,19 +70,19 @@ def facts_of_run(config: Config, corpus: "Corpus", auxiliary: dict[str, Any]) ->
         f"{SECTION}.corruption.mask_fraction": run.corruption.mask_fraction,
         f"{SECTION}.corpus.sequence_length": run.corpus.sequence_length,
     }
-    if replacement.distribution == "auxiliary":
+    if replacement.from_auxiliary:
         common[f"{SECTION}.replacement.augmentation"] = replacement.augmentation
         common["the noise of the draws"] = noise.VERSION
         names = {"auxiliary_hash": "the auxiliary model", "auxiliary_dtype": f"{SECTION}.auxiliary.dtype"}
         common |= {name: auxiliary[key] for key, name in names.items() if key in auxiliary}
-    elif "smoothed_one_hot" in replacement.distribution:
+    elif replacement.needs_alpha:
         common[f"{SECTION}.replacement.alpha"] = replacement.alpha
 
-    # Of an evaluation any number of sequences will do; all of them, where the config asks for more than there are.
-    there_are = max(len(corpus.heldout or ()), -(-len(corpus.train) // REFERENCE))
-    evaluation: dict[str, Any] = {f"{SECTION}.evaluation.sequences": min(evaluation_count(config), there_are)}
+    # An evaluation may read any number of sequences. It reads all of them if the config asks for more than there are.
+    there_are = max(len(corpus.heldout or ()), ceil_div(len(corpus.train), REFERENCE))
+    evaluation: dict[str, Any] = {f"{SECTION}.evaluation.sequences": min(_heldout_count(config), there_are)}
 
-    def facts(kind: Kind) -> Facts:
+    def facts(kind: StoreKind) -> Facts:
         if kind == "axis":
             stream = f"the training stream ({SECTION}.updates * train_batch_size)"
             most: dict[str, Any] = {stream: run.updates * batch, f"{SECTION}.curriculum.initial": curriculum.initial}
@@ -90,46 +94,52 @@ def facts_of_run(config: Config, corpus: "Corpus", auxiliary: dict[str, Any]) ->
     return facts
 
 
-def evaluation_count(config: Config) -> int:
-    """Held-out sequences that a run may draw for: those of its evaluations, and the examples of its report."""
-    return max(config.run.evaluation.sequences, COUNT)
+def _heldout_count(config: Config) -> int:
+    """Number of held-out sequences that a run may draw for: its evaluations read some, its report shows some."""
+    return max(config.run.evaluation.sequences, EXAMPLES)
 
 
 def plan_store(
-    config: Config, corpus: "Corpus", distribution: Distribution, about: dict[str, Any], part: int
-) -> tuple[list[float], Plan]:
-    """What the store of a run will hold; and of kind `fixed` the curriculum's value at each update, else nothing.
+    config: Config, corpus: Corpus, distribution: Distribution, auxiliary_facts: dict[str, Any], part: int
+) -> tuple[list[float], StorePlan]:
+    """Plan the store of a run.
 
     Args:
-        about: facts about the auxiliary, as `build_distribution` gives them.
-        part: sequences of a file.
+        config: of the run.
+        corpus: of the run.
+        distribution: what draws.
+        auxiliary_facts: facts about the auxiliary, from `parts.build_distribution`.
+        part: number of sequences of a file.
+
+    Returns:
+        For a store of kind `fixed`, the strength at each update, else nothing; and the plan.
 
     Raises:
-        UserError: the distribution cannot be stored for every value at once.
+        UserError: the distribution cannot be stored for every strength at once.
     """
-    run, batch = config.run, config.deepspeed["train_batch_size"]
+    run = config.run
     floor, low, high = distribution.floor, None, None
-    values: list[float] = []
+    strengths: list[float] = []
     if run.curriculum.per == "epoch":
-        clock = config.clock(len(corpus.train))
-        values = [run.curriculum.value(clock(n), floor) for n in range(1, run.updates + 1)]
+        epoch = len(corpus.train)
+        strengths = [run.curriculum.strength(config.u(n, epoch), floor) for n in range(1, run.updates + 1)]
     elif isinstance(distribution, LinearDistribution):
-        low, high = sorted(coordinate(distribution.parameter, value) for value in (run.curriculum.initial, floor))
+        low, high = sorted(axis_position(distribution.parameter, end) for end in (run.curriculum.initial, floor))
     else:
         raise UserError(
             f"draws under fast_electra.replacement.augmentation {run.replacement.augmentation} cannot be stored for "
             "every value at once: hold the value through each epoch with --set fast_electra.curriculum.per=epoch "
             "(here and when training), or train without a store"
         )
-    kind: Kind = "fixed" if values else "axis"
-    sets = [SetRecord(name="train", source="train", value=None, sequences=run.updates * batch)]
+    kind: StoreKind = "fixed" if strengths else "axis"
+    sets = [SetRecord(name="train", source="train", value=None, sequences=run.updates * config.sequences)]
     for source, sequences in (("heldout", corpus.heldout), ("reference", corpus.train)):
-        if corpus.heldout is not None and sequences is not None:  # without the one no evaluation needs the other
-            count = evaluation_size(sequences, source, evaluation_count(config))
-            for number, value in enumerate(dict.fromkeys(values) or [None]):
-                name = source if value is None else f"{source}-at-{number:04d}"
-                sets.append(SetRecord(name=name, source=source, value=value, sequences=count))
-    return values, Plan(
+        if corpus.heldout is not None and sequences is not None:  # without held-out sequences nothing is evaluated
+            count = evaluation_size(sequences, source, _heldout_count(config))
+            for number, strength in enumerate(dict.fromkeys(strengths) or [None]):
+                name = source if strength is None else f"{source}-at-{number:04d}"
+                sets.append(SetRecord(name=name, source=source, value=strength, sequences=count))
+    return strengths, StorePlan(
         kind=kind,
         parameter=distribution.parameter,
         floor=floor,
@@ -137,14 +147,18 @@ def plan_store(
         high=high,
         vocabulary_size=corpus.tokenizer.vocabulary_size,
         part=part,
-        facts=facts_of_run(config, corpus, about)(kind),
+        facts=facts_of_run(config, corpus, auxiliary_facts)(kind),
         sets=sets,
-        about=about,
+        about=auxiliary_facts,
     )
 
 
-def check_same(folder: Path, before: Plan, now: Plan) -> None:
-    """An unfinished store is continued under the very facts that it was begun with."""
+def check_same(folder: Path, before: StorePlan, now: StorePlan) -> None:
+    """Check that an unfinished store is continued for the run that it was begun for.
+
+    Raises:
+        UserError: naming the first fact that differs.
+    """
     old, new = ({"kind": plan.kind, **plan.facts.exact, **plan.facts.most} for plan in (before, now))
     for name in old | new:
         if old.get(name) != new.get(name):

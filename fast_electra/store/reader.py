@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.corpus.shards import check_files
-from fast_electra.replacement.distribution import coordinate
+from fast_electra.replacement.distribution import axis_position
 from fast_electra.settings import UserError
-from fast_electra.store.format import MANIFEST, PLAN, Facts, Kind, Manifest, PartFile, SetRecord
+from fast_electra.store.format import MANIFEST, PLAN, Facts, PartFile, SetRecord, StoreKind, StoreManifest
 from fast_electra_kernels import Pieces, concatenate, winners
 
 COMMAND = "deepspeed launch/preprocess.py --deepspeed_config CONFIG --output DIR"
@@ -23,10 +23,10 @@ OPEN_PARTS = 16
 class Stored:
     """Reads what was drawn for each sample of the training stream and of the evaluation sets.
 
-    Of kind `axis`, the draw at any value that the store spans; of kind `fixed`, the one draw that there is.
+    Of kind `axis`, the draw at any strength that the store spans; of kind `fixed`, the one draw that there is.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
         """`open_store` makes one."""
         plan = manifest.plan
         self.folder, self.plan = folder, plan
@@ -35,28 +35,30 @@ class Stored:
         self._sets = {(record.source, record.value): record for record in plan.sets}
         self._part = lru_cache(maxsize=OPEN_PARTS)(self._open_part)
 
-    def sample(self, masked: MaskedBatch, value: float) -> Draws:
-        """The stored draws at the curriculum's `value`; nothing but tokens is known of them.
+    def sample(self, masked: MaskedBatch, strength: float) -> Draws:
+        """The stored draws at the curriculum's `strength`; nothing but tokens is known of them.
 
         Raises:
             UserError: when the store has no draw at this value, or a part cannot be read.
         """
         batch = masked.original
-        pieces = self._read(self._set(batch.source, value), batch.samples_B)
-        tokens_M = winners(pieces, coordinate(self.parameter, value)) if self.plan.kind == "axis" else pieces.tokens_P
+        pieces = self._read(self._set(batch.source, strength), batch.samples_B)
+        tokens_M = (
+            winners(pieces, axis_position(self.parameter, strength)) if self.plan.kind == "axis" else pieces.tokens_P
+        )
         assert len(tokens_M) == len(masked.positions_M), "the store masks other positions"
         return Draws(tokens_M.to(masked.positions_M.device, non_blocking=True))
 
-    def _set(self, source: str, value: float) -> SetRecord:
+    def _set(self, source: str, strength: float) -> SetRecord:
         plan = self.plan
         if plan.kind == "axis":
             assert plan.low is not None and plan.high is not None
-            if plan.low <= coordinate(self.parameter, value) <= plan.high:
+            if plan.low <= axis_position(self.parameter, strength) <= plan.high:
                 return self._sets[source, None]
-        elif record := self._sets.get((source, None if source == "train" else value)):
+        elif record := self._sets.get((source, None if source == "train" else strength)):
             return record
         raise UserError(
-            f"{self.folder} holds no draws at {self.parameter} {value}: "
+            f"{self.folder} holds no draws at {self.parameter} {strength}: "
             f"train by the curriculum that it was written for, or write another store: {COMMAND}"
         )
 
@@ -82,7 +84,7 @@ class Stored:
             raise UserError(f"{path} cannot be read ({error}); {remedy(self.folder)}") from None
 
 
-def open_store(folder: Path, facts_of_run: Callable[[Kind], Facts], verify: bool) -> Stored:
+def open_store(folder: Path, facts_of_run: Callable[[StoreKind], Facts], verify: bool) -> Stored:
     """Opens a complete store after checking that it belongs to the run and is what was written.
 
     Args:
@@ -99,10 +101,10 @@ def open_store(folder: Path, facts_of_run: Callable[[Kind], Facts], verify: bool
     return Stored(folder, manifest)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> StoreManifest:
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_text())
+        return StoreManifest.model_validate_json(path.read_text())
     except FileNotFoundError:
         if (folder / PLAN).exists():
             raise UserError(
@@ -115,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
     """Raises a UserError that names the first fact in which a store and a run differ."""
-    another = f"or name another store, or write one: {COMMAND}"
+    another = f"use another store, or write a new one: {COMMAND}"
     for name, value in run.exact.items():
         if (was := stored.exact.get(name)) != value:
             raise UserError(
@@ -125,8 +127,8 @@ def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
     for name, value in run.most.items():
         if (most := stored.most.get(name, 0)) < value:
             raise UserError(
-                f"the store {folder} does not reach: {name} goes up to {most:,} there and is {value:,} here; lower it, "
-                f"{another}"
+                f"the store {folder} is too small for this run: it covers {name} up to {most:,}, the run asks for "
+                f"{value:,}. Lower it, {another}"
             )
 
 

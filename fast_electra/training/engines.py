@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import deepspeed.comm
@@ -17,13 +17,43 @@ from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_modul
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
+from fast_electra.deepspeed_config import Machine
+from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import Encoder
+from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
 from fast_electra.training import operators
 from fast_electra.training.graphs import Captured
-from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORCED_DTYPE = "FAST_ELECTRA_DTYPE"  # environment variable: the precision that `auto` means, whatever the machine is
+
+
+def this_machine() -> Machine:
+    """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
+    return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), operators.on_gpu())
+
+
+def best_dtype() -> str:
+    """Return bf16 if the device multiplies matrices in it, fp16 on older GPUs, fp32 on other CPUs.
+
+    A CPU without bf16 instructions computes bf16 products many times slower than fp32 ones. The environment variable
+    FAST_ELECTRA_DTYPE overrides the choice.
+
+    Raises:
+        UserError: the variable holds something else.
+    """
+    if forced := os.environ.get(FORCED_DTYPE):
+        if forced not in DTYPES:
+            raise UserError(f"{FORCED_DTYPE} must be one of {', '.join(DTYPES)}, not {forced!r}")
+        return forced
+    if operators.on_gpu():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    capability = torch.backends.cpu.get_cpu_capability()
+    has_bf16 = "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if has_bf16 or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 @dataclass(frozen=True)
@@ -68,9 +98,21 @@ def stop_ranks() -> None:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The element-wise sum over all ranks, in place."""
+    """Return the element-wise sum over all ranks, computed in place."""
     deepspeed.comm.all_reduce(values)
     return values
+
+
+def add_over_ranks(rows: list[Sums]) -> list[Sums]:
+    """Return rows of sums added over all ranks, on the CPU: one reduction for all rows.
+
+    Args:
+        rows: at least one; the names and shapes are the same on every rank.
+    """
+    values = [value for sums in rows for value in sums.values()]
+    total = sum_over_ranks(torch.cat([value.flatten() for value in values])).cpu()
+    parts = iter(total.split([value.numel() for value in values]))
+    return [{name: next(parts).view(value.shape) for name, value in sums.items()} for sums in rows]
 
 
 def wait_for_ranks() -> None:
@@ -107,17 +149,39 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     return engine
 
 
-def inference_engine(model: nn.Module, dtype: str, cuda_graph: bool = True) -> Captured:
-    """Freezes `model`, puts it in eval mode and in `dtype`, and gives it to DeepSpeed's inference engine.
+class FrozenModel(NamedTuple):
+    """The auxiliary in its inference engine: a `replacement.auxiliary.FrozenMaskedLM`."""
 
-    That engine's own CUDA graph has one shape for ever, so it stays off: `Captured` has one for each, or none where
-    `cuda_graph` is False.
+    engine: Captured
+    model: MaskedLanguageModel
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight [V, E] and bias [V] of the vocabulary head."""
+        return self.model.head
+
+    def hidden(
+        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
+    ) -> Tensor:
+        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`."""
+        return self.engine(tokens_BL, attended_BL, positions_M, hidden_only=True, drop=drop)
+
+
+def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = True) -> FrozenModel:
+    """Freeze a model and give it to DeepSpeed's inference engine, in eval mode.
+
+    That engine's own CUDA graph would have one shape for ever, so it stays off. `Captured` has a graph for each shape.
+
+    Args:
+        model: on its device; it is changed.
+        dtype: a key of DTYPES.
+        cuda_graph: whether the model is replayed as CUDA graphs on a GPU.
     """
     model.requires_grad_(False)
     model.eval()
     config = {"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}}
     engine = deepspeed.init_inference(model, config=config)
-    return Captured(engine) if cuda_graph else Captured(engine, limit=0)
+    return FrozenModel(Captured(engine) if cuda_graph else Captured(engine, limit=0), model)
 
 
 def skipped(engine: Engine) -> bool:

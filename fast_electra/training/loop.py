@@ -1,7 +1,6 @@
-"""One `fit` for every objective: the updates, what is logged of them, and what is kept."""
+"""A run, and the loop that trains it: the updates, what is logged of them, and what is kept."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,148 +10,138 @@ from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import TokenBatch
-from fast_electra.config import CheckpointSettings, EvaluationSettings
-from fast_electra.corpus.loader import Loader, token_batch
+from fast_electra.config import Config
+from fast_electra.corpus.corpus import Corpus
+from fast_electra.corpus.loader import Loader, read_batch
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.objectives.objective import Objective
+from fast_electra.objectives.objective import Objective, Row, Sums
 from fast_electra.training import checkpoint
-from fast_electra.training.engines import Engine, Ranks, skipped, sum_over_ranks
+from fast_electra.training.engines import Engine, Ranks, add_over_ranks, skipped
 from fast_electra.training.metrics import Monitor
 
-EPOCH = -1  # names the noise of evaluations: no training epoch has it
-REFERENCE = 4  # training sequences per held-out one, where a figure needs them
-
-
-def evaluation_size(sequences: Sequences, source: str, count: int) -> int:
-    """How many sequences an evaluation reads from `source`: "heldout", or "reference", the training sequences."""
-    return min(count * REFERENCE if source == "reference" else count, len(sequences))
-
-
-def evaluation_batch(sequences: Sequences, source: str, samples: Tensor, seed: int) -> TokenBatch:
-    """Members `samples` of the evaluation set, which is spread over the documents of `sequences`."""
-    rounds = randomness.key(seed, randomness.ORDER, EPOCH, torch.arange(4))[None]
-    which = randomness.permute(samples, len(sequences), rounds)
-    return token_batch(sequences, samples, which, torch.full_like(which, EPOCH), 1, 1, source)
-
-
-@torch.no_grad()
-def evaluate(
-    objective: Objective,
-    engine: Engine,
-    heldout: Sequences,
-    train: Sequences,
-    count: int,
-    value: float | None,
-    ranks: Ranks,
-    seed: int,
-) -> dict[str, float | None]:
-    """An evaluation row at the curriculum's `value`. All ranks call it and share the work; each gets the row."""
-    micro_batch = engine.train_micro_batch_size_per_gpu()
-
-    def add_up(sequences: Sequences, source: str, size: int, sums_of: Callable[[TokenBatch], Tensor]) -> Tensor:
-        total = torch.zeros(size, dtype=torch.float64, device=ranks.device)
-        samples = torch.arange(evaluation_size(sequences, source, count))
-        for part in samples.split(micro_batch)[ranks.rank :: ranks.world]:
-            total += sums_of(evaluation_batch(sequences, source, part, seed).to(ranks.device))
-        return sum_over_ranks(total)
-
-    engine.eval()
-    sums = add_up(heldout, "heldout", objective.heldout_size, lambda b: objective.heldout_sums(engine, b, value))
-    reference = torch.zeros(0, dtype=torch.float64)
-    if objective.reference_size:
-        size = objective.reference_size
-        reference = add_up(train, "reference", size, lambda b: objective.reference_sums(engine, b, value))
-    engine.train()
-    return objective.heldout_summary(sums, reference)
-
-
 MOST_SKIPPED = 10  # updates in a row that were not finite, after which a run stops
+EVALUATION_EPOCH = -1  # names the noise of evaluations: no training epoch has it
+REFERENCE = 4  # training sequences per held-out one, for a figure that needs them
+EXAMPLES = 10  # held-out sequences that a report shows
 
 
 class NotFinite(RuntimeError):
-    """Losses or gradients stayed not finite; the weights are those of the last good update."""
+    """Losses or gradients stayed not finite. The weights are those of the last good update."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long a run is, and when it stops to look around."""
+class Run:
+    """Everything that trains: `fast_electra.parts.build` makes one from a config.
 
-    updates: int
-    seed: int
-    log_every: int
-    checkpoint: CheckpointSettings
-    evaluation: EvaluationSettings
-    fraction: Callable[[int], float]  # u, the fraction of the updates done, as the curriculum counts it
+    Attributes:
+        config: the resolved configuration.
+        ranks: this process's place among all.
+        corpus: the sequences to train on, and those held out.
+        objective: model and loss.
+        engine: DeepSpeed's engine around the model.
+        loader: this rank's part of each global batch.
+        auxiliary_facts: what is known of the replacements: hash, precision and accuracy of the auxiliary.
+    """
+
+    config: Config
+    ranks: Ranks
+    corpus: Corpus
+    objective: Objective
+    engine: Engine
+    loader: Loader
+    auxiliary_facts: dict[str, Any] = field(default_factory=dict)
+
+    def strength(self, n: int) -> float | None:
+        """Return the curriculum's strength at update n = 1, 2, ..., the last of which is u = 1."""
+        return self.objective.strength(self.config.u(n, len(self.corpus.train)))
+
+    def curriculum(self, n: int) -> dict[str, float]:
+        """Return the strength under its own name, temperature or gamma; {} if there is no curriculum."""
+        strength, parameter = self.strength(n), self.objective.parameter
+        return {} if strength is None or parameter is None else {parameter: strength}
+
+    def update(self, n: int) -> tuple[dict[str, Any], Sums]:
+        """Do update n = 1, 2, ..., which reads global batch n - 1.
+
+        Returns:
+            The update's row so far, and this rank's sums for the objective's figures.
+        """
+        # Dropout alone is not counter-based. Reseeding it here makes a resumed run equal to an uninterrupted one.
+        torch.manual_seed(int(randomness.key(self.config.run.seed, n, self.ranks.rank)))
+        learning_rate, strength = self.engine.get_lr()[0], self.strength(n)
+        batches = self.loader.batch(n - 1)
+        # DeepSpeed averages over ranks and accumulation steps, but the shares of the global mean must be added.
+        shares = float(len(batches) * self.ranks.world)
+        total: Sums = {}
+        for batch in batches:
+            loss, sums = self.objective.loss(self.engine, batch.to(self.ranks.device), strength)
+            # A loss that is not finite becomes NaN, so that no gradient of it can look finite.
+            self.engine.backward(loss * torch.where(loss.isfinite(), shares, torch.nan))
+            self.engine.step()
+            total = added(total, sums)
+        norm = self.engine.get_global_grad_norm()
+        row = {
+            "learning_rate": learning_rate,
+            "gradient_norm": None if norm is None else float(norm),
+            "tokens": batches[0].global_tokens,
+            "skipped": skipped(self.engine),
+        }
+        return row | self.curriculum(n), total
 
 
 @dataclass
 class _Pending:
-    """Rows whose sums are still this rank's own: they are added over ranks together, every `log_every` updates."""
+    """Rows whose sums are still this rank's own. They are added over ranks together, every `log_every` updates."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    sums: list[Tensor] = field(default_factory=list)
+    sums: list[Sums] = field(default_factory=list)
 
     def flush(self, objective: Objective) -> list[dict[str, Any]]:
-        if not self.rows:
-            return []
-        totals = sum_over_ranks(torch.stack(self.sums)).cpu()
+        totals = add_over_ranks(self.sums) if self.sums else []
         rows = [row | objective.summary(total) for row, total in zip(self.rows, totals, strict=True)]
         self.rows, self.sums = [], []
         return rows
 
 
-def fit(
-    objective: Objective,
-    engine: Engine,
-    loader: Loader,
-    heldout: Sequences | None,
-    plan: Plan,
-    ranks: Ranks,
-    run: Path,
-    monitor: Monitor | None,
-    start: int = 0,
-    facts: dict[str, float] | None = None,
-) -> dict[str, float | None]:
-    """Trains from update `start` to the end and returns the last evaluation row.
-
-    Update n = 1 ... N reads global batch n - 1, with the curriculum at u = plan.fraction(n), which is n / N.
+def fit(run: Run, folder: Path, monitor: Monitor | None, start: int = 0) -> Row:
+    """Train from update `start` to the end, and return the last evaluation row.
 
     Args:
-        heldout: held-out sequences, or None if the corpus has none.
-        monitor: on rank 0, what shows and keeps the rows.
-        facts: figures to repeat in each evaluation row: the auxiliary's held-out accuracy.
+        run: what is trained.
+        folder: the run folder.
+        monitor: on rank 0, what shows and keeps the rows; None on the others.
+        start: number of updates done.
 
     Raises:
         NotFinite: after MOST_SKIPPED updates in a row without finite loss and gradients.
     """
-    pending, in_a_row = _Pending(), 0
-    evaluation: dict[str, float | None] = {}
+    settings, engine = run.config.run, run.engine
+    pending, in_a_row, evaluation = _Pending(), 0, Row()
     began = time.perf_counter()
 
     def log() -> None:
-        rows = pending.flush(objective)
+        rows = pending.flush(run.objective)
         if monitor is not None:
             monitor.rows(rows)
 
-    def look_around(n: int, value: float | None) -> dict[str, float | None]:
-        assert heldout is not None
-        count = plan.evaluation.sequences
-        row = evaluate(objective, engine, heldout, loader.sequences, count, value, ranks, plan.seed)
+    def evaluate_now(n: int) -> Row:
+        row = evaluate(run, n)
         if monitor is not None:
-            curriculum = _curriculum(objective, value)
-            monitor.evaluation({"update": n, "updates": plan.updates, **curriculum, **(facts or {}), **row})
+            repeated = {
+                name: run.auxiliary_facts[name] for name in ("heldout_mlm_accuracy",) if name in run.auxiliary_facts
+            }
+            monitor.evaluation({"update": n, "updates": settings.updates, **run.curriculum(n), **repeated, **row})
         return row
 
-    if start == plan.updates and heldout is not None:  # interrupted between its last checkpoint and its end
-        return look_around(start, objective.value(plan.fraction(start)))
+    if start == settings.updates and run.corpus.heldout is not None:  # interrupted between last checkpoint and end
+        return evaluate_now(start)
     engine.train()
-    for n in range(start + 1, plan.updates + 1):
-        value = objective.value(plan.fraction(n))
+    for n in range(start + 1, settings.updates + 1):
         update_began = time.perf_counter()
-        row, sums = update(objective, engine, loader, n, value, plan.seed, ranks)
+        row, sums = run.update(n)
         now = time.perf_counter()
         row |= {"tokens_per_second": row["tokens"] / (now - update_began), "seconds": now - began}
-        pending.rows.append({"update": n, "updates": plan.updates, **row})
+        pending.rows.append({"update": n, "updates": settings.updates, **row})
         pending.sums.append(sums)
 
         in_a_row = in_a_row + 1 if row["skipped"] else 0
@@ -166,53 +155,70 @@ def fit(
                     "the weights are those of the last good one. Lower optimizer.params.lr or check the data, and "
                     "start again from a checkpoint"
                 )
-        last = n == plan.updates
-        if last or n % plan.log_every == 0:
+        last = n == settings.updates
+        if last or n % settings.log_every == 0:
             log()
-        if heldout is not None and (last or n % plan.evaluation.every == 0):
-            evaluation = look_around(n, value)
-        if last or n % plan.checkpoint.every == 0:
+        if run.corpus.heldout is not None and (last or n % settings.evaluation.every == 0):
+            evaluation = evaluate_now(n)
+        if last or n % settings.checkpoint.every == 0:
             log()
-            checkpoint.save(run / "checkpoints", engine, ranks, n, plan.checkpoint.keep)
+            checkpoint.save(folder / "checkpoints", engine, run.ranks, n, settings.checkpoint.keep)
             if monitor is not None:
                 monitor.status("running", n)
     return evaluation
 
 
-def update(
-    objective: Objective, engine: Engine, loader: Loader, n: int, value: float | None, seed: int, ranks: Ranks
-) -> tuple[dict[str, Any], Tensor]:
-    """One update of the weights; returns its row so far and this rank's sums."""
-    # Dropout alone is not counter-based: reseeding it here makes a resumed run equal to an uninterrupted one.
-    torch.manual_seed(int(randomness.key(seed, n, ranks.rank)))
-    learning_rate = engine.get_lr()[0]
-    parts = loader.batch(n - 1)
-    # DeepSpeed averages over ranks and accumulation steps; the shares of the global mean are to be summed.
-    shares = len(parts) * ranks.world
-    total = None
-    for part in parts:
-        loss, sums = objective.loss(engine, part.to(ranks.device), value)
-        loss = loss * torch.where(loss.isfinite(), float(shares), torch.nan)  # not finite: no gradient may look sound
-        engine.backward(loss)
-        engine.step()
-        total = sums if total is None else total + sums
-    assert total is not None
-    norm = engine.get_global_grad_norm()
-    row = {
-        "learning_rate": learning_rate,
-        "gradient_norm": None if norm is None else float(norm),
-        "tokens": parts[0].global_tokens,
-        "skipped": skipped(engine),
-    }
-    return row | _curriculum(objective, value), total
+@torch.no_grad()
+def evaluate(run: Run, n: int) -> Row:
+    """Return an evaluation row at the strength of update n. All ranks call this and share the work."""
+    strength, sums = run.strength(n), Sums()
+    run.engine.eval()
+    for source in run.objective.sources:
+        sequences = run.corpus.heldout if source == "heldout" else run.corpus.train
+        assert sequences is not None
+        samples = torch.arange(evaluation_size(sequences, source, run.config.run.evaluation.sequences))
+        parts = samples.split(run.loader.share.micro_batch)
+        mine = parts[run.ranks.rank :: run.ranks.world]
+        # A rank without a part evaluates the first one and counts it 0 times: all ranks must have the same sums.
+        for part in mine or parts[:1]:
+            batch = evaluation_batch(sequences, source, part, run.config.run.seed).to(run.ranks.device)
+            found = run.objective.evaluate(run.engine, batch, strength)
+            sums = added(sums, found if mine else {name: value * 0 for name, value in found.items()})
+    run.engine.train()
+    return run.objective.evaluation(add_over_ranks([sums])[0])
 
 
-def _curriculum(objective: Objective, value: float | None) -> dict[str, float]:
-    """The curriculum's value under its own name: temperature or gamma."""
-    return {} if value is None or objective.parameter is None else {objective.parameter: value}
+def evaluation_size(sequences: Sequences, source: str, count: int) -> int:
+    """Return how many sequences an evaluation of `count` held-out ones reads from an evaluation set.
+
+    Args:
+        sequences: the split that the set is taken from.
+        source: "heldout", or "reference" for training sequences.
+        count: number of held-out sequences.
+    """
+    return min(count * REFERENCE if source == "reference" else count, len(sequences))
+
+
+def evaluation_batch(sequences: Sequences, source: str, samples_B: Tensor, seed: int) -> TokenBatch:
+    """Read members of an evaluation set, which is spread over the documents of a split.
+
+    Args:
+        sequences: the split that the set is taken from.
+        source: name of the set.
+        samples_B: int64, which members.
+        seed: of the run.
+    """
+    rounds = randomness.key(seed, randomness.ORDER, EVALUATION_EPOCH, torch.arange(4))[None]
+    which = randomness.permute(samples_B, len(sequences), rounds)
+    return read_batch(sequences, samples_B, which, torch.full_like(which, EVALUATION_EPOCH), source)
+
+
+def added(sums: Sums, more: Sums) -> Sums:
+    """Return the sums of both, by name."""
+    return sums | {name: sums[name] + value if name in sums else value for name, value in more.items()}
 
 
 def _still_scaling(engine: Engine) -> bool:
-    """Whether fp16's loss scale can still fall: a skipped update is then its search, not a failure."""
+    """Whether fp16's loss scale can still fall: a skipped update is then part of its search, not a failure."""
     scaler = engine.optimizer.loss_scaler
     return bool(engine.fp16_enabled()) and scaler.dynamic and scaler.cur_scale > scaler.min_scale

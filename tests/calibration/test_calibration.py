@@ -16,12 +16,11 @@ from fast_electra.calibration.fit import Reference, open_reference
 from fast_electra.cli import main
 from fast_electra.config import RunConfig, load
 from fast_electra.corpus.frequency import token_counts
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corruption import corrupt
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
-from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.objectives.rtd import RTD
-from fast_electra.parts import open_corpus
+from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.parts import masking, open_run_corpus
 from fast_electra.replacement.auxiliary import Temperature
 from fast_electra.settings import UserError
 from fast_electra.training.loop import evaluation_batch
@@ -53,7 +52,7 @@ def config(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str
     folder = tmp_path_factory.mktemp("calibration")
     path = folder / "config.json"
     path.write_text(json.dumps(main_config(tiny_corpus, folder / "auxiliary")))
-    corpus = open_corpus(load(path, world=1).run, verify=False)
+    corpus = open_run_corpus(load(path).run)
     settings = EncoderSettings(**SIZES, initial_std=0.1)
     model = MaskedLanguageModel(settings)
     with torch.no_grad():
@@ -65,8 +64,8 @@ def config(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str
 
 @pytest.fixture(scope="module")
 def response(config: str) -> fit.Response:
-    run = load(config, world=1).run
-    corpus = open_corpus(run, verify=False)
+    run = load(config).run
+    corpus = open_run_corpus(run)
     model, _ = calibrate.open_auxiliary(run, corpus.tokenizer)
     found, sample = calibrate.measure(run, corpus, model, 64)
     assert sample.source == "heldout" and sample.sequences == 64
@@ -118,18 +117,17 @@ def test_statistics_agree_with_a_dense_softmax() -> None:
 
 def test_response_is_that_of_training_and_rises_with_the_temperature(config: str, response: fit.Response) -> None:
     """Between the measured temperatures too: against the figures that a run logs, from the sampler itself."""
-    run = load(config, world=1).run
-    corpus = open_corpus(run, verify=False)
+    run = load(config).run
+    corpus = open_run_corpus(run)
     assert corpus.heldout is not None
     model, _ = calibrate.open_auxiliary(run, corpus.tokenizer)
-    noise = {"seed": run.seed, "mask_fraction": 0.15, "mask_id": Tokenizer.mask_id}
-    objective = RTD(Discriminator(run.model), Temperature(model.eval(), model), run.curriculum, **noise)
+    auxiliary = Temperature(model.eval(), unk_id=1)
     batch = evaluation_batch(corpus.heldout, "heldout", torch.arange(64), run.seed)
     for temperature in (1.0, 1.31, 2.0, 5.5, fit.HIGHEST):
-        draws = objective.corrupt(objective.model, batch, temperature).draws
-        assert draws.original_M is not None and draws.entropy_M is not None
+        draws = corrupt(batch, masking(run, corpus.tokenizer), auxiliary, temperature).draws
+        assert draws.original_probability_M is not None and draws.entropy_M is not None
         replaced, entropy = response.at(np.array([temperature]))[:, 0]
-        assert replaced == pytest.approx(1.0 - float(draws.original_M.mean()), abs=5e-5)
+        assert replaced == pytest.approx(1.0 - float(draws.original_probability_M.mean()), abs=5e-5)
         assert entropy == pytest.approx(float(draws.entropy_M.mean()) / math.log(1000), abs=5e-5)
     grid = response.at(np.linspace(1.0, fit.HIGHEST, 500))
     assert (np.diff(grid[1]) > 0).all()
@@ -195,7 +193,7 @@ def test_command_writes_what_it_promises(
     assert printed[-1] == " ".join(f"--set {override}" for override in written["set"])
     assert (tmp_path / "c.svg").read_text().startswith("<?xml")
     overrides = [*written["set"], "fast_electra.curriculum.schedule=polynomial"]
-    assert RunConfig.model_validate(load(config, overrides, world=1).run).curriculum.initial == written["initial"]
+    assert RunConfig.model_validate(load(config, overrides).run).curriculum.initial == written["initial"]
 
     again = [*common, "--reference", files["saved.json"], "--set", "fast_electra.curriculum.schedule=polynomial"]
     assert main(again) == 0
@@ -263,9 +261,7 @@ def test_a_mistake_is_one_line(
     reference_run(Path("stored"), [{"update": n, **common, **null} for n in range(1, 11)], "rtd")
     nothing = {"original_probability": 0.001, "replacement_entropy": math.log(1000)}
     reference_run(Path("ignorant"), [{"update": n, **common, **nothing} for n in range(1, 11)])
-    model, _ = calibrate.open_auxiliary(
-        load(config, world=1).run, open_corpus(load(config, world=1).run, False).tokenizer
-    )
+    model, _ = calibrate.open_auxiliary(load(config).run, open_run_corpus(load(config).run).tokenizer)
     save_model(Path("other/model"), "mlm", model.encoder.settings, model.state_dict(), tokenizer="0" * 64)
 
     assert main(["calibrate", "--config", config, "--sequences", "8", *arguments]) == 2

@@ -55,8 +55,8 @@ def total(terms: Terms) -> float:
 def test_discriminator(changes: dict[str, object]) -> None:
     size = settings(**changes)
     forward = discriminator_forward(size, LENGTH)
-    assert counted(Discriminator(size), tokens(), None, backward=False) == total(forward)
-    assert counted(Discriminator(size), tokens(), None, backward=True) == total(trained(forward, False))
+    assert counted(Discriminator.new(size), tokens(), None, backward=False) == total(forward)
+    assert counted(Discriminator.new(size), tokens(), None, backward=True) == total(trained(forward, False))
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -86,7 +86,7 @@ def test_the_frozen_auxiliary_pays_the_vocabulary_in_the_sampler() -> None:
 def test_recomputation(kind: str) -> None:
     """With activation checkpointing, the backward pass computes the layers, and only them, once more."""
     size = settings()
-    model = Discriminator(size) if kind == "rtd" else MaskedLanguageModel(size)
+    model = Discriminator.new(size) if kind == "rtd" else MaskedLanguageModel(size)
     model.encoder.checkpoint = lambda layer, *inputs: checkpoint(
         layer, *inputs, use_reentrant=True, preserve_rng_state=False
     )
@@ -100,7 +100,7 @@ def test_recomputation(kind: str) -> None:
 
 def test_parameters_are_the_models_own() -> None:
     size = settings(embedding_size=8)
-    assert parameters(size, "rtd") == count_parameters(Discriminator(size))
+    assert parameters(size, "rtd") == count_parameters(Discriminator.new(size))
     assert parameters(size, "mlm") == count_parameters(MaskedLanguageModel(size))
     assert embedding_parameters(size) == 96 * 8
     shared = joint_parameters(size, 2, "shared")

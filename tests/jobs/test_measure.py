@@ -9,8 +9,10 @@ import torch
 from conftest import Corpus, Launch
 from torch import Tensor
 
+from fast_electra import config
 from fast_electra.cost.estimate import GPUS
 from fast_electra.cost.measure import known_gpu, ratios, tensor_memory
+from fast_electra.deepspeed_config import Machine
 from fast_electra.jobs import measure
 from fast_electra.jobs.measure import Options
 from fast_electra.settings import UserError
@@ -86,8 +88,10 @@ def test_a_gpu_is_known_by_its_name_alone(name: str, key: str | None) -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(file: str, overrides: list[str], options: Options, message: str) -> None:
+    path = f"ds_configs/{file}.json"
+    loaded = config.load(path, overrides, Machine())
     with pytest.raises(UserError, match=message):
-        measure.measure(f"ds_configs/{file}.json", overrides, options)
+        measure.main(loaded, path, overrides, options)
 
 
 @pytest.fixture(scope="module")

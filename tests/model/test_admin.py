@@ -24,7 +24,7 @@ def branch_variances(model: Discriminator) -> list[float]:
 
 @torch.no_grad()
 def test_omega_is_the_root_of_the_variances_before_it() -> None:
-    model = Discriminator(DEEP, seed=1)
+    model = Discriminator.new(DEEP, seed=1)
     omegas = [
         float(omega.mean()) for layer in model.encoder.layers for omega in (layer.attention_omega, layer.ffn_omega)
     ]
@@ -37,7 +37,7 @@ def test_omega_is_the_root_of_the_variances_before_it() -> None:
 
 
 def test_bert_initialisation_leaves_the_scales_at_one() -> None:
-    model = Discriminator(DEEP.model_copy(update={"initialization": "bert"}), seed=1)
+    model = Discriminator.new(DEEP.model_copy(update={"initialization": "bert"}), seed=1)
     assert all((layer.attention_omega == 1).all() and (layer.ffn_omega == 1).all() for layer in model.encoder.layers)
 
 

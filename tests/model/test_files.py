@@ -15,7 +15,7 @@ SIZES = EncoderSettings(vocabulary_size=50, layers=1, hidden_size=16, ffn_size=3
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    model = Discriminator(SIZES, seed=3)
+    model = Discriminator.new(SIZES, seed=3)
     save_model(tmp_path / "model", "rtd", SIZES, model.state_dict(), tokenizer="abc")
     loaded, description = load_model(tmp_path / "model", "rtd", "")
     assert description["tokenizer"] == "abc"
@@ -26,14 +26,14 @@ def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
     """On a cluster, other users and services read what a run wrote."""
     before = os.umask(0o027)
     try:
-        save_model(tmp_path / "model", "rtd", SIZES, Discriminator(SIZES).state_dict())
+        save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict())
     finally:
         os.umask(before)
     assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_another_kind_or_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    save_model(tmp_path / "model", "rtd", SIZES, Discriminator(SIZES).state_dict())
+    save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict())
     with pytest.raises(UserError, match="holds a model of objective 'rtd', not 'mlm'; train one"):
         load_model(tmp_path / "model", "mlm", "train one")
     weights = tmp_path / "model" / "model.safetensors"

@@ -26,7 +26,7 @@ def test_parameter_counts_print_as_table_2(
 ) -> None:
     monkeypatch.setattr(heads, "initialize", lambda *_: None)  # shapes only: no memory for the weights is needed
     with torch.device("meta"):
-        discriminator = Discriminator(settings(name, "rtd"))
+        discriminator = Discriminator.new(settings(name, "rtd"))
         masked_model = MaskedLanguageModel(settings(name, "mlm"))
     assert millions(discriminator) == main
     assert millions(masked_model) == auxiliary
@@ -36,7 +36,7 @@ def test_parameter_counts_print_as_table_2(
 def test_small_has_the_size_of_electra_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "initialize", lambda *_: None)
     with torch.device("meta"):
-        assert 13.2e6 < count_parameters(Discriminator(settings("small", "rtd"))) < 14.2e6
+        assert 13.2e6 < count_parameters(Discriminator.new(settings("small", "rtd"))) < 14.2e6
 
 
 def test_vocabulary_head_is_tied_and_runs_at_masked_positions_only() -> None:

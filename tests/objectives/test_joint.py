@@ -1,6 +1,6 @@
 """Joint training is L_MLM + lambda L_RTD with replacements drawn from the auxiliary itself; sharing is what it says."""
 
-from typing import Any
+from functools import reduce
 
 import pytest
 import torch
@@ -8,19 +8,21 @@ import torch.nn.functional as F
 from conftest import Corpus
 
 from fast_electra.batch import TokenBatch
-from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.corruption import corrupt
+from fast_electra.corruption import Masking, corrupt, mask
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel, count_parameters
-from fast_electra.model.joint import JointModel
+from fast_electra.model.joint import SHARINGS, JointModel
 from fast_electra.objectives.joint import Joint, JointSettings
+from fast_electra.objectives.mlm import masked_loss
+from fast_electra.objectives.rtd import replaced_loss
 from fast_electra.replacement.auxiliary import Temperature
+from fast_electra.training.loop import added
 
-NOISE: dict[str, Any] = {"seed": 2, "mask_fraction": 0.15, "mask_id": Tokenizer.mask_id}
-SHARINGS = ["shared", "gradient_disentangled", "none"]
+MASKING = Masking(seed=2, fraction=0.15, mask_id=4)
 EMBEDDING = "encoder.embedding.weight"
 
 
@@ -41,14 +43,14 @@ def sizes(tiny_corpus: Corpus) -> EncoderSettings:
 @pytest.fixture(scope="module")
 def parts(tiny_corpus: Corpus) -> list[TokenBatch]:
     sequences = Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
-    return Loader(sequences, Split(4, 4), 2, 0.15).batch(1)
+    return Loader(sequences, Share(4, 4), 2, 0.15).batch(1)
 
 
 def joint(sizes: EncoderSettings, sharing: str, loss_weight: float = 50.0) -> Joint:
     settings = JointSettings.model_validate(
         {"loss_weight": loss_weight, "auxiliary_layers": 1, "embedding_sharing": sharing}
     )
-    return Joint(JointModel(sizes, 1, sharing, seed=3), settings, **NOISE)
+    return Joint(JointModel(sizes, 1, sharing, seed=3), settings, MASKING)
 
 
 @torch.no_grad()
@@ -59,7 +61,7 @@ def test_loss_is_the_weighted_sum_of_both_means(sizes: EncoderSettings, parts: l
     auxiliary, main = objective.model.auxiliary, objective.model.main
     mlm, rtd = [], []
     for part in parts:
-        corrupted = corrupt(part, Temperature(auxiliary, auxiliary), 1.0, seed=2, fraction=0.15, mask_id=4)
+        corrupted = corrupt(part, MASKING, Temperature(auxiliary, unk_id=1), 1.0)
         masked = corrupted.masked
         original_M = part.tokens_BL.flatten()[masked.positions_M]
         logits_MV = auxiliary(masked.tokens_BL, part.attended_BL, masked.positions_M)
@@ -69,7 +71,7 @@ def test_loss_is_the_weighted_sum_of_both_means(sizes: EncoderSettings, parts: l
         rtd.append(loss_BL[part.real_BL])
     means = float(torch.cat(mlm).mean()), float(torch.cat(rtd).mean())
     assert share == pytest.approx(means[0] + 7.0 * means[1], rel=1e-5)
-    row = objective.summary(sum(objective.loss(objective.model, part, None)[1] for part in parts))
+    row = objective.summary(reduce(added, (objective.loss(objective.model, part, None)[1] for part in parts)))
     assert (row["mlm_loss"], row["rtd_loss"]) == pytest.approx(means, rel=1e-5)
     assert row["loss"] == pytest.approx(share, rel=1e-5)
 
@@ -77,12 +79,11 @@ def test_loss_is_the_weighted_sum_of_both_means(sizes: EncoderSettings, parts: l
 def gradients(objective: Joint, batch: TokenBatch, which: str) -> dict[str, torch.Tensor | None]:
     """Gradients by name, of the MLM loss alone or of detection alone."""
     objective.model.zero_grad()
-    corrupted, mlm_sum, _ = objective.propose(objective.model, batch)
     if which == "mlm":
-        mlm_sum.backward()
+        masked = mask(batch, MASKING)
+        masked_loss(objective.model(masked.tokens_BL, batch.attended_BL, masked.positions_M), masked)[0].backward()
     else:
-        logits_BL = objective.model(corrupted.tokens_BL, batch.attended_BL)
-        F.binary_cross_entropy_with_logits(logits_BL, corrupted.replaced_BL.float()).backward()
+        replaced_loss(objective.judge(objective.model, batch, None)).backward()
     return {name: parameter.grad for name, parameter in objective.model.named_parameters()}
 
 
@@ -112,7 +113,7 @@ def test_exported_models_are_whole_and_compute_the_same(
     weights = {name: parameter.detach() for name, parameter in objective.model.named_parameters()}
     for (folder, kind, settings, part), model_class, genuine in zip(
         objective.exports(weights),
-        (Discriminator, MaskedLanguageModel),
+        (Discriminator.new, MaskedLanguageModel),
         (objective.model.main, objective.model.auxiliary),
         strict=True,
     ):
@@ -126,7 +127,7 @@ def test_exported_models_are_whole_and_compute_the_same(
 
 def test_parameters_are_counted_once(sizes: EncoderSettings) -> None:
     """Table 1's auxiliary has no embedding of its own in the original method."""
-    alone = count_parameters(Discriminator(sizes)) + count_parameters(
+    alone = count_parameters(Discriminator.new(sizes)) + count_parameters(
         MaskedLanguageModel(sizes.model_copy(update={"layers": 1}))
     )
     table = sizes.vocabulary_size * sizes.hidden_size
@@ -137,5 +138,5 @@ def test_parameters_are_counted_once(sizes: EncoderSettings) -> None:
 @torch.no_grad()
 def test_the_main_model_starts_as_fast_electras_does(sizes: EncoderSettings) -> None:
     """One seed, one start: what differs between the two methods is the objective."""
-    model, alone = joint(sizes, "none").model.main, Discriminator(sizes, seed=3)
+    model, alone = joint(sizes, "none").model.main, Discriminator.new(sizes, seed=3)
     assert all(torch.equal(weight, alone.state_dict()[name]) for name, weight in model.state_dict().items())

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from conftest import Corpus
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corruption import Masking
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
@@ -18,7 +19,7 @@ from fast_electra.objectives.mlm import MLM
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Temperature
 
-NOISE = {"seed": 2, "mask_fraction": 0.15, "mask_id": Tokenizer.mask_id}
+MASKING = Masking(seed=2, fraction=0.15, mask_id=4)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +37,16 @@ def sizes(tiny_corpus: Corpus) -> EncoderSettings:
 @pytest.fixture(scope="module")
 def rtd(sizes: EncoderSettings) -> RTD:
     model = MaskedLanguageModel(sizes, seed=1).eval()
-    return RTD(Discriminator(sizes, seed=3).eval(), Temperature(model, model), CurriculumSettings(), **NOISE)
+    return RTD(Discriminator.new(sizes, seed=3).eval(), Temperature(model, unk_id=1), CurriculumSettings(), MASKING)
 
 
 @torch.no_grad()
 def test_rtd_loss_is_the_mean_over_all_real_tokens(rtd: RTD, sequences: Sequences) -> None:
-    parts = Loader(sequences, Split(4, 4), 2, 0.15).batch(1)
+    parts = Loader(sequences, Share(4, 4), 2, 0.15).batch(1)
     share = sum(rtd.loss(rtd.model, part, 1.5)[0] for part in parts)
     losses = []
     for part in parts:
-        corrupted = rtd.corrupt(rtd.model, part, 1.5)
+        corrupted = rtd.judge(rtd.model, part, 1.5).corrupted
         for row in range(4):
             n = int(part.lengths_B[row])
             logits = rtd.model(corrupted.tokens_BL[row : row + 1, :n], None)[0]
@@ -57,21 +58,21 @@ def test_rtd_loss_is_the_mean_over_all_real_tokens(rtd: RTD, sequences: Sequence
 
 @torch.no_grad()
 def test_mlm_loss_is_the_mean_over_masked_positions(sizes: EncoderSettings, sequences: Sequences) -> None:
-    mlm = MLM(MaskedLanguageModel(sizes, seed=4).eval(), **NOISE)
-    one = Loader(sequences, Split(16, 1), 2, 0.15).batch(1)[0]
+    mlm = MLM(MaskedLanguageModel(sizes, seed=4).eval(), MASKING)
+    one = Loader(sequences, Share(16, 1), 2, 0.15).batch(1)[0]
     loss, sums = mlm.loss(mlm.model, one, None)
-    parts = Loader(sequences, Split(4, 4), 2, 0.15).batch(1)
+    parts = Loader(sequences, Share(4, 4), 2, 0.15).batch(1)
     assert float(sum(mlm.loss(mlm.model, part, None)[0] for part in parts)) == pytest.approx(float(loss), rel=1e-5)
     row = mlm.summary(sums)
-    assert row["loss"] == pytest.approx(float(loss), rel=1e-6) and int(sums[1]) == one.global_masked
+    assert row["loss"] == pytest.approx(float(loss), rel=1e-6) and int(sums["masked"]) == one.global_masked
     assert 0 <= row["accuracy"] <= 1
 
 
 def test_figures_agree_with_scikit_learn(rtd: RTD, sequences: Sequences) -> None:
-    batch = Loader(sequences, Split(64, 1), 2, 0.15).batch(0)[0]
+    batch = Loader(sequences, Share(64, 1), 2, 0.15).batch(0)[0]
     row = rtd.summary(rtd.loss(rtd.model, batch, 1.0)[1])
-    corrupted = rtd.corrupt(rtd.model, batch, 1.0)
-    logits = rtd.model(corrupted.tokens_BL, batch.attended_BL)[batch.real_BL].detach()
+    corrupted, logits_BL = rtd.judge(rtd.model, batch, 1.0)
+    logits = logits_BL[batch.real_BL].detach()
     labels = corrupted.replaced_BL[batch.real_BL]
     assert row["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=2e-3)
     assert row["replaced_fraction"] == pytest.approx(float(labels.float().mean()))
@@ -117,4 +118,4 @@ def test_token_identity_auc_is_not_fooled_by_rare_tokens() -> None:
 
 
 def test_curriculum_value_is_the_temperature_of_equation_2(rtd: RTD) -> None:
-    assert rtd.value(0.1) == 1 + 1 * 2.718281828459045**-1
+    assert rtd.strength(0.1) == 1 + 1 * 2.718281828459045**-1

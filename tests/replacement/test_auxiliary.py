@@ -8,19 +8,20 @@ from torch import Tensor
 from fast_electra import randomness
 from fast_electra.batch import MaskedBatch
 from fast_electra.corpus.frequency import log_frequency, token_counts
-from fast_electra.corpus.loader import Loader, Split
+from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.corruption import mask
+from fast_electra.corruption import Masking, mask
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import AUGMENTATIONS, Auxiliary, DropToken
-from fast_electra.replacement.distribution import RANGES, LinearDistribution, coordinate
+from fast_electra.replacement.distribution import LinearDistribution, axis_position
 from fast_electra_kernels import winners
 
 LINEAR = ["temperature", "term_frequency_interpolation"]
+UNK, MASK = 1, 4
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,12 @@ def log_frequency_V(sequences: Sequences) -> Tensor:
 
 @pytest.fixture(scope="module")
 def auxiliaries(model: MaskedLanguageModel, log_frequency_V: Tensor) -> dict[str, Auxiliary]:
-    return {name: kind(model, model, log_frequency_V) for name, kind in AUGMENTATIONS.items()}
+    return {name: kind(model, UNK, log_frequency_V) for name, kind in AUGMENTATIONS.items()}
 
 
 def masked_batch(sequences: Sequences, n: int = 0, **split: int) -> MaskedBatch:
-    (batch,) = Loader(sequences, Split(**({"micro_batch": 24, "accumulation": 1} | split)), 5, 0.15).batch(n)
-    return mask(batch, 5, 0.15, Tokenizer.mask_id)
+    (batch,) = Loader(sequences, Share(**({"micro_batch": 24, "accumulation": 1} | split)), 5, 0.15).batch(n)
+    return mask(batch, Masking(5, 0.15, MASK))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -56,7 +57,7 @@ def test_any_division_of_a_batch_draws_alike(
     name: str, auxiliaries: dict[str, Auxiliary], sequences: Sequences
 ) -> None:
     """One rank and several, micro-batches of other widths: the same replacements."""
-    value = RANGES[name].initial
+    value = AUGMENTATIONS[name].range.initial
     whole = auxiliaries[name].sample(masked_batch(sequences), value).tokens_M
     parts = [masked_batch(sequences, micro_batch=6, ranks=4, rank=rank) for rank in range(4)]
     assert torch.equal(torch.cat([auxiliaries[name].sample(part, value).tokens_M for part in parts]), whole)
@@ -68,9 +69,9 @@ def test_at_its_floor_an_augmentation_is_the_plain_auxiliary(
 ) -> None:
     masked = masked_batch(sequences)
     plain = auxiliaries["temperature"].sample(masked, 1.0)
-    draws = auxiliaries[name].sample(masked, RANGES[name].floor)
+    draws = auxiliaries[name].sample(masked, AUGMENTATIONS[name].range.floor)
     assert torch.equal(draws.tokens_M, plain.tokens_M)
-    easier = auxiliaries[name].sample(masked, RANGES[name].initial)
+    easier = auxiliaries[name].sample(masked, AUGMENTATIONS[name].range.initial)
     assert not torch.equal(easier.tokens_M, plain.tokens_M)
 
 
@@ -89,8 +90,8 @@ def test_output_augmentations_follow_their_definitions(
         p_MV = p_TF**value * log_p.exp() ** (1 - value)
         p_MV = p_MV / p_MV.sum(1, keepdim=True)
     draws = auxiliaries[name].sample(masked, value)
-    original_M = masked.original.tokens_BL.flatten()[masked.positions_M]
-    assert torch.allclose(draws.original_M.double(), p_MV.gather(1, original_M[:, None])[:, 0], rtol=1e-4)
+    original_M1 = masked.original_M[:, None]
+    assert torch.allclose(draws.original_probability_M.double(), p_MV.gather(1, original_M1)[:, 0], rtol=1e-4)
     assert torch.allclose(draws.entropy_M.double(), -torch.xlogy(p_MV, p_MV).sum(1), rtol=1e-4)
 
 
@@ -113,14 +114,14 @@ def test_pieces_are_the_draws_at_every_value(
 ) -> None:
     auxiliary, masked = auxiliaries[name], masked_batch(sequences)
     assert isinstance(auxiliary, LinearDistribution)
-    _, floor, _, initial = RANGES[name]
-    ends = sorted((coordinate(auxiliary.parameter, initial), coordinate(auxiliary.parameter, floor)))
+    _, floor, _, initial = AUGMENTATIONS[name].range
+    ends = sorted((axis_position(auxiliary.parameter, initial), axis_position(auxiliary.parameter, floor)))
     pieces = auxiliary.pieces(masked, *ends)
     changed = 0
     for step in range(40):
         value = initial + (floor - initial) * step / 39
         drawn_M = auxiliary.sample(masked, value).tokens_M
-        assert torch.equal(winners(pieces, coordinate(auxiliary.parameter, value)), drawn_M)
+        assert torch.equal(winners(pieces, axis_position(auxiliary.parameter, value)), drawn_M)
         changed += int((drawn_M != auxiliary.sample(masked, initial).tokens_M).sum())
     assert changed > 0
 
@@ -133,14 +134,14 @@ def test_drop_token_drops_an_exact_fraction_of_what_is_neither_special_nor_maske
     masked = masked_batch(sequences)
     length = masked.tokens_BL.shape[1]
     position_L, lengths_B1 = torch.arange(length), masked.original.lengths_B[:, None]
-    eligible_BL = (position_L > 0) & (position_L < lengths_B1 - 1) & (masked.tokens_BL != Tokenizer.mask_id)
+    eligible_BL = (position_L > 0) & (position_L < lengths_B1 - 1) & (masked.tokens_BL != MASK)
     before = torch.ones_like(eligible_BL)
     for fraction in (1.0, 0.5, 0.2, 0.0):
         tokens_BL = drop_token.drop(masked, fraction)
         dropped_BL = tokens_BL != masked.tokens_BL
-        assert (tokens_BL[dropped_BL] == Tokenizer.unk_id).all()
+        assert (tokens_BL[dropped_BL] == UNK).all()
         assert not (dropped_BL & ~eligible_BL).any()
-        unknown_BL = (masked.tokens_BL == Tokenizer.unk_id) & eligible_BL  # dropping them changes nothing
+        unknown_BL = (masked.tokens_BL == UNK) & eligible_BL  # dropping them changes nothing
         expected_B = (eligible_BL.sum(1) * fraction + 0.5).floor()
         assert ((dropped_BL.sum(1) - expected_B).abs() <= unknown_BL.sum(1)).all()
         assert not (dropped_BL & ~before).any()  # a falling fraction only restores tokens

@@ -13,8 +13,8 @@ from fast_electra import randomness
 from fast_electra.batch import MaskedBatch, TokenBatch
 from fast_electra.corpus.frequency import log_frequency
 from fast_electra.replacement import auxiliary_free as module
-from fast_electra.replacement.auxiliary_free import KINDS, AuxiliaryFree, auxiliary_free
-from fast_electra.replacement.distribution import LinearDistribution, coordinate
+from fast_electra.replacement.auxiliary_free import AUXILIARY_FREE, AuxiliaryFree, auxiliary_free
+from fast_electra.replacement.distribution import LinearDistribution, axis_position
 from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, winners
 
@@ -143,16 +143,18 @@ def test_tail_of_a_large_vocabulary(gamma: float) -> None:
     assert len(tokens[lump[tokens] == 16].unique()) > 1000  # spread, not a few of them
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", AUXILIARY_FREE)
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_entropy_and_probability_of_the_original(name: str, gamma: float) -> None:
     originals = torch.tensor([FREQUENT, RARE, ABSENT, 50])
     draws = make(name).sample(masked(originals), gamma)
     p = torch.stack([dense(name, int(original), gamma) for original in originals])
-    assert draws.entropy_M is not None and draws.original_M is not None
-    assert draws.entropy_M.dtype == draws.original_M.dtype == torch.float32
+    assert draws.entropy_M is not None and draws.original_probability_M is not None
+    assert draws.entropy_M.dtype == draws.original_probability_M.dtype == torch.float32
     torch.testing.assert_close(draws.entropy_M.double(), torch.special.entr(p).sum(dim=1), rtol=1e-6, atol=0)
-    torch.testing.assert_close(draws.original_M.double(), p.gather(1, originals[:, None])[:, 0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        draws.original_probability_M.double(), p.gather(1, originals[:, None])[:, 0], rtol=1e-6, atol=0
+    )
 
 
 def test_same_keys_give_same_tokens_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,25 +180,25 @@ def test_other_keys_give_independent_tokens() -> None:
         assert stats.chi2_contingency(table.numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", AUXILIARY_FREE)
 def test_pieces_hold_the_draw_at_every_gamma(name: str) -> None:
     distribution, batch = make(name), masked(all_over(V, 3000), seed=3)
     whole, part = distribution.pieces(batch, 0.0, 1.0), distribution.pieces(batch, 0.2, 0.6)
     for gamma in GAMMAS:
         drawn = distribution.sample(batch, gamma).tokens_M
-        assert torch.equal(winners(whole, coordinate(distribution.parameter, gamma)), drawn), gamma
+        assert torch.equal(winners(whole, axis_position(distribution.parameter, gamma)), drawn), gamma
         if 0.2 <= gamma <= 0.6:
-            assert torch.equal(winners(part, coordinate(distribution.parameter, gamma)), drawn), gamma
+            assert torch.equal(winners(part, axis_position(distribution.parameter, gamma)), drawn), gamma
     pieces = whole.counts_M.double().mean()
-    assert pieces == 1 if KINDS[name].gamma is not None else 1 < pieces < 4
+    assert pieces == 1 if AUXILIARY_FREE[name].gamma is not None else 1 < pieces < 4
 
 
 def test_pieces_of_no_position() -> None:
-    for name in KINDS:
+    for name in AUXILIARY_FREE:
         assert all(len(part) == 0 for part in make(name).pieces(masked(all_over(V, 0)), 0.0, 1.0))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", AUXILIARY_FREE)
 def test_draws_do_not_depend_on_the_arrivals_of_the_first_race(name: str) -> None:
     batch = masked(all_over(V, 3000), seed=4)
     few, many = make(name, arrivals=1), make(name, arrivals=16)
@@ -228,7 +230,7 @@ def test_a_corpus_of_one_token(name: str) -> None:
     draws = make(name, counts).sample(masked(torch.tensor([0, 1, 2])), 0.5)
     assert draws.tokens_M.tolist() == [1, 1, 1]
     assert draws.entropy_M is not None and draws.entropy_M.tolist() == [0.0, 0.0, 0.0]
-    assert draws.original_M is not None and draws.original_M.tolist() == [0.0, 1.0, 0.0]
+    assert draws.original_probability_M is not None and draws.original_probability_M.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_the_smallest_vocabulary() -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fast_electra.settings import UserError
-from fast_electra.store.format import Facts, Part, PartFile, Plan, SetRecord, write_part
+from fast_electra.store.format import Facts, Part, PartFile, SetRecord, StorePlan, write_part
 from fast_electra_kernels import Pieces
 
 
-def made_up(vocabulary_size: int, sequences: int, kind: str = "axis") -> tuple[Plan, Part, Tensor, Pieces]:
+def made_up(vocabulary_size: int, sequences: int, kind: str = "axis") -> tuple[StorePlan, Part, Tensor, Pieces]:
     """Draws as the paper's model would have them: 76 or 77 masked positions, 1.75 pieces each."""
     generator = torch.Generator().manual_seed(3)
     counts_B = 76 + torch.randint(0, 2, (sequences,), generator=generator)
@@ -27,7 +27,7 @@ def made_up(vocabulary_size: int, sequences: int, kind: str = "axis") -> tuple[P
     starts_P[counts_M.cumsum(0) - counts_M] = -torch.inf
     train = SetRecord(name="train", source="train", value=None, sequences=sequences)
     facts = Facts(exact={}, most={})
-    plan = Plan(
+    plan = StorePlan(
         kind="axis" if kind == "axis" else "fixed",
         parameter="temperature",
         floor=1.0,

@@ -14,14 +14,16 @@ from torch import Tensor
 from fast_electra import config
 from fast_electra.batch import CorruptedBatch, TokenBatch
 from fast_electra.config import Config
+from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
-from fast_electra.corpus.loader import Loader, Split, token_batch
+from fast_electra.corpus.loader import Loader, Share, read_batch
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corruption import corrupt
+from fast_electra.deepspeed_config import Machine
 from fast_electra.jobs import preprocess
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.parts import Corpus, open_corpus
+from fast_electra.parts import masking, open_run_corpus
 from fast_electra.replacement.auxiliary import AUGMENTATIONS
 from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
@@ -65,7 +67,7 @@ def make(tiny_corpus: conftest.Corpus, tmp_path_factory: pytest.TempPathFactory)
     def make(**keys: Any) -> Config:
         overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in keys.items()]
         overrides = [key if key.startswith("train") else f"fast_electra.{key}" for key in overrides]
-        return config.load(folder / "config.json", overrides, world=1)
+        return config.load(folder / "config.json", overrides, Machine(1))
 
     return make
 
@@ -73,7 +75,7 @@ def make(tiny_corpus: conftest.Corpus, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def corpus(make: Make) -> Corpus:
     """Few enough sequences for several epochs: those of the longest document."""
-    whole = open_corpus(make().run, verify=False)
+    whole = open_run_corpus(make().run)
     few = Sequences(whole.train.shards, whole.tokenizer, 40, minimum=int(whole.train.shards.lengths.max()))
     assert len(few) < UPDATES * BATCH / 2
     return dataclasses.replace(whole, train=few)
@@ -93,7 +95,7 @@ def distribution(settings: Config, corpus: Corpus, model: MaskedLanguageModel) -
     replacement, size = settings.run.replacement, corpus.tokenizer.vocabulary_size
     frequency_V = log_frequency(token_counts(corpus.train.shards, size))
     if replacement.distribution == "auxiliary":
-        return AUGMENTATIONS[replacement.augmentation](model, model, frequency_V)
+        return AUGMENTATIONS[replacement.augmentation](model, corpus.tokenizer.unk_id, frequency_V)
     return auxiliary_free(replacement.distribution, size, replacement.alpha, frequency_V)
 
 
@@ -102,8 +104,8 @@ def write(
 ) -> Path:
     """As `preprocess.write`, but with ranks one after the other, the last first."""
     about = {"auxiliary_hash": "a" * 32, "auxiliary_dtype": "fp32"}
-    drawn_from = distribution(settings, corpus, model)
-    store = preprocess.begin(settings, corpus, drawn_from, about, folder, ALONE, part)
+    drawn_by = distribution(settings, corpus, model), about
+    store = preprocess.begin(settings, corpus, drawn_by, folder, ALONE, part)
     for rank in reversed(range(world)):
         preprocess.write_parts(store, Ranks(rank, world, CPU))
     preprocess.finish(store)
@@ -117,19 +119,18 @@ def read(settings: Config, corpus: Corpus, folder: Path) -> Stored:
 
 
 def corrupted(settings: Config, corpus: Corpus, draws: Distribution, batch: TokenBatch, value: float) -> CorruptedBatch:
-    seed, fraction = settings.run.seed, settings.run.corruption.mask_fraction
-    return corrupt(batch, draws, value, seed=seed, fraction=fraction, mask_id=corpus.tokenizer.mask_id)
+    return corrupt(batch, masking(settings.run, corpus.tokenizer), draws, value)
 
 
 def seen(settings: Config, corpus: Corpus, draws: Distribution, world: int = 1, steps: int = 1) -> list[Tensor]:
     """The corrupted global batch of every update, read as `world` ranks in `steps` accumulation steps do."""
-    run, clock = settings.run, settings.clock(len(corpus.train))
+    run = settings.run
     found = []
     for n in range(1, run.updates + 1):
-        value = run.curriculum.value(clock(n), draws.floor)
+        value = run.curriculum.strength(settings.u(n, len(corpus.train)), draws.floor)
         rows = torch.zeros(BATCH, 40, dtype=torch.int64)
         for rank in range(world):
-            split = Split(BATCH // world // steps, steps, world, rank)
+            split = Share(BATCH // world // steps, steps, world, rank)
             for batch in Loader(corpus.train, split, run.seed, run.corruption.mask_fraction).batch(n - 1):
                 tokens_BL = corrupted(settings, corpus, draws, batch, value).tokens_BL
                 rows[batch.samples_B % BATCH, : tokens_BL.shape[1]] = tokens_BL
@@ -228,7 +229,7 @@ def assert_same_evaluations(
             batch = evaluation_batch(sequences, source, torch.arange(count), settings.run.seed)
             one, other = (corrupted(settings, corpus, which, batch, value) for which in (draws, stored))
             assert torch.equal(one.tokens_BL, other.tokens_BL)
-            assert other.draws.entropy_M is None and other.draws.original_M is None
+            assert other.draws.entropy_M is None and other.draws.original_probability_M is None
 
 
 def test_samples_are_found_in_any_order(make: Make, corpus: Corpus, model: MaskedLanguageModel, tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_samples_are_found_in_any_order(make: Make, corpus: Corpus, model: Maske
     stored = read(settings, corpus, write(settings, corpus, model, tmp_path / "store", world=1, part=16))
     which, epochs = corpus.train.order(settings.run.seed, 0, UPDATES * BATCH)
     samples = torch.randperm(UPDATES * BATCH, generator=torch.Generator().manual_seed(1))[:100]
-    batch = token_batch(corpus.train, samples, which[samples], epochs[samples], 1, 1)
+    batch = read_batch(corpus.train, samples, which[samples], epochs[samples])
     one, other = (
         corrupted(settings, corpus, draws, batch, 1.3) for draws in (distribution(settings, corpus, model), stored)
     )
@@ -258,9 +259,8 @@ def test_an_interrupted_store_goes_on(make: Make, corpus: Corpus, model: MaskedL
     whole = write(make(), corpus, model, tmp_path / "whole")
     folder = tmp_path / "store"
     settings = make()
-    store = preprocess.begin(
-        settings, corpus, distribution(settings, corpus, model), whole_about(whole), folder, ALONE, 37
-    )
+    drawn_by = distribution(settings, corpus, model), whole_about(whole)
+    store = preprocess.begin(settings, corpus, drawn_by, folder, ALONE, 37)
     preprocess.write_parts(store, Ranks(1, 2, CPU))
     kept, cut, foreign = sorted(folder.glob("*.safetensors"))[:3]
     cut.write_bytes(cut.read_bytes()[:-9])
@@ -330,15 +330,18 @@ def axis_store(
         ({"replacement__augmentation": "term_frequency_interpolation"}, r"augmentation was temperature"),
         ({"replacement__distribution": "uniform"}, r"distribution was auxiliary"),
         ({"auxiliary__dtype": "bf16"}, r"auxiliary.dtype was fp32 .* is bf16"),
-        ({"curriculum__initial": 2.5}, r"curriculum.initial goes up to 2.0 there and is 2.5 here; lower it"),
-        ({"updates": 11}, r"training stream .* goes up to 240 there and is 264 here"),
-        ({"evaluation__sequences": 13}, r"evaluation.sequences goes up to 12 there and is 13 here"),
+        (
+            {"curriculum__initial": 2.5},
+            r"covers fast_electra.curriculum.initial up to 2.0, the run asks for 2.5. Lower it",
+        ),
+        ({"updates": 11}, r"training stream .* up to 240, the run asks for 264"),
+        ({"evaluation__sequences": 13}, r"evaluation.sequences up to 12, the run asks for 13"),
     ],
 )
 def test_store_of_another_run_is_refused(
     keys: dict[str, Any], message: str, make: Make, corpus: Corpus, axis_store: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"{message}.* or write one: deepspeed launch/preprocess.py") as caught:
+    with pytest.raises(UserError, match=rf"{message}.* or write a new one: deepspeed launch/preprocess.py") as caught:
         read(make(**keys), corpus, axis_store)
     assert "\n" not in str(caught.value) and str(axis_store) in str(caught.value)
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fast_electra import config, deepspeed_config
+from fast_electra import config, parts
+from fast_electra.deepspeed_config import Machine
 from fast_electra.jobs import preprocess, pretrain
 from fast_electra.training import engines
 from fast_electra.training.engines import Ranks, start_ranks, stop_ranks
+from fast_electra.training.loop import Run
 
 CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 UPDATES = 12
@@ -47,10 +49,14 @@ def tree(corpus: Path, run: Path, objective: str = "rtd", **section: Any) -> Tre
     }
 
 
-def train(values: Tree, ranks: Ranks, *overrides: str) -> None:
+def build(values: Tree, ranks: Ranks, *overrides: str, on_gpu: bool = False) -> Run:
     path = Path(values["fast_electra"]["run"]).with_suffix(f".{ranks.rank}.json")
     path.write_text(json.dumps(values))
-    pretrain.train(config.load(path, list(overrides), world=ranks.world), ranks)
+    return parts.build(config.load(path, list(overrides), Machine(ranks.world, on_gpu=on_gpu)), ranks)
+
+
+def train(values: Tree, ranks: Ranks, *overrides: str) -> None:
+    pretrain.finish(build(values, ranks, *overrides))
 
 
 def auxiliary(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -60,20 +66,10 @@ def auxiliary(corpus: Path, output: Path, ranks: Ranks) -> None:
 
 def plain(corpus: Path, output: Path, ranks: Ranks) -> None:
     """No dropout, checkpoints often; its losses are compared between numbers of ranks. Also watches the auxiliary."""
-    genuine, built = pretrain.build_objective, []
-
-    def watched(*arguments: Any) -> Any:
-        objective, facts = genuine(*arguments)
-        model = objective.distribution.model
-        built.extend([model, {name: tensor.clone() for name, tensor in model.state_dict().items()}])
-        return objective, facts
-
-    pretrain.build_objective = watched
-    try:
-        train(tree(corpus, output / "plain", checkpoint={"every": 3, "keep": 10}), ranks)
-    finally:
-        pretrain.build_objective = genuine
-    model, before = built
+    run = build(tree(corpus, output / "plain", checkpoint={"every": 3, "keep": 10}), ranks)
+    model = run.objective.distribution.model.model  # type: ignore[attr-defined]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pretrain.finish(run)
     facts = {
         "identical": all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()),
         "frozen": not any(parameter.requires_grad for parameter in model.parameters()),
@@ -169,7 +165,7 @@ def offline(corpus: Path, output: Path, ranks: Ranks) -> None:
         folder = store.with_name(f"store_{name}") if name == "per_epoch" else store
         path = run / f"{name}.{ranks.rank}.json"
         path.write_text(json.dumps(online))
-        preprocess.write(config.load(path, world=ranks.world), folder, ranks, part=32)
+        preprocess.write(config.load(path, [], Machine(ranks.world)), folder, ranks, part=32)
         overrides = [
             f"fast_electra.replacement.store={folder}",
             f"fast_electra.run={run}/{name}_offline",
@@ -194,7 +190,7 @@ def methods(corpus: Path, output: Path, ranks: Ranks) -> None:
             keys["auxiliary.run"] = frozen
         overrides = [f"fast_electra.{key}={value}" for key, value in keys.items()]
         overrides += ["train_batch_size=16", *(f"fast_electra.{choice}" for choice in chosen)]
-        pretrain.train(config.load(CONFIGS / f"{file}.json", overrides, world=ranks.world), ranks)
+        pretrain.train(config.load(CONFIGS / f"{file}.json", overrides, Machine(ranks.world)), ranks)
 
 
 def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -206,19 +202,17 @@ def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
 def half(corpus: Path, output: Path, ranks: Ranks) -> None:
     """fp16 and its loss scale on a CPU, which DeepSpeed and our config refuse: here alone both are told otherwise."""
     accelerator = type(get_accelerator())
-    refused = accelerator.is_fp16_supported, deepspeed_config.resolve_dtype
+    refused = accelerator.is_fp16_supported
     accelerator.is_fp16_supported = lambda self: True
-    deepspeed_config.resolve_dtype = lambda name, where: name
     try:
         values = tree(corpus, output / "fp16") | {"fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}}
-        train(values, ranks)
+        pretrain.finish(build(values, ranks, on_gpu=True))
     finally:
-        accelerator.is_fp16_supported, deepspeed_config.resolve_dtype = refused
+        accelerator.is_fp16_supported = refused
 
 
 def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
     """One poisoned update in fp32 and in bf16, then a run that never recovers. Rank 1 alone is poisoned, or rank 0."""
-    genuine = pretrain.build_objective
     for kind, updates, section in (
         ("loss", {5}, {}),
         ("bf16", {5}, {"bf16": {"enabled": True}}),
@@ -226,42 +220,37 @@ def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
         ("joint", {5}, {}),
         ("forever", set(range(5, 100)), {}),
     ):
-        run = output / f"not_finite_{kind}"
-
-        def poisoned(*arguments: Any, kind: str = kind, updates: set[int] = updates) -> Any:
-            objective, facts = genuine(*arguments)
-            loss, count = objective.loss, iter(range(1, 1000))
-
-            def poison(forward: Any, batch: Any, value: Any) -> Any:
-                now = next(count) in updates and ranks.rank == ranks.world - 1
-                if kind == "joint" and now:  # logits from which nothing can be drawn, as when fp16 overflows
-                    hook = objective.model.auxiliary.register_forward_hook(lambda _, __, logits: logits / 0)
-                    try:
-                        return loss(forward, batch, value)
-                    finally:
-                        hook.remove()
-                share, sums = loss(forward, batch, value)
-                if now:
-                    if kind == "gradient":  # a sound loss with an infinite slope
-                        weight = objective.model.output.weight
-                        share = share + (weight.abs().sum() * 0).sqrt()
-                    else:
-                        share = share * torch.nan
-                return share, sums
-
-            objective.loss = poison
-            return objective, facts
-
-        pretrain.build_objective = poisoned
         objective = "joint" if kind == "joint" else "rtd"
         length = 12 if kind != "forever" else 40
-        values = tree(corpus, run, objective, checkpoint={"every": 4, "keep": 10}, updates=length) | section
+        folder = output / f"not_finite_{kind}"
+        values = tree(corpus, folder, objective, checkpoint={"every": 4, "keep": 10}, updates=length) | section
+        run = build(values, ranks)
+        poison(run.objective, kind, updates if ranks.rank == ranks.world - 1 else set())
         try:
-            train(values, ranks)
+            pretrain.finish(run)
         except ValueError as error:
             (output / f"not_finite_{kind}.{ranks.rank}.txt").write_text(f"{error}")
-        finally:
-            pretrain.build_objective = genuine
+
+
+def poison(objective: Any, kind: str, updates: set[int]) -> None:
+    """Make the loss of these updates, its gradient, or the auxiliary's logits not finite."""
+    loss, count = objective.loss, iter(range(1, 1000))
+
+    def poisoned(forward: Any, batch: Any, strength: Any) -> Any:
+        if next(count) not in updates:
+            return loss(forward, batch, strength)
+        if kind == "joint":  # logits from which nothing can be drawn, as when fp16 overflows
+            hook = objective.model.auxiliary.register_forward_hook(lambda _, __, logits: logits / 0)
+            try:
+                return loss(forward, batch, strength)
+            finally:
+                hook.remove()
+        share, sums = loss(forward, batch, strength)
+        if kind == "gradient":  # a finite loss with an infinite slope
+            return share + (objective.model.output.weight.abs().sum() * 0).sqrt(), sums
+        return share * torch.nan, sums
+
+    objective.loss = poisoned
 
 
 SCENARIOS = {

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from fast_electra import randomness
 from fast_electra.batch import MaskedBatch, TokenBatch
-from fast_electra.corpus.loader import masked_counts
-from fast_electra.corruption import mask
+from fast_electra.corruption import Masking, mask
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import Dropout, DropToken, Temperature
-from fast_electra.training.engines import forward_flops, inference_engine
+from fast_electra.training.engines import FrozenModel, forward_flops, inference_engine
 from fast_electra.training.graphs import LIMIT, ROWS, Captured, Graph, Inputs, padded
 
 SIZES = EncoderSettings(vocabulary_size=200, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4)
@@ -59,11 +58,8 @@ def masked_batch(lengths: list[int], device: str, seed: int = 0) -> MaskedBatch:
     real_BL = torch.arange(width) < lengths_B[:, None]
     tokens_BL = torch.randint(5, SIZES.vocabulary_size, real_BL.shape, generator=torch.Generator().manual_seed(seed))
     which_B = torch.arange(len(lengths))
-    masked = int(masked_counts(lengths_B, 0.15).sum())
-    batch = TokenBatch(
-        tokens_BL.masked_fill(~real_BL, 0), lengths_B, which_B, which_B * 0, real_BL, sum(lengths), masked, which_B
-    )
-    return mask(batch.to(torch.device(device)), seed, 0.15, 4)
+    batch = TokenBatch(tokens_BL.masked_fill(~real_BL, 0), lengths_B, which_B, which_B * 0, real_BL, which_B)
+    return mask(batch.to(torch.device(device)), Masking(seed, 0.15, 4))
 
 
 def arguments(masked: MaskedBatch) -> Inputs:
@@ -98,7 +94,7 @@ def test_on_a_cpu_the_engine_is_called_once_with_what_came(lengths: list[int], d
 
 def test_deepspeed_hosts_what_is_captured() -> None:
     model = MaskedLanguageModel(SIZES, seed=7)
-    engine = inference_engine(model, "fp32")
+    engine = inference_engine(model, "fp32").engine
     assert type(engine.engine).__name__ == "InferenceEngine" and engine.engine.module is model
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     assert not engine._hooked()  # else no graph would ever be used
@@ -183,7 +179,7 @@ def test_weights_changed_in_place_are_seen(model: MaskedLanguageModel, device: s
 
 def test_no_temperature_captures_anew(model: MaskedLanguageModel, device: str) -> None:
     called, batch = captured(model), masked_batch(SHORTER, device)
-    through, plain = Temperature(called, model), Temperature(model, model)
+    through, plain = Temperature(FrozenModel(called, model), 1), Temperature(model, 1)
     for value in torch.linspace(2.0, 1.0, 21).tolist():
         found, expected = through.sample(batch, value), plain.sample(batch, value)
         assert float((found.tokens_M != expected.tokens_M).float().mean()) < 0.05  # ties of rounding
@@ -194,7 +190,7 @@ def test_no_temperature_captures_anew(model: MaskedLanguageModel, device: str) -
 def test_dropped_tokens_are_replayed_and_dropped_activations_are_not(model: MaskedLanguageModel, device: str) -> None:
     called, batch = captured(model), masked_batch(SHORTER, device)
     for kind, graphs in ((Dropout, 0), (DropToken, 1)):
-        found, expected = kind(called, model).hidden(batch, 0.3), kind(model, model).hidden(batch, 0.3)
+        found, expected = kind(FrozenModel(called, model), 1).hidden(batch, 0.3), kind(model, 1).hidden(batch, 0.3)
         assert close(found, expected) and len(called.graphs) == graphs
 
 
@@ -212,7 +208,7 @@ def test_a_profiler_sees_the_modules_called(model: MaskedLanguageModel, device: 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_in_16_bit_and_in_deepspeeds_engine(dtype: str) -> None:
     model = MaskedLanguageModel(SIZES, seed=7).cuda()
-    engine = inference_engine(model, dtype)
+    engine = inference_engine(model, dtype).engine
     for seed in range(3):
         given = arguments(masked_batch(SHORTER, "cuda", seed))
         found, expected = engine(*given, hidden_only=True), model(*given, hidden_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scenarios
 import torch
 from conftest import Corpus
 from safetensors.torch import load_file
@@ -14,11 +15,9 @@ from fast_electra.model.files import load_model
 from fast_electra.training.metrics import read_metrics
 
 SCENARIOS = str(Path(__file__).parent / "scenarios.py")
+METHODS = scenarios.METHODS
+
 pytestmark = pytest.mark.timeout(900)  # one launch trains everything; machines are busy
-METHODS = ["uniform", "term_frequency", "smoothed_one_hot", "uniform_to_smoothed_one_hot"]
-METHODS += ["term_frequency_to_smoothed_one_hot", "temperature", "term_frequency_interpolation", "dropout"]
-METHODS += ["attention_dropout", "drop_token", "polynomial", "stepwise", "constant", "fixed"]
-METHODS += ["joint_shared", "joint_disentangled", "joint_none"]
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_activation_checkpointing_changes_nothing(runs: Path) -> None:
 
 def test_temperature_follows_equation_2_at_every_update(runs: Path) -> None:
     for row in rows(runs / "plain"):
-        assert row["temperature"] == CurriculumSettings().value(row["update"] / row["updates"])
+        assert row["temperature"] == CurriculumSettings().strength(row["update"] / row["updates"])
     assert [row["update"] for row in rows(runs / "plain")] == list(range(1, 13))
 
 

@@ -1,0 +1,56 @@
+"""The corpus of a run: its tokenizer, the sequences to train on, and those held out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.settings import Settings, UserError
+
+
+class CorpusSettings(Settings):
+    """Folders of the text, and the length to which it is cut."""
+
+    shards: str = "data/shards"
+    tokenizer: str = "data/tokenizer"
+    sequence_length: int = Field(default=512, ge=8)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The sequences to train on, and those held out (None if the corpus has none)."""
+
+    tokenizer: Tokenizer
+    train: Sequences
+    heldout: Sequences | None
+    hash: str
+
+
+def open_corpus(settings: CorpusSettings, vocabulary_size: int, verify: bool) -> Corpus:
+    """Open tokenizer and shards, and check that they fit each other and the model.
+
+    Args:
+        settings: the folders and the sequence length.
+        vocabulary_size: V of the model.
+        verify: also hash the contents of the shards; one rank does so for all.
+
+    Raises:
+        UserError: a part is missing, damaged, or does not fit another.
+    """
+    tokenizer = Tokenizer.load(Path(settings.tokenizer))
+    if tokenizer.vocabulary_size != vocabulary_size:
+        raise UserError(
+            f"{settings.tokenizer} has {tokenizer.vocabulary_size} entries and fast_electra.model.vocabulary_size is "
+            f"{vocabulary_size}: train a tokenizer with `--vocabulary {vocabulary_size}`, or use "
+            f"--set fast_electra.model.vocabulary_size={tokenizer.vocabulary_size}"
+        )
+    shards = Path(settings.shards)
+    train = Shards.open(shards, "train", verify=verify)  # checks the files of both splits
+    length = settings.sequence_length
+    heldout = None
+    if train.manifest.splits.get("heldout"):
+        heldout = Sequences(Shards.open(shards, "heldout", verify=False), tokenizer, length)
+    return Corpus(tokenizer, Sequences(train, tokenizer, length), heldout, train.hash)

@@ -1,0 +1,57 @@
+"""Where replacements come from, as a config says it. The names are those of the tables that implement them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fast_electra.replacement.auxiliary import AUGMENTATIONS, OutputAugmentation
+from fast_electra.replacement.auxiliary_free import AUXILIARY_FREE
+from fast_electra.replacement.distribution import GAMMA, Range
+from fast_electra.settings import Settings, one_of
+
+
+class AuxiliarySettings(Settings):
+    """The frozen model that draws the replacements, and its precision.
+
+    Precision `auto` is 16 bit if the device computes in it.
+    """
+
+    run: str | None = None  # a run folder of objective `mlm`
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    cuda_graph: bool = True  # on a GPU the model is replayed as CUDA graphs: faster, for some more memory
+
+
+class ReplacementSettings(Settings):
+    """The distribution of the tokens at masked positions."""
+
+    distribution: Annotated[str, one_of(["auxiliary", *AUXILIARY_FREE])] = "auxiliary"
+    augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "temperature"  # of the distribution `auxiliary`
+    alpha: float = Field(default=0.35, gt=0.0, lt=1.0)  # of smoothed one-hot, D.1
+    store: str | None = None  # a folder of corrupted data written by launch/preprocess.py
+
+    @property
+    def from_auxiliary(self) -> bool:
+        """Whether an auxiliary model draws."""
+        return self.distribution == "auxiliary"
+
+    @property
+    def range(self) -> Range:
+        """Name and range of the strength."""
+        return AUGMENTATIONS[self.augmentation].range if self.from_auxiliary else GAMMA
+
+    @property
+    def needs_frequency(self) -> bool:
+        """Whether the term frequency of the corpus must be counted."""
+        if self.from_auxiliary:
+            return AUGMENTATIONS[self.augmentation].needs_frequency
+        return AUXILIARY_FREE[self.distribution].frequency
+
+    @property
+    def needs_alpha(self) -> bool:
+        """Whether the draws depend on `alpha`: smoothed one-hot has a part in them."""
+        return not self.from_auxiliary and AUXILIARY_FREE[self.distribution].gamma != 1.0
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether one store can hold the draws at every strength; see `LinearDistribution`."""
+        return not self.from_auxiliary or issubclass(AUGMENTATIONS[self.augmentation], OutputAugmentation)
