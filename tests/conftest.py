@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 operators.prepare_environment()
 torch.set_num_threads(1)
 
+pytest_plugins = ["ranks"]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -114,6 +115,7 @@ def kill_group(process: "subprocess.Popen[str]") -> None:
 
 
 def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])

@@ -1,34 +1,19 @@
 """Everything that the paper trains with runs under the real launcher with two processes, online and from a store."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
-from conftest import Corpus
+from ranks import Scenario
 from safetensors.torch import load_file
+from scenarios import METHODS
 
 from fast_electra.model.files import load_model
 from fast_electra.training.metrics import read_metrics
 
-SCENARIOS = str(Path(__file__).parent / "scenarios.py")
-METHODS = scenarios.METHODS
-
-pytestmark = pytest.mark.timeout(900)  # one launch trains everything; machines are busy
-
-
-@pytest.fixture(scope="module")
-def methods(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Any]) -> Path:
-    """All of them with two ranks; joint training with one, too."""
-    output = tmp_path_factory.mktemp("methods")
-    arguments = ["--corpus", str(tiny_corpus.shards.parent), "--output"]
-    launch(SCENARIOS, [*arguments, str(output), "auxiliary", "joint", "offline", "methods"], ranks=2, timeout=600)
-    (output / "one").mkdir()
-    launch(SCENARIOS, [*arguments, str(output / "one"), "joint"], ranks=1, timeout=600)
-    return output
+pytestmark = pytest.mark.timeout(600)  # a scenario runs when it is first asked for; machines are busy
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -41,17 +26,19 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
 
 
-def test_joint_training_is_the_same_with_one_process_and_two(methods: Path) -> None:
-    for left, right in zip(rows(methods / "joint"), rows(methods / "one" / "joint"), strict=True):
+def test_joint_training_is_the_same_with_one_process_and_two(scenario: Scenario) -> None:
+    two, one = scenario("joint") / "joint", scenario("joint", world=1) / "joint"
+    for left, right in zip(rows(two), rows(one), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-6)
         assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-4)
         assert left["replaced_fraction"] == right["replaced_fraction"]
-    assert largest_difference(methods / "joint", methods / "one" / "joint") < 1e-4
+    assert largest_difference(two, one) < 1e-4
 
 
 @pytest.mark.parametrize("schedule", ["exponential", "stepwise", "per_epoch"])
-def test_training_from_a_store_equals_training_online(methods: Path, schedule: str) -> None:
+def test_training_from_a_store_equals_training_online(scenario: Scenario, schedule: str) -> None:
     """Bit for bit, with no auxiliary model to be found: the first two schedules come from one store."""
+    methods = scenario("offline")
     online, offline = (methods / "offline" / f"{schedule}_{kind}" for kind in ("online", "offline"))
     compared = ("update", "loss", "replaced_fraction", "recall", "auc", "gradient_norm")
     for left, right in zip(rows(online), rows(offline), strict=True):
@@ -64,7 +51,8 @@ def test_training_from_a_store_equals_training_online(methods: Path, schedule: s
     assert evaluations[0]["heldout_mlm_accuracy"] == evaluations[1]["heldout_mlm_accuracy"]
 
 
-def test_one_store_serves_two_schedules(methods: Path) -> None:
+def test_one_store_serves_two_schedules(scenario: Scenario) -> None:
+    methods = scenario("offline")
     stores = {
         json.loads((methods / "offline" / f"{name}_offline/config.json").read_text())["fast_electra"]["replacement"][
             "store"
@@ -80,8 +68,8 @@ def test_one_store_serves_two_schedules(methods: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_of_the_paper_trains_with_two_processes(methods: Path, name: str) -> None:
-    run = methods / "methods" / name
+def test_every_method_of_the_paper_trains_with_two_processes(scenario: Scenario, name: str) -> None:
+    run = scenario("method", name) / name
     found = rows(run)
     assert [row["update"] for row in found] == [1, 2, 3, 4] and not any(row["skipped"] for row in found)
     assert all(row["original_probability"] > 0 and row["replacement_entropy"] > 0 for row in found)
@@ -96,8 +84,9 @@ def test_every_method_of_the_paper_trains_with_two_processes(methods: Path, name
     assert "report.html" in {path.name for path in run.iterdir()}
 
 
-def test_a_jointly_trained_auxiliary_can_be_frozen_and_used(methods: Path) -> None:
+def test_a_jointly_trained_auxiliary_can_be_frozen_and_used(scenario: Scenario) -> None:
     """`auxiliary.run=RUN/auxiliary`: its folder is that of any auxiliary model, with its own accuracy."""
+    methods = scenario("joint")
     description = json.loads((methods / "joint/auxiliary/model/model.json").read_text())
     assert description["kind"] == "mlm" and description["encoder"]["layers"] == 1
     assert description["evaluation"]["heldout_mlm_accuracy"] is not None

@@ -1,9 +1,8 @@
-"""Trainings that tests start together in one launch, because starting DeepSpeed takes longer than they do.
+"""Trainings that several tests look at. The fixture `scenario` runs each once, when a test first asks for it.
 
-deepspeed ... tests/training/scenarios.py --corpus FOLDER --output FOLDER NAME [NAME ...]
+Each is a function of (corpus, output, ranks). What one needs of another is in NEEDS.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -13,13 +12,15 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from fast_electra import config, parts
-from fast_electra.deepspeed_config import Machine
+from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.jobs import preprocess, pretrain
+from fast_electra.model.files import save_model
+from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.training import engines
-from fast_electra.training.engines import Ranks, start_ranks, stop_ranks
+from fast_electra.training.engines import Ranks, this_machine
 from fast_electra.training.loop import Run
 
-CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+CONFIGS = Path(__file__).parent.parent / "ds_configs"
 UPDATES = 12
 Tree = dict[str, Any]
 
@@ -52,7 +53,8 @@ def tree(corpus: Path, run: Path, objective: str = "rtd", **section: Any) -> Tre
 def build(values: Tree, ranks: Ranks, *overrides: str, on_gpu: bool = False) -> Run:
     path = Path(values["fast_electra"]["run"]).with_suffix(f".{ranks.rank}.json")
     path.write_text(json.dumps(values))
-    return parts.build(config.load(path, list(overrides), Machine(ranks.world, on_gpu=on_gpu)), ranks)
+    machine = this_machine()
+    return parts.build(config.load(path, overrides, machine._replace(on_gpu=on_gpu or machine.on_gpu)), ranks)
 
 
 def train(values: Tree, ranks: Ranks, *overrides: str) -> None:
@@ -83,20 +85,19 @@ def accumulated(corpus: Path, output: Path, ranks: Ranks) -> None:
     train(tree(corpus, output / "accumulated"), ranks, "train_micro_batch_size_per_gpu=1")
 
 
-def resumed(corpus: Path, output: Path, ranks: Ranks) -> None:
-    """`plain` with dropout, uninterrupted, then from each of three cut points; with torch's Adam, with DeepSpeed's."""
-    for kind in ("exact", "fused"):
-        whole = output / f"{kind}_whole"
-        values = tree(corpus, whole, checkpoint={"every": 3, "keep": 10})
-        values["fast_electra"]["model"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_checkpointing": True}
-        values["optimizer"]["params"]["torch_adam"] = kind == "exact"
-        train(values, ranks)
-        for cut in (3, 6, 9):
-            run = output / f"{kind}_from_{cut}"
-            if ranks.rank == 0:
-                _cut(whole, run, cut)
-            engines.wait_for_ranks()
-            train(values, ranks, f"fast_electra.run={run}")
+def resumed(kind: str, corpus: Path, output: Path, ranks: Ranks) -> None:
+    """`plain` with dropout, uninterrupted, then from each of three cut points; with torch's Adam, or DeepSpeed's."""
+    whole = output / f"{kind}_whole"
+    values = tree(corpus, whole, checkpoint={"every": 3, "keep": 10})
+    values["fast_electra"]["model"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_checkpointing": True}
+    values["optimizer"]["params"]["torch_adam"] = kind == "exact"
+    train(values, ranks)
+    for cut in (3, 6, 9):
+        run = output / f"{kind}_from_{cut}"
+        if ranks.rank == 0:
+            _cut(whole, run, cut)
+        engines.wait_for_ranks()
+        train(values, ranks, f"fast_electra.run={run}")
 
 
 def _cut(whole: Path, run: Path, update: int) -> None:
@@ -165,7 +166,7 @@ def offline(corpus: Path, output: Path, ranks: Ranks) -> None:
         folder = store.with_name(f"store_{name}") if name == "per_epoch" else store
         path = run / f"{name}.{ranks.rank}.json"
         path.write_text(json.dumps(online))
-        preprocess.write(config.load(path, [], Machine(ranks.world)), folder, ranks, part=32)
+        preprocess.write(config.load(path, [], this_machine()), folder, ranks, part=32)
         overrides = [
             f"fast_electra.replacement.store={folder}",
             f"fast_electra.run={run}/{name}_offline",
@@ -174,23 +175,47 @@ def offline(corpus: Path, output: Path, ranks: Ranks) -> None:
         train(online, ranks, *overrides)
 
 
-def methods(corpus: Path, output: Path, ranks: Ranks) -> None:
-    """Everything that the paper trains with, each for a few updates, from the configs that ship."""
-    small = {
+def method(name: str, corpus: Path, output: Path, ranks: Ranks) -> None:
+    """What the paper trains with, for a few updates, from a config that ships."""
+    file, *chosen = {"auxiliary": ("tiny_auxiliary",), **METHODS}[name]
+    keys = {
         "updates": 4,
         "model.vocabulary_size": 1000,
         "corpus.shards": corpus / "shards",
         "corpus.tokenizer": corpus / "tokenizer",
         "evaluation.sequences": 16,
+        "run": output / name,
     }
-    frozen = output / "methods" / "auxiliary"
-    for name, (file, *chosen) in {"auxiliary": ("tiny_auxiliary",), **METHODS}.items():
-        keys = small | {"run": output / "methods" / name}
-        if file == "tiny":
-            keys["auxiliary.run"] = frozen
-        overrides = [f"fast_electra.{key}={value}" for key, value in keys.items()]
-        overrides += ["train_batch_size=16", *(f"fast_electra.{choice}" for choice in chosen)]
-        pretrain.train(config.load(CONFIGS / f"{file}.json", overrides, Machine(ranks.world)), ranks)
+    if file == "tiny":
+        keys["auxiliary.run"] = output / "auxiliary"
+    overrides = [f"fast_electra.{key}={value}" for key, value in keys.items()]
+    overrides += ["train_batch_size=16", *(f"fast_electra.{choice}" for choice in chosen)]
+    pretrain.train(config.load(CONFIGS / f"{file}.json", overrides, this_machine()), ranks)
+
+
+def golden(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """Ten updates of `tiny` in fp32, against an auxiliary that is as new: nothing in it was trained before."""
+    run, auxiliary = output / "golden", output / "golden_auxiliary"
+    keys = {
+        "updates": 10,
+        "run": run,
+        "auxiliary.run": auxiliary,
+        "auxiliary.dtype": "fp32",
+        "model.vocabulary_size": 1000,
+        "corpus.shards": corpus / "shards",
+        "corpus.tokenizer": corpus / "tokenizer",
+        "evaluation.sequences": 16,
+    }
+    overrides = [f"fast_electra.{key}={value}" for key, value in keys.items()]
+    overrides += ["optimizer.params.torch_adam=true", "scheduler.params.warmup_num_steps=3", "bf16.enabled=false"]
+    loaded = config.load(CONFIGS / "tiny.json", overrides, this_machine())
+    if ranks.rank == 0:
+        settings = loaded.run.model.model_copy(update={"layers": 1, "initial_std": 0.4})
+        weights = MaskedLanguageModel(settings, seed=1).state_dict()
+        tokenizer = Tokenizer.load(corpus / "tokenizer").hash
+        save_model(auxiliary / "model", "mlm", settings, weights, tokenizer=tokenizer, evaluation={})
+    engines.wait_for_ranks()
+    pretrain.train(loaded, ranks)
 
 
 def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -211,25 +236,17 @@ def half(corpus: Path, output: Path, ranks: Ranks) -> None:
         accelerator.is_fp16_supported = refused
 
 
-def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
-    """One poisoned update in fp32 and in bf16, then a run that never recovers. Rank 1 alone is poisoned, or rank 0."""
-    for kind, updates, section in (
-        ("loss", {5}, {}),
-        ("bf16", {5}, {"bf16": {"enabled": True}}),
-        ("gradient", {5}, {}),
-        ("joint", {5}, {}),
-        ("forever", set(range(5, 100)), {}),
-    ):
-        objective = "joint" if kind == "joint" else "rtd"
-        length = 12 if kind != "forever" else 40
-        folder = output / f"not_finite_{kind}"
-        values = tree(corpus, folder, objective, checkpoint={"every": 4, "keep": 10}, updates=length) | section
-        run = build(values, ranks)
-        poison(run.objective, kind, updates if ranks.rank == ranks.world - 1 else set())
-        try:
-            pretrain.finish(run)
-        except ValueError as error:
-            (output / f"not_finite_{kind}.{ranks.rank}.txt").write_text(f"{error}")
+def not_finite(kind: str, corpus: Path, output: Path, ranks: Ranks) -> None:
+    """A run with a poisoned update, or (`forever`) one that never recovers. The last rank alone is poisoned."""
+    objective, length = "joint" if kind == "joint" else "rtd", 40 if kind == "forever" else 12
+    updates = set(range(5, 100)) if kind == "forever" else {5}
+    values = tree(corpus, output / f"not_finite_{kind}", objective, checkpoint={"every": 4, "keep": 10}, updates=length)
+    run = build(values | ({"bf16": {"enabled": True}} if kind == "bf16" else {}), ranks)
+    poison(run.objective, kind, updates if ranks.rank == ranks.world - 1 else set())
+    try:
+        pretrain.finish(run)
+    except ValueError as error:
+        (output / f"not_finite_{kind}.{ranks.rank}.txt").write_text(f"{error}")
 
 
 def poison(objective: Any, kind: str, updates: set[int]) -> None:
@@ -253,26 +270,8 @@ def poison(objective: Any, kind: str, updates: set[int]) -> None:
     objective.loss = poisoned
 
 
-SCENARIOS = {
-    f.__name__: f
-    for f in (auxiliary, plain, accumulated, resumed, checkpointing, joint, offline, methods)
-    + (sixteen_bit, half, not_finite)
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int, default=0)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("names", nargs="+", choices=SCENARIOS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    ranks = start_ranks()
-    for name in arguments.names:
-        SCENARIOS[name](arguments.corpus, arguments.output, ranks)
-    stop_ranks()
-
-
-if __name__ == "__main__":
-    main()
+# Scenarios whose runs another one reads.
+NEEDS = dict.fromkeys(
+    ("plain", "accumulated", "resumed", "checkpointing", "offline", "sixteen_bit", "half"), "auxiliary"
+)
+NEEDS |= {"not_finite": "auxiliary"}
