@@ -18,6 +18,7 @@ REQUIRES = [
     "pydantic>=2",
     "numpy<2.4",
     "rich",
+    "jinja2",
     "matplotlib",
     "safetensors",
     "xxhash>=3",
@@ -66,7 +67,11 @@ setup(
     # `kernels/` itself is no package: a top-level package of that name collides with the one on PyPI.
     packages=[*find_packages(include=["fast_electra", "fast_electra.*"]), *find_packages(KERNELS)],
     package_dir={"fast_electra": "fast_electra", "fast_electra_kernels": f"{KERNELS}/fast_electra_kernels"},
-    package_data={"fast_electra.corpus": ["sample/*"], "fast_electra.calibration": ["reference.json"]},
+    package_data={
+        "fast_electra.calibration": ["reference.json"],
+        "fast_electra.corpus": ["sample/*"],
+        "fast_electra.report": ["page.html.j2"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["fast-electra = fast_electra.cli:main"]},

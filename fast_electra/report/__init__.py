@@ -1,0 +1,1 @@
+"""Report on runs as one HTML page."""

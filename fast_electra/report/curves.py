@@ -1,4 +1,4 @@
-"""The curves of `report.html`: inline SVG; raw values faint, a running median over them, held-out results as points."""
+"""Curves of `report.html` as inline SVG: raw values faint, a running median over them, held-out results as points."""
 
 import io
 import re
@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fast_electra.plotting import BLUE, FORMATS, GREEN, ORANGE, STYLE
-
-Row = dict[str, Any]
+from fast_electra.training.metrics import Row
 
 BINS = 500  # a longer run is drawn by each bin's minimum, median and maximum: the same picture in a small file
 MEDIAN_SHARE = 40  # the running median's window is this part of the points
@@ -21,13 +20,9 @@ MEDIAN_SHARE = 40  # the running median's window is this part of the points
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel.
+    """A line from the update rows' `key`, and points from the evaluation rows' `heldout`.
 
-    Attributes:
-        key: The update rows' key.
-        heldout: The evaluation rows' key, shown as points.
-        exact: Set by a schedule rather than measured: drawn as it is, without a median.
-        right: Belongs to the axis at the right.
+    A value that a schedule sets is `exact`: it is drawn without a median. `right` puts the curve on the right axis.
     """
 
     key: str
@@ -41,42 +36,32 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: a sentence on how to read it, its lines, and an evaluation row's key drawn as a dashed line."""
+    """One plot. Its axes' formats are keys of FORMATS; the key `dashed` of the evaluation rows is a dashed line."""
 
     title: str
-    reading: str
     curves: tuple[Curve, ...]
     dashed: str = ""
-    dashed_label: str = ""
     left_format: str = "number"
     right_format: str = "number"
     limits: tuple[float | None, float | None] = (None, None)
 
 
-LOSS = Panel(
-    "Loss",
-    "Should fall, fast at first. A held-out loss well above the curve means overfitting.",
-    (Curve("loss", "training", BLUE, "heldout_loss"),),
-)
-SPEED = Panel(
-    "Speed",
-    "Tokens per second. Dips are checkpoints, evaluations or a busy machine.",
-    (Curve("tokens_per_second", "tokens/s", BLUE),),
-    left_format="count",
-    limits=(0, None),
-)
-RATE = Panel(
-    "Learning rate and gradient norm",
-    "The rate warms up, then falls to zero. The norm, before clipping, should be free of lasting growth.",
+LOSS = Panel("Loss", (Curve("loss", "training", BLUE, "heldout_loss"),))
+SPEED = Panel("Speed", (Curve("tokens_per_second", "tokens/s", BLUE),), left_format="count", limits=(0, None))
+LEARNING_RATE = Curve("learning_rate", "learning rate", BLUE, exact=True)
+NORM = Curve("gradient_norm", "gradient norm (right)", ORANGE, right=True)
+RATE = Panel("Learning rate and gradient norm", (LEARNING_RATE, NORM))
+CURRICULUM = Panel(
+    "Curriculum and replaced tokens",
     (
-        Curve("learning_rate", "learning rate", BLUE, exact=True),
-        Curve("gradient_norm", "gradient norm (right)", ORANGE, right=True),
+        Curve("temperature", "temperature T", BLUE, exact=True),
+        Curve("gamma", "gamma", BLUE, exact=True),
+        Curve("replaced_fraction", "replaced, of all tokens (right)", ORANGE, right=True),
     ),
+    right_format="percent",
 )
-METER = Panel(
+HARDNESS = Panel(
     "How hard the replacements are",
-    "At masked positions: how undecided the distribution of replacements is, and how probable the original token. As "
-    "they get harder, the entropy falls and the original becomes more probable.",
     (
         Curve("replacement_entropy", "entropy (nats)", BLUE),
         Curve("original_probability", "probability of the original (right)", ORANGE, right=True),
@@ -85,101 +70,57 @@ METER = Panel(
 )
 FINDING = Panel(
     "Finding the replaced tokens",
-    "On training sequences at the update's own difficulty, and on held-out documents (open marks). The dashed line is "
-    "the AUC that the token alone allows: what lies above it was learnt from context.",
     (
         Curve("auc", "AUC", BLUE, "heldout_auc"),
         Curve("precision", "precision", ORANGE, "heldout_precision", "s"),
         Curve("recall", "recall", GREEN, "heldout_recall", "^"),
     ),
     dashed="heldout_auc_token_identity",
-    dashed_label="AUC by token identity",
     limits=(0, 1),
 )
 ACCURACY = Panel(
     "Accuracy at masked positions",
-    "How often the auxiliary's first choice is the token that stood there.",
     (Curve("accuracy", "training", BLUE, "heldout_mlm_accuracy"),),
     left_format="percent",
     limits=(0, None),
 )
+MLM_LOSS = Curve("mlm_loss", "MLM", BLUE, "heldout_mlm_loss")
+RTD_LOSS = Curve("rtd_loss", "detection (right)", ORANGE, "heldout_loss", right=True)
 PANELS = {
-    "rtd": (
-        LOSS,
-        Panel(
-            "Curriculum and replaced tokens",
-            "The temperature T (or gamma) falls along the curriculum. Lower, it brings more plausible replacements, "
-            "and more lucky guesses: fewer tokens really replaced.",
-            (
-                Curve("temperature", "temperature T", BLUE, exact=True),
-                Curve("gamma", "gamma", BLUE, exact=True),
-                Curve("replaced_fraction", "replaced, of all tokens (right)", ORANGE, right=True),
-            ),
-            right_format="percent",
-        ),
-        METER,
-        FINDING,
-        SPEED,
-        RATE,
-    ),
-    "joint": (
-        Panel(
-            "Losses",
-            "Of the auxiliary (MLM) and of the main model (detection, right); the objective is their weighted sum.",
-            (
-                Curve("mlm_loss", "MLM", BLUE, "heldout_mlm_loss"),
-                Curve("rtd_loss", "detection (right)", ORANGE, "heldout_loss", right=True),
-            ),
-        ),
-        METER,
-        FINDING,
-        ACCURACY,
-        SPEED,
-        RATE,
-    ),
+    "rtd": (LOSS, CURRICULUM, HARDNESS, FINDING, SPEED, RATE),
+    "joint": (Panel("Losses", (MLM_LOSS, RTD_LOSS)), HARDNESS, FINDING, ACCURACY, SPEED, RATE),
     "mlm": (LOSS, ACCURACY, RATE, SPEED),
 }
 
 
-def draw_panels(objective: str, updates: list[Row], evaluations: list[Row], prefix: str) -> list[tuple[Panel, str]]:
-    """Draw the panels of an objective for which the rows hold numbers.
+def draw_panels(objective: str, updates: list[Row], evaluations: list[Row], prefix: str) -> list[tuple[str, str]]:
+    """Return (title, `<svg>` element) of each panel of the objective for which the rows hold numbers.
 
-    Args:
-        objective: A key of PANELS.
-        updates: Update rows.
-        evaluations: Evaluation rows.
-        prefix: Set before each id within the SVGs, so that several can stand in one page.
-
-    Returns:
-        Each panel with its `<svg>` element.
+    Each id within an SVG begins with `prefix`, so that one page can hold several.
     """
     drawn = []
     for index, panel in enumerate(PANELS[objective]):
-        if any(isinstance(row.get(curve.key), int | float) for curve in panel.curves for row in updates):
+        if any(len(_points(updates, curve.key)[0]) for curve in panel.curves):
             with matplotlib.rc_context(STYLE):
-                drawn.append((panel, _svg(_figure(panel, updates, evaluations), f"{prefix}{index}-", panel.title)))
+                svg = _svg(_figure(panel, updates, evaluations), f"{prefix}{index}-", panel.title)
+            drawn.append((panel.title, svg))
     return drawn
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """The median of a centred window of 1/MEDIAN_SHARE of the values (at least 5), cut short at both ends.
+    """Return the medians, float64 [n], of a centred window of 1/MEDIAN_SHARE of the n values (at least 5).
 
-    Args:
-        values: float64 [n], finite.
-
-    Returns:
-        float64 [n].
+    The window is cut short at both ends.
     """
     half = max(2, len(values) // MEDIAN_SHARE // 2)
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def _points(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The updates and the values, float64 [n], of the rows in which the key has a number."""
+    """Return the updates and the values, float64 [n], of the rows in which the key has a number."""
     held = [(row["update"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
     x, y = np.array(held, dtype=np.float64).reshape(-1, 2).T
-    finite = np.isfinite(y)
-    return x[finite], y[finite]
+    return x, y
 
 
 def _figure(panel: Panel, updates: list[Row], evaluations: list[Row]) -> Figure:
@@ -187,17 +128,23 @@ def _figure(panel: Panel, updates: list[Row], evaluations: list[Row]) -> Figure:
     left = figure.add_subplot()
     right: Axes | None = None
     for curve in panel.curves:
-        if not any(isinstance(row.get(curve.key), int | float) for row in updates):
-            continue  # a run has a temperature or a gamma: the other one is not to stand in the legend
+        x, y = _points(updates, curve.key)
+        if not len(x):
+            continue  # a run has a temperature or a gamma: the legend does not name the other one
         if curve.right:
             right = right or left.twinx()
-            right.spines["right"].set_visible(True)
-            right.grid(visible=False)
-        _draw_curve(right if curve.right and right else left, curve, updates, evaluations)
+        axes = right if curve.right and right else left
+        _draw_line(axes, curve, x, y)
+        x, y = _points(evaluations, curve.heldout)
+        if len(x):
+            style: Any = {"color": "white", "markeredgecolor": curve.colour, "markeredgewidth": 1.4, "markersize": 5}
+            label = "held-out" if curve.label == "training" else None
+            axes.plot(x, y, curve.marker, zorder=4, label=label, **style)
     x, y = _points(evaluations, panel.dashed)
     if len(x):
         x = np.append(updates[0]["update"], x) if len(x) == 1 else x  # a level, even from one evaluation
-        left.plot(x, np.resize(y, len(x)), color=BLUE, linestyle=(0, (4, 3)), linewidth=1.2, label=panel.dashed_label)
+        label = "AUC by token identity"
+        left.plot(x, np.resize(y, len(x)), color=BLUE, linestyle=(0, (4, 3)), linewidth=1.2, label=label)
     left.set_xlim(0, 1.02 * updates[-1]["update"])
     left.set_ylim(*panel.limits)
     left.set_xlabel("update")
@@ -205,6 +152,8 @@ def _figure(panel: Panel, updates: list[Row], evaluations: list[Row]) -> Figure:
     left.xaxis.set_major_formatter(FORMATS["count"])
     left.yaxis.set_major_formatter(FORMATS[panel.left_format])
     if right is not None:
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
         right.set_ylim(bottom=0)
         right.yaxis.set_major_formatter(FORMATS[panel.right_format])
     if len(panel.curves) > 1 or len(_points(evaluations, panel.curves[0].heldout)[0]):
@@ -212,14 +161,14 @@ def _figure(panel: Panel, updates: list[Row], evaluations: list[Row]) -> Figure:
     return figure
 
 
-def _draw_curve(axes: Axes, curve: Curve, updates: list[Row], evaluations: list[Row]) -> None:
-    x, y = _points(updates, curve.key)
+def _draw_line(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray) -> None:
+    line: Any = {"color": curve.colour, "linewidth": 1.6, "label": curve.label}
     if len(x) == 1:
-        axes.plot(x, y, color=curve.colour, marker="_", markersize=12, label=curve.label)
+        axes.plot(x, y, marker="_", markersize=12, **line)
     elif curve.exact:
-        keep = np.unique(np.linspace(0, len(x) - 1, 2 * BINS).astype(int)) if len(x) > 2 * BINS else slice(None)
-        axes.plot(x[keep], y[keep], color=curve.colour, linewidth=1.6, label=curve.label)
-    elif len(x):
+        keep = np.unique(np.linspace(0, len(x) - 1, 2 * BINS).astype(int))
+        axes.plot(x[keep], y[keep], **line)
+    else:
         raw_x, raw_y, middle_x, middle_y = x, y, x, y
         if len(x) > 2 * BINS:
             xs, ys = np.array_split(x, BINS), np.array_split(y, BINS)
@@ -227,25 +176,11 @@ def _draw_curve(axes: Axes, curve: Curve, updates: list[Row], evaluations: list[
             raw_y = np.array([(part.min(), part.max()) for part in ys]).reshape(-1)
             middle_x, middle_y = np.array([part.mean() for part in xs]), np.array([np.median(part) for part in ys])
         axes.plot(raw_x, raw_y, color=curve.colour, alpha=0.25, linewidth=0.6, zorder=2)
-        axes.plot(middle_x, running_median(middle_y), color=curve.colour, linewidth=1.6, label=curve.label, zorder=3)
-    x, y = _points(evaluations, curve.heldout)
-    if len(x):
-        label = "held-out" if len(updates) and curve.label == "training" else None
-        axes.plot(
-            x,
-            y,
-            curve.marker,
-            color="white",
-            markeredgecolor=curve.colour,
-            markeredgewidth=1.4,
-            markersize=5,
-            zorder=4,
-            label=label,
-        )
+        axes.plot(middle_x, running_median(middle_y), zorder=3, **line)
 
 
 def _svg(figure: Figure, prefix: str, title: str) -> str:
-    """The figure as an `<svg>` element of an HTML page: scalable, its ids prefixed, no reference to the outside."""
+    """Return the figure as a scalable `<svg>` element without references to other files; `prefix` begins its ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()

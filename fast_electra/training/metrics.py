@@ -259,7 +259,7 @@ def read_metrics(run: Path) -> tuple[list[Row], list[Row], list[Row]]:
 def _parsed(line: str) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply
         return None
     return row if isinstance(row, dict) and type(row.get("update")) is int else None
 

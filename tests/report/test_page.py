@@ -2,77 +2,15 @@
 
 import io
 import json
-import math
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from pages import Page, report, token, train
 from rich.console import Console
 
-from fast_electra.report.curves import draw_panels, running_median
-from fast_electra.report.example_html import examples_html, mark, readable
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training.metrics import Monitor
-
-
-class Page(HTMLParser):
-    """A page taken apart; every element must be closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []  # (the innermost element, its text)
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append((self.open[-1] if self.open else "", data.strip()))
-
-    def text(self, *tags: str) -> str:
-        return " ".join(text for tag, text in self.texts if (tag in tags if tags else tag != "style"))
-
-
-def token(piece: str, original: str | None = None, probability: float | None = 0.1) -> dict[str, Any]:
-    replaced = original is not None
-    return {"piece": piece, "original": original or piece, "replaced": replaced, "probability": probability}
-
-
-def train(run: Path, updates: int, objective: str = "rtd", evaluate: int = 0, **values: Any) -> Path:
-    """Make a run folder as training makes it, through the monitor."""
-    ours = {"objective": objective, "recipe": "tiny", "updates": updates, "model": {"layers": 3, "hidden": 128}}
-    ours["curriculum"] = {"schedule": "exponential", "initial": 2.0, "rate": None}
-    config = {"fast_electra": ours, "deepspeed": {"train_batch_size": 32, "optimizer": {"params": {"lr": 0.003}}}}
-    run.mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps(config))
-    with Monitor(run, updates, console=Console(file=io.StringIO())) as monitor:
-        for update in range(1, updates + 1):
-            row = {"update": update, "updates": updates, "loss": 0.3 + 0.01 * math.sin(update), "tokens": 2048}
-            row |= {"learning_rate": 1e-3, "gradient_norm": 1.5, "tokens_per_second": 41203.0, "seconds": update * 0.05}
-            rtd = {"temperature": 1.4, "replaced_fraction": 0.12, "recall": 0.2, "precision": 0.6, "auc": 0.7}
-            monitor.rows([row | (rtd if objective == "rtd" else {"accuracy": 0.25}) | values])
-            if evaluate and update % evaluate == 0:
-                held = {"heldout_auc": 0.7312, "heldout_auc_token_identity": 0.6, "heldout_recall": 0.2}
-                held = held if objective == "rtd" else {"heldout_mlm_accuracy": 0.2912}
-                monitor.evaluation({"update": update, "heldout_loss": 0.31, **held})
-        monitor.status("completed", updates)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -153,46 +91,12 @@ def test_examples_mark_found_missed_and_false_alarms_with_originals_and_probabil
     assert "0x" not in page.text()
 
 
-@pytest.mark.parametrize(
-    ("replaced", "probability", "expected"),
-    [
-        (True, 0.5, "found"), (True, 0.49, "missed"), (True, None, "missed"),
-        (False, 0.5, "alarm"), (False, 0.49, ""), (False, None, ""),
-    ],
-)  # fmt: skip
-def test_mark(replaced: bool, probability: float | None, expected: str) -> None:
-    assert mark({"piece": "a", "original": "b", "replaced": replaced, "probability": probability}) == expected
-
-
-@pytest.mark.parametrize(
-    ("pieces", "text"),
-    [
-        (["▁The", "▁wh", "ale"], " The whale"),
-        (["▁caf", "<0xC3>", "<0xA9>", "s"], " cafés"),
-        (["<0xF0>", "<0x9F>", "<0x90>", "<0x8B>"], "🐋"),
-        (["a", "<0xC3>", "b", "<0xA9>"], "a\ufffdb\ufffd"),
-        (["<0x0A>", "<0x", "0A>"], "\n<0x0A>"),
-        ([], ""),
-    ],
-)
-def test_readable(pieces: list[str], text: str) -> None:
-    assert readable(pieces) == text
-
-
-def test_examples_show_what_cannot_be_seen() -> None:
-    tokens = [token("<0xC3>", "<0x0A>", 0.9), token("the", "▁the"), token("▁", "a"), token("[SEP]"), token("[PAD]")]
-    text = Page(examples_html({"sequences": [{"tokens": tokens}]})).text("span", "rt")
-    for part in ("⟨C3⟩", "¶", "▁the", "␣", "[SEP]"):
-        assert part in text
-    assert "[PAD]" not in text
-
-
 def test_interrupted_run_without_config_evaluations_or_examples_still_gets_its_report(tmp_path: Path) -> None:
     run = train(tmp_path / "r<b>un", 1)
     for name in ("config.json", "status.json"):
         (run / name).unlink()
     (run / "examples.json").write_text('{"sequences": [')  # killed while writing
-    page = Page(write_report([run], tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = report(run)
     assert "r<b>un" in page.text("a")
     assert "Replaced-token detection" in page.text("h2")
     assert "unknown" in page.text("span")
@@ -207,7 +111,7 @@ def test_failed_run_shows_its_message_its_events_and_what_numbers_it_has(tmp_pat
         for update in range(31, 61):
             monitor.event(update, "skipped", f"the loss of update {update} is <not> finite")
         monitor.status("failed", 60, "10 nonfinite updates in a row")
-    page = Page(write_report([run], tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = report(run)
     assert "10 nonfinite updates in a row" in page.text("p")
     assert "the loss of update 60 is <not> finite" in page.text("td")
     assert "11 earlier ones" in page.text("p")
@@ -219,9 +123,21 @@ def test_numbers_written_as_integers_are_shown_as_well(tmp_path: Path) -> None:
     run = train(tmp_path / "run", 3)
     with Monitor(run, 3, start=3, console=Console(file=io.StringIO())) as monitor:
         monitor.evaluation({"update": 3, "heldout_auc": 1, "heldout_auc_token_identity": 0, "heldout_tokens": 12345})
-    page = Page(write_report([run], tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = report(run)
     assert "held-out AUC 1.000 (the token alone allows 0.000)" in page.text("li")
     assert "12,345" in page.text("td")
+
+
+def test_a_joint_run_shows_both_losses_and_how_hard_the_replacements_are(tmp_path: Path) -> None:
+    both = {"mlm_loss": 5.0, "rtd_loss": 0.4, "accuracy": 0.2, "auc": 0.6}
+    hardness = {"replacement_entropy": 3.0, "original_probability": 0.1}
+    run = train(tmp_path / "run", 3, "joint", **both, **hardness)
+    page = report(run)
+    assert "Joint training" in page.text("h2")
+    titles = page.text("b")
+    readings = page.text("figcaption")
+    assert titles.startswith("Losses. How hard the replacements are. Finding the replaced tokens. Accuracy at masked")
+    assert "weighted sum" in readings and "As replacements get harder" in readings
 
 
 def test_without_rows_the_error_names_the_file_and_an_earlier_report_stands(tmp_path: Path) -> None:
@@ -235,24 +151,3 @@ def test_without_rows_the_error_names_the_file_and_an_earlier_report_stands(tmp_
     with pytest.raises(UserError, match="name at least one"):
         write_report([], output)
     assert output.read_bytes() == before
-
-
-def test_a_long_run_is_drawn_small_and_keeps_its_spike() -> None:
-    rows = [{"update": update, "loss": 0.3 + 0.001 * (update % 7)} for update in range(1, 20001)]
-    ((_, calm),) = draw_panels("rtd", rows, [], "a-")
-    rows[12345]["loss"] = 9.0
-    ((_, spiked),) = draw_panels("rtd", rows, [], "a-")
-    assert len(calm) < 100_000
-    labels = Page(spiked).text("text").split()
-    assert "8" in labels  # the axis reaches to the one high value
-    assert "8" not in Page(calm).text("text").split()
-
-
-def test_running_median_ignores_a_spike_and_follows_a_level() -> None:
-    values = np.concatenate([np.zeros(50), np.ones(50)])
-    values[20] = 1e9
-    smooth = running_median(values)
-    assert smooth.shape == values.shape
-    assert set(smooth[:45]) == {0.0}
-    assert set(smooth[55:]) == {1.0}
-    assert list(running_median(np.array([3.0]))) == [3.0]

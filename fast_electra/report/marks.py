@@ -1,0 +1,88 @@
+"""The sequences of `examples.json` as the report shows them: which tokens are marked, how, and with which text."""
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+WORD_MARK = "▁"
+
+
+class Token(BaseModel):
+    """A token of a corrupted sequence, the token that it was, and the predicted probability that it was replaced."""
+
+    piece: str
+    original: str
+    replaced: bool
+    probability: float | None = Field(None, ge=0, le=1)
+
+    @property
+    def mark(self) -> str:
+        """Kind of mark: "found", "missed", "alarm" (original, but called replaced) or "" (original, and called so)."""
+        called = self.probability is not None and self.probability >= 0.5
+        return {(True, True): "found", (True, False): "missed", (False, True): "alarm"}.get((self.replaced, called), "")
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Texts of the piece and of the original, each as it is shown alone."""
+        texts = _alone(self.piece), _alone(self.original)
+        # A replaced token may differ from its original by the word mark alone.
+        return (self.piece, self.original) if self.replaced and texts[0] == texts[1] else texts
+
+
+_TOKENS = TypeAdapter(list[Token])
+Sequence = tuple[str, list[tuple[str, str | Token]]]
+
+
+def read_sequences(entries: Any, unreadable: list[str]) -> list[Sequence]:
+    """Return each sequence of `examples.json` as (its counts in words, its parts).
+
+    A part is ("", text), ("special", piece) or (mark, token). An entry of an unexpected shape is left out; `unreadable`
+    gets their number.
+    """
+    entries = entries if isinstance(entries, list) else [entries]
+    read = []
+    for entry in entries:
+        try:
+            tokens = [token for token in _TOKENS.validate_python(entry["tokens"]) if token.piece != "[PAD]"]
+        except (KeyError, TypeError, ValidationError):
+            continue
+        found, missed, alarms = (sum(token.mark == mark for token in tokens) for mark in ("found", "missed", "alarm"))
+        replaced = f"{found + missed} of {len(tokens)} tokens replaced: {found} found, {missed} missed"
+        read.append((f"{replaced}; false alarms: {alarms}", list(_parts(tokens))))
+    if odd := len(entries) - len(read):
+        unreadable.append(f"{odd} of {len(entries)} sequences in examples.json")
+    return read
+
+
+def readable(pieces: list[str]) -> str:
+    """Return pieces as text: word marks become spaces, and runs of byte pieces the characters that they spell."""
+    text = ""
+    for is_bytes, run in groupby(pieces, key=lambda piece: BYTE.fullmatch(piece) is not None):
+        joined = "".join(run)
+        if is_bytes:
+            text += bytes(int(byte, 16) for byte in BYTE.findall(joined)).decode("utf-8", errors="replace")
+        else:
+            text += joined.replace(WORD_MARK, " ")
+    return text
+
+
+def _parts(tokens: list[Token]) -> Iterator[tuple[str, str | Token]]:
+    """Yield the parts of a sequence. Unmarked tokens are joined, so that bytes spell characters."""
+    for kind, run in groupby(tokens, key=lambda token: token.mark or ("special" if token.piece in SPECIAL else "")):
+        if kind:
+            yield from ((kind, token.piece if kind == "special" else token) for token in run)
+        else:
+            yield kind, readable([token.piece for token in run])
+
+
+def _alone(piece: str) -> str:
+    """Return a piece as text, without its word mark; a space or a byte that spells nothing becomes a symbol."""
+    byte = BYTE.fullmatch(piece)
+    if byte and int(byte[1], 16) >= 0x80:
+        return f"⟨{byte[1].upper()}⟩"
+    return readable([piece]).removeprefix(" ") or "␣"
