@@ -23,6 +23,7 @@ REQUIRES = [
     "xxhash>=3",
     "psutil",
     "ninja",
+    "filelock",
 ]
 EXTRAS = {
     "parquet": ["pyarrow"],
