@@ -24,6 +24,7 @@ REQUIRES = [
     "xxhash>=3",
     "psutil",
     "ninja",
+    "filelock",
 ]
 EXTRAS = {
     "parquet": ["pyarrow"],

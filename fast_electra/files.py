@@ -1,19 +1,27 @@
-"""Files and folders that appear whole or not at all, and the hashes of files."""
+"""Atomic files and folders, the hashes of files, and JSON files that are read into a settings class."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fast_electra.settings import UserError
+from pydantic import ValidationError
+
+from fast_electra.settings import Settings, UserError
+
+S = TypeVar("S", bound=Settings)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot lock a file
 
 
 def file_hash(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as 32 hexadecimal digits: finds damage, not forgery."""
-    import xxhash  # here: the command line's --help does without it
+    """Return the xxh3-128 of a file's bytes as 32 hexadecimal digits. It finds damage, not forgery."""
+    import xxhash  # here, because the command line's --help does without it
 
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
@@ -22,67 +30,233 @@ def file_hash(path: Path) -> str:
     return state.hexdigest()
 
 
+class FileRecord(Settings):
+    """One file of a folder: its name, its size in bytes, and its xxh3-128."""
+
+    name: str
+    size: int
+    hash: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Return the record of a file that exists."""
+        return cls(name=path.name, size=path.stat().st_size, hash=file_hash(path))
+
+
+def check_files(folder: Path, records: Sequence[FileRecord], remedy: str, verify: bool) -> None:
+    """Compare the files of a folder with the records of its manifest.
+
+    Args:
+        folder: the folder that holds the files.
+        records: what the manifest says about them.
+        remedy: what a user should do whose files differ.
+        verify: also read and hash all contents. Without it only the sizes are checked (for all ranks but one).
+
+    Raises:
+        UserError: a file is missing, truncated or altered; the message names it.
+    """
+    paths = [folder / record.name for record in records]
+    for path, record in zip(paths, records, strict=True):
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {remedy}")
+        if (size := path.stat().st_size) != record.size:
+            raise UserError(f"{path} has {size:,} bytes where the manifest says {record.size:,}; {remedy}")
+    if verify:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            for path, record, found in zip(paths, records, pool.map(file_hash, paths), strict=True):
+                if found != record.hash:
+                    raise UserError(f"{path} was altered (its hash is not that of the manifest); {remedy}")
+
+
+def read_settings(path: Path, kind: type[S], missing: str, remedy: str) -> S:
+    """Read a JSON file into a settings class.
+
+    Args:
+        path: the file.
+        kind: the class.
+        missing: message of the error where there is no such file.
+        remedy: what a user should do whose file is damaged.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or does not fit the class.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = str(error)
+    raise UserError(f"{path} cannot be read ({reason}); {remedy}")
+
+
 def grant(path: Path) -> None:
-    """Gives a file the permissions of any new one: safetensors lets nobody but its owner read what it writes."""
+    """Give a file the permissions of any new one, because safetensors lets only the owner read what it writes."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place, syncs it, and moves it there: readers see the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def sync(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk. A rename alone does not wait."""
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every file system can sync a folder
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until all that a folder holds is on the disk, subfolders included."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write beside `path`. It is synced and replaces `path` unless the body fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old file or the new one, never a half."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically. A number that is not finite raises a ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder beside `output`, renamed to it at the end, or removed when anything goes wrong.
+    """Give a temporary folder to write, which takes the place of `output` after the body.
+
+    Everything that can fail is tried before the body runs. An error in the body removes the temporary folder. The old
+    folder stays until the new one is in place. A finished folder is never removed. Beside `output` are:
+
+        .NAME.fast-electra-partial   the folder that is being written
+        .NAME.fast-electra-new       a finished folder that is not yet in place
+        .NAME.fast-electra-old       the old folder, about to be removed
+        .NAME.fast-electra-lock      the lock of the process that writes
+
+    After a process was killed, the next call puts the finished folder in place, or else the old one back.
 
     Args:
-        output: the folder to make; its parents are made too.
-        marker: a file that tells a folder of this kind: nothing else is ever overwritten.
+        output: the folder to make; its parents are made too. Where it is a link, the folder that it names is meant.
+        marker: a file that folders of this kind hold. No other folder is ever replaced.
         overwrite: replace a folder that exists.
 
     Raises:
-        UserError: when `output` exists and may not be replaced.
+        UserError: `output` exists and may not be replaced, cannot be replaced, or another process is writing it.
     """
-    output = Path(output).absolute()
-    occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if occupied and not (output / marker).is_file():
-        raise UserError(f"{output} exists and holds no {marker}, so it is not replaced: choose another --output")
-    if occupied and not overwrite:
-        raise UserError(f"{output} exists: choose another --output, or replace it with --overwrite")
-    partial = output.with_name(f".{output.name}.fast-electra-partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.iterdir():
-            _sync(file)
-        if occupied:
-            shutil.rmtree(output)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    place = _Place(Path(os.path.realpath(output)), marker, overwrite)
+    with place.locked():
+        place.prepare()
+        try:
+            yield place.partial
+            sync_folder(place.partial)
+        except BaseException:
+            shutil.rmtree(place.partial, ignore_errors=True)
+            raise
+        place.fill()
 
 
-def _sync(file: Path) -> None:
-    """A rename may reach the disk before the contents do: these go first."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class _Place:
+    """The place of one folder, and what `atomic_folder` keeps beside it."""
+
+    def __init__(self, target: Path, marker: str, overwrite: bool) -> None:
+        self.target, self.marker, self.overwrite = target, marker, overwrite
+        self.partial, self.new, self.old, self.lock = (
+            target.parent / f".{target.name}.fast-electra-{what}" for what in ("partial", "new", "old", "lock")
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes away. The parent folder is made."""
+        from filelock import FileLock, Timeout  # here, because the command line's --help does without it
+
+        lock = FileLock(self.lock, timeout=0)
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{self.target} is being written by another process: choose another --output") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise self._cannot_be_written(error) from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.lock.unlink()  # before the release, because filelock refuses a lock whose file is gone
+            lock.release()
+
+    def prepare(self) -> None:
+        """Repair what a killed process left, refuse what cannot work, and make the temporary folder."""
+        try:
+            left = self.new if self.new.exists() else self.old
+            if left.exists() and not self._occupied():
+                left.rename(self.target)
+            self._check()
+            for stale in (self.partial, self.old):
+                if stale.exists():
+                    shutil.rmtree(stale)
+            if self.target.exists():  # there and back, because a mount point cannot be renamed
+                self.target.rename(self.old)
+                self.old.rename(self.target)
+            if self.new.exists():
+                self.fill()
+            self.partial.mkdir()
+        except OSError as error:
+            raise self._cannot_be_written(error) from None
+
+    def fill(self) -> None:
+        """Put the finished folder in its place, then remove the one that was there."""
+        try:
+            if self.partial.exists():
+                self.partial.rename(self.new)
+            self._check()
+            if self._occupied():
+                self.target.rename(self.old)
+            self.new.rename(self.target)
+        except (OSError, UserError) as error:
+            with contextlib.suppress(OSError):
+                if self.old.exists() and not self._occupied():
+                    self.old.rename(self.target)
+            kept = self.new if self.new.exists() else self.partial
+            raise UserError(f"{error}. What was written is complete: move {kept} to a place of your choice") from None
+        sync(self.target.parent)
+        shutil.rmtree(self.old, ignore_errors=True)  # the next call tries again
+
+    def _occupied(self) -> bool:
+        """Whether something is there other than an empty folder. A link is there only where links form a loop."""
+        target = self.target
+        return target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+
+    def _check(self) -> None:
+        """Refuse what may not be replaced."""
+        if self._occupied() and not (self.target / self.marker).is_file():
+            refused = f"exists and holds no {self.marker}, so it is not replaced: choose another --output"
+            raise UserError(f"{self.target} {refused}")
+        if self._occupied() and not self.overwrite:
+            raise UserError(f"{self.target} exists: choose another --output, or replace it with --overwrite")
+
+    def _cannot_be_written(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.target} cannot be created or replaced ({error}): the parent folder must be writable, and a mount "
+            "point cannot be replaced; name a folder inside it, or choose another --output"
+        )

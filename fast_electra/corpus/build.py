@@ -21,7 +21,6 @@ from fast_electra.corpus.shards import (
     MANIFEST,
     QUARANTINE,
     SPLITS,
-    FileRecord,
     InputRecord,
     Manifest,
     ShardRecord,
@@ -30,7 +29,7 @@ from fast_electra.corpus.shards import (
     write_manifest,
 )
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.files import atomic_folder, file_hash
+from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
 
 _BATCH_CHARACTERS = 2**20  # what a worker is given at a time
@@ -182,15 +181,12 @@ class _SplitWriter:
 
     def _finish(self) -> None:
         self._builder.finalize(str(self._path("idx")))
-        binary, index = (self._record(self._path(suffix)) for suffix in ("bin", "idx"))
+        binary, index = (FileRecord.of(self._path(suffix)) for suffix in ("bin", "idx"))
         self._done.append(ShardRecord(documents=self._documents, tokens=self._tokens, bin=binary, idx=index))
         self._builder, self._documents, self._tokens = None, 0, 0
 
     def _path(self, suffix: str) -> Path:
         return self._folder / f"{self._split}-{len(self._done):05d}.{suffix}"
-
-    def _record(self, path: Path) -> FileRecord:
-        return FileRecord(name=path.name, size=path.stat().st_size, hash=file_hash(path))
 
 
 Tokenise = Callable[[Iterable[Document | Rejected]], Iterator[_Tokenised | Rejected]]

@@ -2,28 +2,18 @@
 
 import json
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
 
-from fast_electra.files import file_hash
+from fast_electra.files import FileRecord, check_files, file_hash, read_settings
 from fast_electra.settings import Settings, UserError
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
 SplitName = Literal["train", "heldout"]
 SPLITS: tuple[SplitName, ...] = ("train", "heldout")
 _REMEDY = "restore the file or build the shards again with `fast-electra corpus --overwrite`"
-
-
-class FileRecord(Settings):
-    """One file of a shard: its name in the folder, bytes, and xxh3-128."""
-
-    name: str
-    size: int
-    hash: str
 
 
 class ShardRecord(Settings):
@@ -107,7 +97,9 @@ class Shards:
             UserError: when a file is missing, truncated or altered, or the split is empty; it names the file.
         """
         folder = Path(folder)
-        manifest = _manifest(folder)
+        path = folder / MANIFEST
+        missing = f"no shards in {folder}: {path} is missing; build them with `fast-electra corpus`"
+        manifest = read_settings(path, Manifest, missing, _REMEDY)
         files = [file for shards in manifest.splits.values() for shard in shards for file in shard.files]
         check_files(folder, files, _REMEDY, verify)
         shards = manifest.splits.get(split, [])
@@ -116,48 +108,13 @@ class Shards:
                 f"{folder} holds no {split} documents: "
                 "build it with `fast-electra corpus --heldout SHARE`, above 0 and below 1"
             )
-        return cls(manifest, file_hash(folder / MANIFEST), [_dataset(folder, shard) for shard in shards])
+        return cls(manifest, file_hash(path), [_dataset(folder, shard) for shard in shards])
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of a document: a read-only view of the file, uint16 or int32 by the vocabulary size."""
         assert 0 <= start <= stop <= self.lengths[document], (document, start, stop)
         shard = int(np.searchsorted(self._starts, document, side="right")) - 1
         return self._datasets[shard].get(document - int(self._starts[shard]), offset=start, length=stop - start)
-
-
-def _manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no shards in {folder}: {path} is missing; build them with `fast-electra corpus`") from None
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): {_REMEDY}") from None
-
-
-def check_files(folder: Path, records: list[FileRecord], remedy: str, verify: bool) -> None:
-    """Holds the files of a folder against the records of its manifest.
-
-    Args:
-        remedy: what to tell a user whose files are not those.
-        verify: also read and hash all contents; without it only the sizes are checked (for all ranks but one).
-
-    Raises:
-        UserError: for a file that is missing, cut short or altered.
-    """
-    paths = [folder / record.name for record in records]
-    for path, record in zip(paths, records, strict=True):
-        try:
-            size = path.stat().st_size
-        except OSError:
-            raise UserError(f"{path} is missing; {remedy}") from None
-        if size != record.size:
-            raise UserError(f"{path} has {size:,} bytes where the manifest says {record.size:,}; {remedy}")
-    if verify:
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            for path, record, found in zip(paths, records, pool.map(file_hash, paths), strict=True):
-                if found != record.hash:
-                    raise UserError(f"{path} was altered (its hash is not that of the manifest); {remedy}")
 
 
 def _dataset(folder: Path, shard: ShardRecord) -> Any:

@@ -4,7 +4,6 @@ Counted are the matrix products that the code computes (`cost.flops`) and the te
 (`cost.memory`) when every sequence is full; shorter documents cost less.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from fast_electra.cost.methods import (
 )
 from fast_electra.cost.table_1 import Models
 from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.files import DESCRIPTION, describe
 from fast_electra.settings import UserError
 
 
@@ -246,9 +246,9 @@ def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings | None, str]:
     if run.objective == "mlm":
         return None, ""
     if run.auxiliary is not None and run.auxiliary.run is not None:
-        description = Path(run.auxiliary.run) / "model" / "model.json"
-        if description.is_file():
-            return EncoderSettings(**json.loads(description.read_text())["encoder"]), str(description)
+        folder = Path(run.auxiliary.run) / "model"
+        if description := describe(folder):
+            return EncoderSettings(**description["encoder"]), str(folder / DESCRIPTION)
     if run.joint is not None:
         layers, source = run.joint.auxiliary_layers, "joint.auxiliary_layers"
     else:

@@ -29,7 +29,7 @@ from fast_electra.cost.tables import table
 from fast_electra.files import write_json
 from fast_electra.jobs import preprocess
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.files import save_model
+from fast_electra.model.files import describe, save_model
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Auxiliary
@@ -183,7 +183,7 @@ def _auxiliary(run: RunConfig, corpus: Corpus, folder: Path, ranks: Ranks) -> tu
     """The run folder of the config's auxiliary, or of one with random weights in its place; and what it is."""
     assert run.auxiliary is not None and run.auxiliary.run is not None
     trained = Path(run.auxiliary.run)
-    if (trained / "model" / "model.json").is_file():
+    if describe(trained / "model"):
         return trained, f"trained: {trained}"
     settings, _ = auxiliary_settings(run)
     assert settings is not None

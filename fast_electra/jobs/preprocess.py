@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -24,9 +23,8 @@ from fast_electra.batch import TokenBatch, ceil_div, masked_counts
 from fast_electra.config import Config
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.loader import read_batch
-from fast_electra.corpus.shards import FileRecord, check_files
 from fast_electra.corruption import mask
-from fast_electra.files import file_hash, write_json
+from fast_electra.files import FileRecord, check_files, read_settings, write_json
 from fast_electra.parts import build_distribution, masking, open_run_corpus
 from fast_electra.replacement.distribution import Distribution, LinearDistribution
 from fast_electra.settings import UserError
@@ -158,12 +156,7 @@ def begin(
     strengths, plan = plan_store(config, corpus, distribution, auxiliary_facts, part)
     begun = folder / PLAN
     if begun.exists():
-        try:
-            before = StorePlan.model_validate_json(begun.read_text())
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            raise UserError(
-                f"{begun} cannot be read ({str(error).splitlines()[0]}): remove {folder}, or choose another --output"
-            ) from None
+        before = read_settings(begun, StorePlan, f"{begun} is gone", f"remove {folder}, or choose another --output")
         check_same(folder, before, plan)
         plan = before
     elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(_unfinished(folder))):
@@ -249,10 +242,7 @@ def finish(store: Store) -> StoreManifest:
         file = PartFile(path)
         positions, pieces = positions + file.positions_in_all, pieces + file.pieces_in_all
     with ThreadPoolExecutor(max_workers=8) as pool:
-        records = [
-            FileRecord(name=path.name, size=path.stat().st_size, hash=found)
-            for path, found in zip(paths, pool.map(file_hash, paths), strict=True)
-        ]
+        records = list(pool.map(FileRecord.of, paths))
     size = sum(record.size for record in records)
     manifest = StoreManifest(plan=store.plan, positions=positions, pieces=pieces, bytes=size, parts=records)
     write_json(store.folder / MANIFEST, manifest.model_dump())

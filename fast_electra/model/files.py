@@ -1,19 +1,41 @@
-"""A trained model as a folder: model.safetensors, and model.json with all that is needed to use it."""
+"""A trained model as a folder: model.safetensors, and model.json with everything that is needed to use it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fast_electra.files import atomic_folder, file_hash, grant, write_json
+from fast_electra.files import atomic_folder, file_hash, grant, read_settings, write_json
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.settings import UserError
+from fast_electra.settings import Settings, UserError
 
 KINDS: dict[str, Callable[[EncoderSettings, int], nn.Module]] = {"mlm": MaskedLanguageModel, "rtd": Discriminator.new}
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+
+
+class Description(Settings):
+    """Contents of model.json.
+
+    Attributes:
+        kind: a key of KINDS.
+        encoder: sizes of the encoder.
+        hash: xxh3-128 of model.safetensors.
+        tokenizer: hash of the tokenizer.
+        evaluation: figures of the last evaluation.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    encoder: EncoderSettings
+    hash: str
+    tokenizer: str = ""
+    evaluation: dict[str, Any] = {}
 
 
 def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Module:
@@ -28,34 +50,63 @@ def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Modul
 
 
 def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> None:
-    """Writes the folder in one step; an older one is replaced.
+    """Write the folder in one step; an older one is replaced.
 
     Args:
+        folder: where to write.
         kind: a key of KINDS.
+        settings: sizes of the encoder.
+        weights: all parameters by name.
         facts: recorded beside the sizes: the tokenizer's hash, the figures of the last evaluation.
     """
-    with atomic_folder(folder, "model.json", overwrite=True) as partial:
-        save_file(weights, partial / "model.safetensors")
-        grant(partial / "model.safetensors")
-        description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(partial / "model.safetensors")}
-        write_json(partial / "model.json", description | facts)
+    with atomic_folder(folder, DESCRIPTION, overwrite=True) as partial:
+        save_file(weights, partial / WEIGHTS)
+        grant(partial / WEIGHTS)
+        description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(partial / WEIGHTS)}
+        write_json(partial / DESCRIPTION, description | facts)
+
+
+def describe(folder: Path, remedy: str = "restore it or train the model again") -> dict[str, Any] | None:
+    """Return what model.json says, with the keys of `Description`; None where the folder holds no model.
+
+    Args:
+        folder: as `save_model` wrote it.
+        remedy: what a user should do whose file is damaged.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not (folder / DESCRIPTION).exists():
+        return None
+    return read_settings(folder / DESCRIPTION, Description, f"{folder} holds no trained model", remedy).model_dump()
 
 
 def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any]]:
-    """The model in fp32 on the CPU, and its description.
+    """Return the model in fp32 on the CPU, and its description.
 
     Args:
-        remedy: what to tell a user whose folder holds no such model.
+        folder: as `save_model` wrote it.
+        kind: a key of KINDS.
+        remedy: what a user should do whose folder holds no such model, or a damaged one.
+
+    Raises:
+        UserError: the folder holds no model of this kind, or a file of it is missing or damaged.
     """
-    try:
-        description = json.loads((folder / "model.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no trained model; {remedy}") from None
+    description, weights = describe(folder, remedy), folder / WEIGHTS
+    if description is None:
+        raise UserError(f"{folder} holds no trained model; {remedy}")
     if description["kind"] != kind:
         raise UserError(f"{folder} holds a model of objective {description['kind']!r}, not {kind!r}; {remedy}")
-    if file_hash(folder / "model.safetensors") != description["hash"]:
-        raise UserError(f"{folder / 'model.safetensors'} is not what was written (its hash differs); {remedy}")
+    try:
+        if file_hash(weights) != description["hash"]:
+            raise UserError(f"{weights} is not what was written (its hash differs); {remedy}")
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights} cannot be read ({error}); {remedy}") from None
     settings = EncoderSettings(**description["encoder"])
-    model = build_model(kind, settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        model = build_model(kind, settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
+        model.load_state_dict(tensors)
+    except (RuntimeError, TypeError):  # torch raises them where sizes do not fit, or are too large to allocate
+        raise UserError(f"{folder / DESCRIPTION} gives other sizes than {weights} has; {remedy}") from None
     return model, description

@@ -11,7 +11,6 @@ of each sequence, 4 or 8 bytes, make the rest addressable: no part is ever read 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from fast_electra.corpus.shards import FileRecord
-from fast_electra.files import grant
+from fast_electra.files import FileRecord, atomic_file, grant
 from fast_electra.settings import Settings, UserError
 from fast_electra_kernels import Pieces
 
@@ -149,22 +147,14 @@ def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces
         assert len(tokens_P) == len(counts_M)
     # One entry: the order of several would differ from one writing to the next.
     label = {METADATA: json.dumps({"store": plan.fingerprint, "kind": plan.kind, "first": part.first})}
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        save_file(arrays, temporary, metadata=label)
-        grant(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            save_file(arrays, temporary, metadata=label)
+            grant(temporary)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be written ({error}): make room, and start the same command again, which goes on"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class PartFile:

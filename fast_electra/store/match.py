@@ -1,7 +1,5 @@
 """Check whether an offline store fits a run: compare what determines which tokens are replaced."""
 
-import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from fast_electra.batch import ceil_div
 from fast_electra.config import SECTION, Config
 from fast_electra.corpus.corpus import Corpus
+from fast_electra.model.files import describe
 from fast_electra.replacement.distribution import Distribution, LinearDistribution, axis_position
 from fast_electra.settings import UserError
 from fast_electra.store.format import Facts, SetRecord, StoreKind, StorePlan
@@ -43,10 +42,8 @@ def known_of_auxiliary(config: Config) -> dict[str, Any]:
     if run.replacement.from_auxiliary and run.auxiliary is not None:
         if run.auxiliary.dtype != "auto":
             known["auxiliary_dtype"] = run.auxiliary.dtype
-        if run.auxiliary.run is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                description = Path(run.auxiliary.run) / "model" / "model.json"
-                known["auxiliary_hash"] = json.loads(description.read_text())["hash"]
+        if run.auxiliary.run is not None and (description := describe(Path(run.auxiliary.run) / "model")):
+            known["auxiliary_hash"] = description["hash"]
     return known
 
 

@@ -5,12 +5,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from fast_electra.batch import Draws, MaskedBatch
-from fast_electra.corpus.shards import check_files
+from fast_electra.files import check_files, read_settings
 from fast_electra.replacement.distribution import axis_position
 from fast_electra.settings import UserError
 from fast_electra.store.format import MANIFEST, PLAN, Facts, PartFile, SetRecord, StoreKind, StoreManifest
@@ -103,16 +102,10 @@ def open_store(folder: Path, facts_of_run: Callable[[StoreKind], Facts], verify:
 
 def read_manifest(folder: Path) -> StoreManifest:
     path = folder / MANIFEST
-    try:
-        return StoreManifest.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        if (folder / PLAN).exists():
-            raise UserError(
-                f"the store {folder} is not complete: finish it with the command that began it ({COMMAND})"
-            ) from None
-        raise UserError(f"there is no store in {folder} ({path} is missing): write one with {COMMAND}") from None
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from None
+    missing = f"there is no store in {folder} ({path} is missing): write one with {COMMAND}"
+    if (folder / PLAN).exists():
+        missing = f"the store {folder} is not complete: finish it with the command that began it ({COMMAND})"
+    return read_settings(path, StoreManifest, missing, remedy(folder))
 
 
 def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the resumption that never starts again from zero in silence.
+"""Atomic checkpoints, and resuming that stops with an error instead of silently starting from zero.
 
     checkpoints/update-00001000/   DeepSpeed's files, and complete.json with their sizes and hashes, written last
     checkpoints/latest             the name of the newest one
@@ -6,25 +6,39 @@
 The auxiliary model is never inside: the run's config.json names it and its hash.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from fast_electra.files import file_hash, write_json, write_text
-from fast_electra.settings import UserError
+from fast_electra.files import FileRecord, check_files, read_settings, sync_folder, write_json, write_text
+from fast_electra.settings import Settings, UserError
 from fast_electra.training.engines import Engine, Ranks, wait_for_ranks
 
 COMPLETE = "complete.json"
 
 
+class Complete(Settings):
+    """Contents of complete.json: number of updates done, number of processes, and [size, hash] of each file."""
+
+    update: int
+    ranks: int
+    files: dict[str, tuple[int, str]]
+
+
 def name(update: int) -> str:
-    """The folder of the state after `update` updates."""
+    """Return the name of the folder that holds the state after `update` updates."""
     return f"update-{update:08d}"
 
 
 def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> None:
-    """Writes the state after `update` updates. All ranks call it; they share the file system."""
+    """Write the state after `update` updates. All ranks call it; they share the file system.
+
+    Args:
+        folder: the folder of all checkpoints.
+        engine: the training engine.
+        ranks: this process among all.
+        update: number of updates done.
+        keep: number of checkpoints to keep.
+    """
     whole = folder / name(update)
     partial = folder / f"partial-{whole.name}"
     if ranks.rank == 0:
@@ -33,8 +47,10 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
     engine.save_checkpoint(str(folder), tag=partial.name, client_state={"update": update}, save_latest=False)
     wait_for_ranks()
     if ranks.rank == 0:
-        files = {file.name: [file.stat().st_size, file_hash(file)] for file in sorted(partial.iterdir())}
-        write_json(partial / COMPLETE, {"update": update, "ranks": ranks.world, "files": files})
+        records = map(FileRecord.of, sorted(partial.iterdir()))
+        files = {record.name: (record.size, record.hash) for record in records}
+        write_json(partial / COMPLETE, Complete(update=update, ranks=ranks.world, files=files).model_dump())
+        sync_folder(partial)
         shutil.rmtree(whole, ignore_errors=True)
         partial.rename(whole)
         write_text(folder / "latest", whole.name + "\n")
@@ -43,9 +59,9 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
 
 
 def prune(folder: Path, latest: str, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints up to `latest`, and those of later updates.
+    """Remove all checkpoints but the `keep` newest ones up to `latest`.
 
-    There are later ones where a user set `latest` back and the run went on from there.
+    Later ones go too. They are there where a user set `latest` back and the run resumed from an earlier update.
     """
     written = sorted(path.name for path in folder.glob("update-*"))
     kept = [update for update in written if update <= latest][-keep:]
@@ -54,53 +70,44 @@ def prune(folder: Path, latest: str, keep: int) -> None:
 
 
 def newest(folder: Path, ranks: Ranks) -> Path | None:
-    """The checkpoint to resume from; None only where none was ever written. Rank 0 checks the contents for all.
+    """Return the checkpoint to resume from; None only where none was ever written.
+
+    Args:
+        folder: the folder of all checkpoints.
+        ranks: this process among all. Rank 0 checks the contents of the files, the others only the sizes.
 
     Raises:
-        UserError: where there are checkpoints, or traces of them, but the newest cannot be trusted or does not fit.
+        UserError: there are checkpoints, or traces of them, but the newest is damaged or does not fit the run.
     """
     names = sorted(path.name for path in folder.glob("update-*"))
     latest = folder / "latest"
     if not names and not latest.exists():
         return None
     whole = ", ".join(names) or "there is none"
-    remedy = f"write the name of a whole one into {latest} ({whole}), or name another run folder"
+    remedy = f"write the name of a complete one into {latest} ({whole}), or name another run folder"
     if not latest.exists():
         raise UserError(f"{latest} is missing beside checkpoints; {remedy}")
-    named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise UserError(f"{latest} cannot be read ({error.strerror}); {remedy}") from None
     if named not in names:
         raise UserError(f"{latest} names {named!r}, which is not there; {remedy}")
     checkpoint = folder / named
-    description = _description(checkpoint, remedy)
-    if ranks.rank == 0:
-        _verify(checkpoint, description["files"], remedy)
-    saved = description["ranks"]
-    if saved != ranks.world:
+    described, unfinished = checkpoint / COMPLETE, f"the checkpoint was never finished, or is damaged; {remedy}"
+    complete = read_settings(described, Complete, f"{described} is missing: {unfinished}", unfinished)
+    records = [FileRecord(name=file, size=size, hash=found) for file, (size, found) in complete.files.items()]
+    check_files(checkpoint, records, remedy, verify=ranks.rank == 0)
+    if complete.ranks != ranks.world:
         raise UserError(
-            f"{checkpoint} was written by {saved} processes and this run has {ranks.world}: resume with {saved} "
-            f"(on one machine: deepspeed --num_gpus {saved} ...)"
+            f"{checkpoint} was written by {complete.ranks} processes and this run has {ranks.world}: "
+            f"resume with {complete.ranks} (on one machine: deepspeed --num_gpus {complete.ranks} ...)"
         )
     return checkpoint
 
 
-def _description(checkpoint: Path, remedy: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads((checkpoint / COMPLETE).read_text()).items())
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{checkpoint} has no readable {COMPLETE}: it was never finished; {remedy}") from None
-
-
-def _verify(checkpoint: Path, files: dict[str, tuple[int, str]], remedy: str) -> None:
-    for file_name, (size, digest) in files.items():
-        file = checkpoint / file_name
-        if not file.exists():
-            raise UserError(f"{file} is missing; {remedy}")
-        if file.stat().st_size != size or file_hash(file) != digest:
-            raise UserError(f"{file} is not what was written; {remedy}")
-
-
 def load(checkpoint: Path, engine: Engine) -> int:
-    """Puts the engine where it was and returns the number of updates done."""
+    """Load a checkpoint into the engine and return the number of updates done."""
     path, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     assert path is not None, checkpoint
     return int(state["update"])

@@ -352,10 +352,11 @@ def test_store_of_another_corpus_or_auxiliary_is_refused(
     with pytest.raises(UserError, match=r"the corpus was [0-9a-f]{12} .* is bbbbbbbbbbbb here"):
         read(make(), dataclasses.replace(corpus, hash="b" * 32), axis_store)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.json").write_text(json.dumps({"hash": "c" * 32}))
+    described = {"kind": "mlm", "encoder": make().run.model.model_dump()}
+    (tmp_path / "model" / "model.json").write_text(json.dumps(described | {"hash": "c" * 32}))
     with pytest.raises(UserError, match=r"the auxiliary model was aaaaaaaaaaaa .* is cccccccccccc here"):
         read(make(auxiliary__run=str(tmp_path)), corpus, axis_store)
-    (tmp_path / "model" / "model.json").write_text(json.dumps({"hash": "a" * 32}))
+    (tmp_path / "model" / "model.json").write_text(json.dumps(described | {"hash": "a" * 32}))
     assert read(make(auxiliary__run=str(tmp_path)), corpus, axis_store)
 
 

@@ -1,6 +1,8 @@
 """A run folder with checkpoints is continued or refused, never started again in silence."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_newest_is_what_latest_names(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "update-00000009\n", "\xff garbage"])
 def test_broken_latest_is_refused(folder: Path, content: str) -> None:
     (folder / "latest").write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match=r"latest names .* which is not there; write the name of a whole one"):
+    with pytest.raises(UserError, match=r"latest names .* which is not there; write the name of a complete one"):
         checkpoint.newest(folder, RANKS)
 
 
@@ -58,7 +60,7 @@ def test_damage_is_found(folder: Path) -> None:
     whole = state.read_bytes()
     for damaged in (whole[:-1], b"W" + whole[1:], b""):
         state.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"state.pt is not what was written"):
+        with pytest.raises(UserError, match=r"state\.pt (was altered|has (0|699) bytes where the manifest says 700)"):
             checkpoint.newest(folder, RANKS)
     state.unlink()
     with pytest.raises(UserError, match=r"state.pt is missing"):
@@ -73,6 +75,34 @@ def test_unfinished_checkpoint_is_refused(folder: Path, content: str | None) -> 
         complete.write_text(content)
     with pytest.raises(UserError, match="never finished"):
         checkpoint.newest(folder, RANKS)
+
+
+@pytest.mark.parametrize("key", ["update", "ranks", "files"])
+@pytest.mark.parametrize("odd", ["gone", None, "2", [1], {"state.pt": 700}, {"state.pt": ["700", "a"]}, -1.5], ids=str)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_odd_description_is_refused(folder: Path, key: str, odd: Any, rank: int) -> None:
+    complete = folder / checkpoint.name(6) / checkpoint.COMPLETE
+    description = json.loads(complete.read_text()) | {key: odd}
+    if odd == "gone":
+        del description[key]
+    complete.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=rf"^{complete} cannot be read .*; write the name of a complete one") as caught:
+        checkpoint.newest(folder, Ranks(rank, 2, torch.device("cpu")))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["latest", "update-00000006", "update-00000006/complete.json"])
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    if path.is_dir():
+        path.rename(folder / "gone")
+        path.touch()
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(UserError, match=rf"^{path}.* cannot be read .*; write the name of a complete one") as caught:
+        checkpoint.newest(folder, RANKS)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_number_of_processes_is_refused(folder: Path) -> None:

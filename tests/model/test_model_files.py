@@ -1,0 +1,136 @@
+"""A saved model is whole, readable by others, and refused when it was altered."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fast_electra.files import file_hash
+from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.files import describe, load_model, save_model
+from fast_electra.model.heads import Discriminator
+from fast_electra.settings import UserError
+
+SIZES = EncoderSettings(vocabulary_size=50, layers=1, hidden_size=16, ffn_size=32, heads=2)
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    model = Discriminator.new(SIZES, seed=3)
+    save_model(tmp_path / "model", "rtd", SIZES, model.state_dict(), tokenizer="abc")
+    loaded, description = load_model(tmp_path / "model", "rtd", "")
+    assert description["tokenizer"] == "abc"
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
+    """On a cluster, other users and services read what a run wrote."""
+    before = os.umask(0o027)
+    try:
+        save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_another_kind_or_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict())
+    with pytest.raises(UserError, match="holds a model of objective 'rtd', not 'mlm'; train one"):
+        load_model(tmp_path / "model", "mlm", "train one")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UserError, match="is not what was written"):
+        load_model(tmp_path / "model", "rtd", "train one")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict(), tokenizer="abc", evaluation={})
+    return tmp_path / "model"
+
+
+def refused(folder: Path, file: str) -> None:
+    """One line names the file and the remedy."""
+    with pytest.raises(UserError, match=rf"{folder / file} .*; train one$") as caught:
+        load_model(folder, "rtd", "train one")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"rtd"', b"{}", b"\xff\xfe{}", b"[" * 100_000])
+def test_a_description_of_another_shape_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "model.json").write_bytes(content)
+    refused(folder, "model.json")
+    with pytest.raises(UserError, match=r"model\.json cannot be read .*; restore it or train the model again"):
+        describe(folder)
+
+
+@pytest.mark.parametrize("key", ["kind", "encoder", "hash", "encoder.layers"])
+def test_a_description_without_a_key_is_refused(folder: Path, key: str) -> None:
+    description = json.loads((folder / "model.json").read_text())
+    *path, last = key.split(".")
+    del (description[path[0]] if path else description)[last]
+    (folder / "model.json").write_text(json.dumps(description))
+    refused(folder, "model.json")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kind": 5},
+        {"hash": 5},
+        {"hash": None},
+        {"hash": ["a"]},
+        {"tokenizer": 5},
+        {"evaluation": [0.5]},
+        {"encoder": []},
+        *({"encoder": SIZES.model_dump() | {"layers": layers}} for layers in ("1", 1.5, 0, None, 2)),
+        *({"encoder": SIZES.model_dump() | {"hidden_size": size}} for size in (15, 32, 10**12, 10**30)),
+        {"encoder": SIZES.model_dump() | {"vocabulary_size": 51}},
+        {"encoder": SIZES.model_dump() | {"unknown": 1}},
+    ],
+    ids=str,
+)
+def test_a_description_that_does_not_fit_is_refused(folder: Path, changed: dict[str, Any]) -> None:
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(description | changed))
+    refused(folder, "model.json")
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
+    for name in ("model.safetensors", "model.json"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        refused(folder, name)
+
+
+def test_missing_or_damaged_weights_are_refused(folder: Path) -> None:
+    weights, description = folder / "model.safetensors", folder / "model.json"
+    whole, known = weights.read_bytes(), json.loads(description.read_text())
+    for damaged in (b"", whole[:-1], whole[:8], whole[: len(whole) // 2], b"\xff" * 100):
+        weights.write_bytes(damaged)
+        refused(folder, "model.safetensors")
+        description.write_text(json.dumps(known | {"hash": file_hash(weights)}))  # written so: no safetensors at all
+        refused(folder, "model.safetensors")
+        description.write_text(json.dumps(known))
+    weights.unlink()
+    refused(folder, "model.safetensors")
+
+
+def test_a_description_can_be_read_alone(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    description = describe(folder)
+    assert description is not None
+    assert (description["kind"], description["tokenizer"], len(description["hash"])) == ("rtd", "abc", 32)
+    assert EncoderSettings(**description["encoder"]) == SIZES
+    assert describe(tmp_path / "none") is None
+
+
+def test_unknown_facts_and_old_descriptions_are_kept(folder: Path) -> None:
+    """Older models say nothing of some sizes; newer ones may say more."""
+    description = json.loads((folder / "model.json").read_text())
+    for gone in ("relative_start", "activation_checkpointing"):
+        del description["encoder"][gone]
+    (folder / "model.json").write_text(json.dumps(description | {"origin": "here"}))
+    assert load_model(folder, "rtd", "")[1]["origin"] == "here"
