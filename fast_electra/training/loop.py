@@ -16,8 +16,8 @@ from fast_electra.corpus.loader import Loader, token_batch
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.objectives.objective import Objective
 from fast_electra.training import checkpoint
+from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Engine, Ranks, skipped, sum_over_ranks
-from fast_electra.training.metrics import Monitor
 
 EPOCH = -1  # names the noise of evaluations: no training epoch has it
 REFERENCE = 4  # training sequences per held-out one, where a figure needs them

@@ -15,7 +15,7 @@ from fast_electra.report.curves import draw_panels, running_median
 from fast_electra.report.example_html import examples_html, mark, readable
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
-from fast_electra.training.metrics import Monitor
+from fast_electra.training.console import Monitor
 
 
 class Page(HTMLParser):
