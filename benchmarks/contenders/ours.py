@@ -74,7 +74,7 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
         "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
         "bf16": {"enabled": name == "bf16"},
     }
-    config = deepspeed_config.resolve(tree, updates=1000, world=1, where="benchmark")
+    config = deepspeed_config.resolve(tree, 1000, deepspeed_config.Machine(), where="benchmark")
     deepspeed_engine = engines.training_engine(rtd.model, config)
     deepspeed_engine.train()
 

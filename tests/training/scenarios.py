@@ -206,14 +206,14 @@ def sixteen_bit(corpus: Path, output: Path, ranks: Ranks) -> None:
 def half(corpus: Path, output: Path, ranks: Ranks) -> None:
     """fp16 and its loss scale on a CPU, which DeepSpeed and our config refuse: here alone both are told otherwise."""
     accelerator = type(get_accelerator())
-    refused = accelerator.is_fp16_supported, deepspeed_config.resolve_dtype
+    refused = accelerator.is_fp16_supported, deepspeed_config.Machine.dtype
     accelerator.is_fp16_supported = lambda self: True
-    deepspeed_config.resolve_dtype = lambda name, where: name
+    deepspeed_config.Machine.dtype = lambda self, name, key: name
     try:
         values = tree(corpus, output / "fp16") | {"fp16": {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}}
         train(values, ranks)
     finally:
-        accelerator.is_fp16_supported, deepspeed_config.resolve_dtype = refused
+        accelerator.is_fp16_supported, deepspeed_config.Machine.dtype = refused
 
 
 def not_finite(corpus: Path, output: Path, ranks: Ranks) -> None:
