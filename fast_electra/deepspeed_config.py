@@ -118,6 +118,9 @@ class Machine(NamedTuple):
 def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) -> dict[str, Any]:
     """Return DeepSpeed's config, checked, complete and without `auto`.
 
+    In one process `zero_optimization.overlap_comm` becomes false: there is no communication that could overlap, and
+    DeepSpeed would only wait for the whole device in each micro-batch.
+
     Args:
         tree: The file without its section `fast_electra`.
         updates: Optimizer updates of the run: a scheduler's `total_num_steps`.
@@ -138,6 +141,8 @@ def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) ->
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     tree.setdefault("zero_optimization", {}).setdefault("stage", 2)
+    if machine.processes == 1:
+        tree["zero_optimization"]["overlap_comm"] = False
     # Gradients of many micro-batches lose their small parts when they are added up in 16 bit.
     tree.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     return tree

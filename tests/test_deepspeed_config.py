@@ -161,6 +161,12 @@ def test_fp16_needs_a_gpu() -> None:
         tiny("fp16.enabled=true", machine=cpu)
 
 
+def test_communication_overlaps_only_between_processes() -> None:
+    """DeepSpeed's overlap_comm waits for the whole device in each micro-batch."""
+    overlap = [tiny(machine=Machine(processes))["zero_optimization"]["overlap_comm"] for processes in (1, 2)]
+    assert overlap == [False, True]
+
+
 def test_every_section_is_documented() -> None:
     text = (ROOT / "docs/config.md").read_text()
     sections = [name for name, kind in SECTIONS.items() if settings_in(kind) is not None]
