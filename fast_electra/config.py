@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fast_electra import deepspeed_config, recipes
 from fast_electra.corpus.corpus import CorpusSettings
 from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
-from fast_electra.deepspeed_config import Machine, nearest
+from fast_electra.deepspeed_config import Machine
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.objectives.joint import JointSettings
 from fast_electra.replacement.settings import AuxiliarySettings, ReplacementSettings
-from fast_electra.settings import Settings, UserError, one_of
+from fast_electra.settings import Settings, UserError, one_line, one_of
 
 SECTION = "fast_electra"
 ONE_CPU = Machine()
@@ -236,7 +236,7 @@ def _run_config(section: dict[str, Any], where: str) -> RunConfig:
         merged = _merge(preset, section)
         return RunConfig.model_validate(_with_initial(merged) if section["objective"] == "rtd" else merged)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_error(error)}") from None
+        raise UserError(f"{where}: {one_line(error, RunConfig, SECTION)}") from None
 
 
 def _with_initial(tree: dict[str, Any]) -> dict[str, Any]:
@@ -249,27 +249,3 @@ def _with_initial(tree: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         return tree  # which is validated as a whole, and the message then names the whole key
     return tree | {"curriculum": curriculum | {"initial": initial}}
-
-
-def _first_error(error: ValidationError) -> str:
-    """One line for the first thing that pydantic found wrong: the key, what is wrong, the nearest name."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join([SECTION, *path])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{nearest(path[-1], _fields(path[:-1]))}"
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict | BaseModel) else f", not {json.dumps(first['input'], default=str)}"
-    return f"{key}: {message[:1].lower() + message[1:]}{given}"
-
-
-def _fields(path: list[str]) -> list[str]:
-    """Names of the fields of the settings class at a dotted path."""
-    model: Any = RunConfig
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)

@@ -9,7 +9,7 @@ import pytest
 from fast_electra import config
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.deepspeed_config import Machine
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, settings_in
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -79,36 +79,16 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gradient_cliping": 1.0}, r"unknown key gradient_cliping; did you mean gradient_clipping\?"),
-        ({"zero_optimization__overlap_com": True}, r"zero_optimization.overlap_com; did you mean overlap_comm\?"),
-        (
-            {"zero_optimization__offload_optimizer": {"devise": "cpu"}},
-            r"offload_optimizer.devise; did you mean device\?",
-        ),
-        ({"optimizer__params__beta": 0.9}, r"optimizer.params.beta; did you mean betas\?"),
-        ({"scheduler__params__warmup_steps": 3}, r"scheduler.params.warmup_steps; did you mean warmup_num_steps\?"),
-        ({"optimizer__type": "Lamb"}, "optimizer.type must be one of Adam, AdamW"),
-        ({"optimizer__params__lr": "fast"}, "optimizer.params.lr is no sound number: 'fast'"),
-        ({"optimizer__params__betas": [0.9]}, "optimizer.params.betas must be two numbers"),
-        ({"optimizer__params__betas": [0.9, 1.0]}, "optimizer.params.betas is no sound number: 1.0"),
-        ({"optimizer__params__weight_decay": "0.1"}, "optimizer.params.weight_decay is no sound number"),
-        ({"bf16__enabled": "no"}, "bf16.enabled must be true, false or auto"),
-        ({"train_micro_batch_size_per_gpu": 128}, "train_batch_size 64 is not .* 128 x .* 1 x 2 processes = 256; e.g."),
-        ({"zero_optimization__stage": 3}, "zero_optimization.stage must be 2"),
-        ({"zero_optimization__offload_optimizer": {"device": "cpu"}}, "offload_optimizer is not supported"),
-        ({"optimizer__params": 3}, "optimizer.params is a section"),
-        ({"scheduler__params__warmup_num_steps": "x"}, "scheduler.params.warmup_num_steps is no sound number"),
         ({"fast_electra__curriculum": {"initial": 0.5}}, "curriculum.initial is the first temperature: at least 1"),
-        ({"zero_optimization": 2}, "zero_optimization is a section"),
+        ({"gradient_cliping": 1.0}, r"unknown key gradient_cliping; did you mean gradient_clipping\?"),
         ({"fp16__enabled": True}, "fp16.enabled: fp16 needs a GPU"),
-        ({"train_batch_size": 33}, r"train_batch_size 33 is not .* = 32; set train_batch_size to a multiple of 2"),
-        ({"train_batch_size": 0}, "train_batch_size must be a whole number >= 1"),
-        ({"gradient_accumulation_steps": 3}, "train_batch_size 64 is not"),
         ({"fast_electra__curriculm": {}}, r"unknown key fast_electra.curriculm; did you mean curriculum\?"),
         ({"fast_electra__curriculum": {"rat": 1}}, r"fast_electra.curriculum.rat; did you mean rate\?"),
         ({"fast_electra__model": {"hiden_size": 1}}, r"fast_electra.model.hiden_size; did you mean hidden_size\?"),
         ({"fast_electra__model": {"heads": 5}}, "hidden_size .* is not a multiple of heads 5"),
-        ({"fast_electra__model": {"layers": "3"}}, "fast_electra.model.layers: .*integer"),
+        ({"fast_electra__model": {"layers": "3"}}, "fast_electra.model.layers must be a valid integer, not '3'"),
+        ({"fast_electra__model": 3}, r"fast_electra.model is a section: write it as \{...\}"),
+        ({"fast_electra__seed": {}}, "fast_electra.seed is a value, not a section"),
         ({"fast_electra__recipe": "huge"}, 'fast_electra.recipe must be one of tiny, small, base, large, not "huge"'),
         ({"fast_electra__auxiliary": None}, "objective rtd needs auxiliary.run"),
         ({"fast_electra__replacement": {"augmentation": "temprature"}}, "fast_electra.replacement.augmentation"),
@@ -187,16 +167,11 @@ def test_every_key_is_documented() -> None:
     def names(model: Any, prefix: str = "") -> list[str]:
         found = []
         for name, field in model.model_fields.items():
-            options = getattr(field.annotation, "__args__", (field.annotation,))
-            nested = [option for option in options if hasattr(option, "model_fields")]
-            found += names(nested[0], f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+            nested = settings_in(field.annotation)
+            found += [f"{prefix}{name}"] if nested is None else names(nested, f"{prefix}{name}.")
         return found
 
     assert [name for name in names(config.RunConfig) if f"`{name}`" not in text] == []
-    from fast_electra.deepspeed_config import SECTIONS
-
-    sections = [name for name, schema in SECTIONS.items() if schema is not None and "." not in name]
-    assert [name for name in sections if f"`{name}" not in text] == []
 
 
 def test_where_a_curriculum_begins_follows_from_what_is_scheduled(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from fast_electra.report.examples import write_examples
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint, operators
+from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Ranks, full_weights, start_ranks, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
-from fast_electra.training.metrics import Monitor
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
 FREE = {

@@ -16,8 +16,8 @@ from fast_electra.corpus.loader import Loader, read_batch
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.objectives.objective import Objective, Row, Sums
 from fast_electra.training import checkpoint
+from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Engine, Ranks, add_over_ranks, skipped
-from fast_electra.training.metrics import Monitor
 
 MOST_SKIPPED = 10  # updates in a row that were not finite, after which a run stops
 EVALUATION_EPOCH = -1  # names the noise of evaluations: no training epoch has it

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
-from fast_electra.training.metrics import Monitor
+from fast_electra.training.console import Monitor
 
 
 @pytest.fixture(scope="module")
