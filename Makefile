@@ -1,4 +1,4 @@
-# make setup | quickstart | test | check | bench | drills | clean. Each needs nothing but Python 3.11 or later and a C++ compiler.
+# make setup | quickstart | test | check | precisions | bench | drills | clean. Each needs nothing but Python 3.11 or later and a C++ compiler.
 # Outside make, `. .venv/bin/activate` first.
 
 SHELL := /bin/bash
@@ -9,13 +9,14 @@ EXTRAS := dev,hf,parquet,zstd
 TRITON := 3.6.0  # where torch brings none: its CPU build. The kernels then run in Triton's interpreter, for the tests
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup quickstart clean-quickstart test check kernels bench drills clean
+.PHONY: help setup quickstart clean-quickstart test check precisions kernels bench drills clean
 
 help:
 	@echo "make setup       the environment .venv, with pinned versions and DeepSpeed's operators built"
 	@echo "make quickstart  the whole job on the corpus that ships: runs/quickstart/report.html"
 	@echo "make test        the test suite"
-	@echo "make check       ruff and mypy"
+	@echo "make check       ruff, mypy and the order of imports"
+	@echo "make precisions  the core of the tests, with \`auto\` precision forced to bf16 and to fp32"
 	@echo "make kernels     compile the Triton kernels for GPUs that are not there, and print what they take"
 	@echo "make bench       the benchmarks"
 	@echo "make drills      the slow tests: kill things and see them recover"
@@ -72,6 +73,10 @@ clean-quickstart:
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow"
 
+CORE_TESTS := tests/training/test_runs.py tests/training/test_methods.py tests/jobs tests/test_golden.py
+precisions: setup
+	for dtype in bf16 fp32; do FAST_ELECTRA_DTYPE=$$dtype OMP_NUM_THREADS=1 python -m pytest -m "not slow" $(CORE_TESTS); done
+
 drills: setup
 	OMP_NUM_THREADS=1 python -m pytest -m slow --timeout 1800
 
@@ -79,6 +84,7 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 
 kernels: setup
 	python -m fast_electra_kernels.ahead_of_time
