@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fast_electra_kernels.autocast import without_autocast
 from fast_electra_kernels.contract import NEVER, Drawn, Request, Statistics
 from fast_electra_kernels.noise import GROUP, group_least, group_winner, token_exponentials
 from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
@@ -43,6 +44,7 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Draw
     return Drawn.joined(parts, logits_MV.device, True)
 
 
+@without_autocast
 def logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tensor:
     """hidden @ weight.T + bias, accumulated and kept in float32 whatever the dtypes are: [R, C]."""
     bias_C = None if bias_C is None else bias_C.float()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fast_electra_kernels.autocast import without_autocast
+
 # Elements of one block of scores: bounds the memory of gathered rows.
 _BLOCK_CPU, _BLOCK_GPU = 1 << 22, 1 << 26
 
@@ -32,6 +34,7 @@ class Pieces(NamedTuple):
 
 
 @torch.no_grad()
+@without_autocast
 def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) -> Pieces:
     """The pieces of argmax over columns of slopes * t + intercepts, for t in [low, high].
 
@@ -88,6 +91,7 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
     return _in_order(torch.cat(rows), torch.cat(tokens), torch.cat(starts), m)
 
 
+@without_autocast
 def winners(pieces: Pieces, t: float) -> Tensor:
     """The winner of each position at the coordinate `t`, int64 [M]."""
     counts_M = pieces.counts_M
@@ -98,6 +102,7 @@ def winners(pieces: Pieces, t: float) -> Tensor:
     return pieces.tokens_P[last_M - counts_M + begun_P[last_M - 1] - before_M - 1]
 
 
+@without_autocast
 def concatenate(parts: list[Pieces]) -> Pieces:
     """The pieces of several blocks of positions, in their order; at least one block."""
     return Pieces(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

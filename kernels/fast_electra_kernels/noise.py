@@ -17,6 +17,8 @@ whether it can hold the winner, and need not make the noise of the groups that c
 import torch
 from torch import Tensor
 
+from fast_electra_kernels.autocast import without_autocast
+
 GROUP = 32  # tokens
 VERSION = "exponentials of groups of 32, from the least one down"  # whoever keeps draws notes by which noise
 
@@ -88,6 +90,7 @@ def token_exponentials(keys_M: Tensor, tokens_MC: Tensor, least_MC: Tensor, winn
     return more_MC.masked_fill_(tokens_MC == winner_MC, 0.0).add_(least_MC)
 
 
+@without_autocast
 def gumbel(keys_M: Tensor, tokens_V: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard Gumbel noise of every (key, token), [M, V] in dtype.
 

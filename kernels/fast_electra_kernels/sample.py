@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fast_electra_kernels import blocked, reference
+from fast_electra_kernels.autocast import without_autocast
 from fast_electra_kernels.contract import Drawn, Request, Statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,6 +28,7 @@ IMPLEMENTATIONS: dict[str, Callable[[Request], Drawn]] = {
 
 
 @torch.no_grad()
+@without_autocast
 def sample(
     hidden_MD: Tensor,
     weight_VD: Tensor,
@@ -64,6 +66,7 @@ def sample(
 
 
 @torch.no_grad()
+@without_autocast
 def sample_with_statistics(
     hidden_MD: Tensor,
     weight_VD: Tensor,
@@ -89,6 +92,7 @@ def sample_with_statistics(
 
 
 @torch.no_grad()
+@without_autocast
 def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> tuple[Tensor, Statistics]:
     """As `sample_with_statistics` at scale 1, from logits that stand in memory anyway, as in joint training."""
     drawn = _sound(blocked.sample_logits(logits_MV, keys_M, original_M))
