@@ -72,7 +72,7 @@ class _Search:
 
     def __init__(self, keys_R: Tensor, scale: float, with_statistics: bool) -> None:
         self.keys_R, self.scale, self.with_statistics = keys_R, scale, with_statistics
-        self.best_R = torch.full(keys_R.shape, -torch.inf, device=keys_R.device)  # score and noise
+        self.best_R = torch.full_like(keys_R, -torch.inf, dtype=torch.float32)  # score and noise
         self.score_R = self.best_R.clone()  # without the noise
         self.ids_R = torch.zeros_like(keys_R)
         self.top_R = self.best_R.clone()  # the highest score; NaN if any is NaN

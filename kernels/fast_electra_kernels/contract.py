@@ -39,7 +39,7 @@ class Drawn(NamedTuple):
     def joined(cls, parts: "list[Drawn]", device: torch.device, with_statistics: bool) -> "Drawn":
         """Blocks of positions, one after another; empty tensors where there is none."""
         if not parts:
-            empty = torch.empty(0, device=device)
+            empty = torch.empty(0, dtype=torch.float32, device=device)
             return cls(empty.long(), empty.bool(), Statistics(empty, empty, empty) if with_statistics else None)
         statistics = None
         if with_statistics:

@@ -64,9 +64,9 @@ def sample(request: Request, shape: Tiles | None = None) -> Drawn:
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
     ids_M = torch.zeros(m, dtype=torch.int64, device=device)
     sound_M = torch.zeros(m, dtype=torch.bool, device=device)
-    figures_3M = torch.empty(3, m, device=device)
+    figures_3M = torch.empty(3, m, dtype=torch.float32, device=device)
     if m:
-        added_V = torch.zeros(v, device=device) if bias_V is None else bias_V.float() * scale
+        added_V = torch.zeros(v, dtype=torch.float32, device=device) if bias_V is None else bias_V.float() * scale
         if prior_V is not None:
             added_V += prior_V
         on_gpu = device.type == "cuda"
@@ -81,7 +81,7 @@ def sample(request: Request, shape: Tiles | None = None) -> Drawn:
         each = _tiles_of_program(row_blocks, all_tiles, processors)
         chunks = triton.cdiv(all_tiles, each)
         highest_MS = torch.empty(m, triton.cdiv(v, SPAN), dtype=torch.int16, device=device)
-        sums_3MC = torch.empty(3, m, chunks, device=device)
+        sums_3MC = torch.empty(3, m, chunks, dtype=torch.float32, device=device)
         _scan[row_blocks, chunks](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, float(scale), m, v, highest_MS.shape[1], each, chunks,
             D=d, BM=shape.rows, BN=shape.tokens, BK=shape.features, SPAN=SPAN,

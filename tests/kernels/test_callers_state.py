@@ -1,7 +1,8 @@
-"""Every public function gives the same bits under a caller's autocast as without it."""
+"""Every public function gives the same bits whatever autocast or default dtype its caller has set."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -74,14 +75,29 @@ def bits(result: Any) -> Any:
     return [bits(part) for part in result] if isinstance(result, (tuple, list)) else result
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "impl"), CASES)
-def test_the_same_bits_under_autocast(name: str, impl: str, dtype: torch.dtype) -> None:
+def test_the_same_bits_whatever_the_caller_has_set(name: str, impl: str, dtype: torch.dtype) -> None:
     if impl == "triton":  # few positions and tokens, because its interpreter is slow
         device, arguments = DEVICE, Arguments(4, 64, dtype, DEVICE)
     else:
         device, arguments = CPU, Arguments(150, 300, dtype, CPU)
     expected = bits(CALLS[name](arguments, impl))
-    for autocast_dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast(device.type, autocast_dtype):
-            assert bits(CALLS[name](arguments, impl)) == expected, autocast_dtype
+    for state in (
+        torch.autocast(device.type, torch.bfloat16),
+        torch.autocast(device.type, torch.float16),
+        default_dtype(torch.bfloat16),
+        default_dtype(torch.float64),
+    ):
+        with state:
+            assert bits(CALLS[name](arguments, impl)) == expected
