@@ -53,7 +53,8 @@ def sample(
         scale: factor of the logits, >= 0: 1/T for temperature T (Eq. 1), 1 - gamma for interpolation (E.2).
         prior_V: [V], floating, added to the scaled logits (gamma * log p_TF), or None; -inf as in the bias.
         keys_M: int64 [M], a well-mixed key for each position.
-        impl: a key of IMPLEMENTATIONS; None is "triton" on a GPU where Triton is installed, else "blocked".
+        impl: a key of IMPLEMENTATIONS; None is "triton" on a GPU of compute capability 8.0 or more where Triton is
+            installed, else "blocked".
 
     Returns:
         int64 [M] token ids.
@@ -101,8 +102,14 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> tupl
 
 
 def default_implementation(device: torch.device) -> str:
-    """What `impl=None` is there."""
-    return "triton" if device.type == "cuda" and _has_triton() else "blocked"
+    """Return the implementation that `impl=None` means on a device."""
+    return default_for(torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+
+
+def default_for(capability: tuple[int, int] | None) -> str:
+    """Return the default for a GPU of that compute capability; for a CPU, if it is None."""
+    # Below 8.0, Triton spills 28 KB of registers a thread: far slower than the matrix library.
+    return "triton" if capability is not None and capability >= (8, 0) and _has_triton() else "blocked"
 
 
 @cache

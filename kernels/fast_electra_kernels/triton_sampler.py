@@ -51,11 +51,15 @@ INTERPRETED = Tiles(256, 1024, 64, 1, 4)
 INTERPRETED_ROWS = 8192  # at most, of a program of `_draw`; on a GPU it is one
 
 
-def tiles(dtype: torch.dtype, hopper: bool) -> Tiles:
-    """What is used for a GPU; `benchmarks/sampler.py --tune` tries others."""
+def tiles(dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    """Return the tiles for a GPU of that compute capability; `benchmarks/sampler.py --tune` tries others.
+
+    The large ones need 145 KiB of shared memory, which only data centre GPUs since Hopper have: capability 9.x and
+    10.x. The others fit into the 99 KiB of 8.6, 8.9 and 12.0.
+    """
     if dtype == torch.float32:
         return Tiles(64, 64, 32, 2, 4)
-    return Tiles(128, 256, 64, 3, 8) if hopper else Tiles(128, 128, 64, 3, 8)
+    return Tiles(128, 256, 64, 3, 8) if capability[0] in (9, 10) else Tiles(128, 128, 64, 3, 8)
 
 
 def sample(request: Request, shape: Tiles | None = None) -> Drawn:
@@ -72,7 +76,7 @@ def sample(request: Request, shape: Tiles | None = None) -> Drawn:
         on_gpu = device.type == "cuda"
         if on_gpu:
             properties = torch.cuda.get_device_properties(device)
-            shape = shape or tiles(hidden_MD.dtype, properties.major >= 9)
+            shape = shape or tiles(hidden_MD.dtype, (properties.major, properties.minor))
             processors, rows_of_draw = properties.multi_processor_count * shape.resident, 1
         else:
             shape, processors = shape or INTERPRETED, 1

@@ -9,8 +9,9 @@ import pytest
 import torch
 from draws import DEVICE, D, V, assert_equal_up_to_ties, chi_square, keys, logits_as_model, model
 
-from fast_electra_kernels import sample, triton_sampler
+from fast_electra_kernels import default_implementation, sample, triton_sampler
 from fast_electra_kernels.contract import Request
+from fast_electra_kernels.sample import default_for
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
@@ -36,10 +37,33 @@ def test_triton_with_the_tiles_of_a_gpu() -> None:
     """The interpreter takes larger ones for its own sake; those that are compiled for GPUs cut the work otherwise."""
     hidden, weight, bias = (tensor.to(DEVICE) for tensor in model(100, 300, 72, 2.0))
     for dtype in (torch.float32, torch.bfloat16):
-        shape = triton_sampler.tiles(dtype, hopper=True)
+        shape = triton_sampler.tiles(dtype, (9, 0))
         request = Request(hidden.to(dtype), weight.to(dtype), bias, 1.0, None, keys(100).to(DEVICE), None)
         scores_MV = hidden.to(dtype).cpu().double() @ weight.to(dtype).cpu().double().T + bias.cpu().double()
         assert_equal_up_to_ties(triton_sampler.sample(request, shape).ids_M.cpu(), scores_MV, keys(100))
+
+
+@pytest.mark.parametrize(
+    ("capability", "tokens", "default"),
+    [
+        ((7, 5), 128, "blocked"),
+        ((8, 0), 128, "triton"),
+        ((8, 9), 128, "triton"),
+        ((9, 0), 256, "triton"),
+        ((10, 0), 256, "triton"),
+        ((12, 0), 128, "triton"),
+    ],
+)
+def test_what_each_generation_of_gpus_gets(capability: tuple[int, int], tokens: int, default: str) -> None:
+    """Tiles that fit its shared memory, which `test_ahead_of_time.py` compiles; and `blocked`, where Triton spills."""
+    for dtype in (torch.bfloat16, torch.float16):
+        assert triton_sampler.tiles(dtype, capability) == triton_sampler.Tiles(128, tokens, 64, 3, 8)
+    assert triton_sampler.tiles(torch.float32, capability) == triton_sampler.Tiles(64, 64, 32, 2, 4)
+    assert default_for(capability) == default
+
+
+def test_the_default_without_a_gpu() -> None:
+    assert default_for(None) == default_implementation(torch.device("cpu")) == "blocked"
 
 
 def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
