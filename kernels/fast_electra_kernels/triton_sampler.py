@@ -105,11 +105,11 @@ def _tiles_of_program(row_blocks: int, all_tiles: int, processors: int) -> int:
     """Tiles that one program of `_scan` works through: as many as leave few processors idle in the last wave."""
 
     def waste(each: int) -> float:
-        programs = row_blocks * -(-all_tiles // each)
-        waves = -(-programs // processors)
+        programs = row_blocks * triton.cdiv(all_tiles, each)
+        waves = triton.cdiv(programs, processors)
         return waves * each * processors / (row_blocks * all_tiles)
 
-    return min(range(-(-all_tiles // most_chunks(row_blocks, processors)), all_tiles + 1), key=waste)
+    return min(range(triton.cdiv(all_tiles, most_chunks(row_blocks, processors)), all_tiles + 1), key=waste)
 
 
 # Numbers of which no special case is compiled: they differ from batch to batch.

@@ -14,12 +14,17 @@ BLOCK_BYTES, LAST_BYTES = 12, 16
 SPAN = 64
 
 
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
+
+
 def block_shape(rows: int, vocabulary: int, on_gpu: bool) -> tuple[int, int]:
     """Rows and tokens of a block of logits: rows in equal parts, tokens in whole groups."""
     size, most = (BLOCK_GPU, ROWS_GPU) if on_gpu else (BLOCK_CPU, ROWS_CPU)
-    height = -(-rows // -(-rows // most)) if rows else 1
+    height = ceil_div(rows, ceil_div(rows, most)) if rows else 1
     parts = max(1, round(height * vocabulary / size))
-    return height, -(-vocabulary // parts // GROUP) * GROUP
+    return height, ceil_div(vocabulary, parts * GROUP) * GROUP
 
 
 def most_chunks(row_blocks: int, processors: int = 132) -> int:
@@ -33,8 +38,8 @@ def most_chunks(row_blocks: int, processors: int = 132) -> int:
 def workspace_bytes(rows: int, vocabulary: int, impl: str, on_gpu: bool) -> int:
     """Bytes that an implementation allocates beside its arguments, its results included."""
     if impl == "triton":
-        sums, results = 3 * 4 * most_chunks(-(-rows // 128)), 3 * 4 + 8 + 1
-        return rows * (2 * -(-vocabulary // SPAN) + sums + results) + 4 * vocabulary
+        sums, results = 3 * 4 * most_chunks(ceil_div(rows, 128)), 3 * 4 + 8 + 1
+        return rows * (2 * ceil_div(vocabulary, SPAN) + sums + results) + 4 * vocabulary
     height, width = block_shape(rows, vocabulary, on_gpu)
     last = vocabulary % width if vocabulary % GROUP else 0
     return height * max(width * BLOCK_BYTES, last * LAST_BYTES)
