@@ -6,7 +6,7 @@ keeps a position's draws at every temperature at once.
 """
 
 from fast_electra_kernels.blocked import logits, row_blocks
-from fast_electra_kernels.contract import Statistics
+from fast_electra_kernels.contract import NEVER, Statistics
 from fast_electra_kernels.envelope import Pieces, concatenate, envelope, winners
 from fast_electra_kernels.noise import gumbel
 from fast_electra_kernels.sample import (
@@ -20,6 +20,7 @@ from fast_electra_kernels.workspace import workspace_bytes
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "NEVER",
     "Pieces",
     "Statistics",
     "concatenate",

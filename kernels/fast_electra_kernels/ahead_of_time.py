@@ -76,7 +76,7 @@ def compiled(arch: int, dtype: str, d: int) -> Iterator[dict[str, Any]]:
     }
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
     yield _row("scan", arch, dtype, d, triton_sampler._scan, scan, constants, options)
-    draw = common | {"keys": "*i64", "original": "*i64", "ids": "*i64", "sound": "*i1", "figures": "*fp32"}
+    draw = common | {"keys": "*i64", "original": "*i64", "ids": "*i64", "valid": "*i1", "statistics": "*fp32"}
     constants = {"D": d, "D_PADDED": triton.next_power_of_2(d), "CHUNKS": 16, "SPAN": SPAN, "GROUPS": GROUPS}
     constants |= {"MARGIN": MARGIN, "ROWS": 1, "ORIGINAL": True}
     yield _row("draw", arch, dtype, d, triton_sampler._draw, draw, constants, DRAW_OPTIONS)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fast_electra_kernels.autocast import without_autocast
-from fast_electra_kernels.contract import NEVER, Drawn, Request, Statistics
+from fast_electra_kernels.contract import NEVER, Request, SampleResult, Statistics
 from fast_electra_kernels.noise import GROUP, group_least, group_winner, token_exponentials
 from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
 
 
-def sample(request: Request) -> Drawn:
+def sample(request: Request) -> SampleResult:
     """Row blocks one after another, and for each the blocks of the vocabulary."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     vocabulary = len(weight_VD)
@@ -28,10 +28,10 @@ def sample(request: Request) -> Drawn:
             logits_RC = logits(hidden_MD[rows], weight_VD[tokens], None if bias_V is None else bias_V[tokens])
             search.look(logits_RC, tokens.start, None if prior_V is None else prior_V[tokens])
         parts.append(search.result(None if original_M is None else _scores(request, rows, original_M[rows])))
-    return Drawn.joined(parts, hidden_MD.device, original_M is not None)
+    return SampleResult.joined(parts, hidden_MD.device, original_M is not None)
 
 
-def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Drawn:
+def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> SampleResult:
     """See `fast_electra_kernels.sample_logits`."""
     m, vocabulary = logits_MV.shape
     parts = []
@@ -41,7 +41,7 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Draw
         for tokens in _slices(vocabulary, width):
             search.look(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
         parts.append(search.result(logits_MV[rows].gather(1, original_M[rows, None])[:, 0].float()))
-    return Drawn.joined(parts, logits_MV.device, True)
+    return SampleResult.joined(parts, logits_MV.device, True)
 
 
 @without_autocast
@@ -134,7 +134,7 @@ class _Search:
         rows_W = rows_T[won_T]
         self.ids_R[rows_W], self.score_R[rows_W] = token_T1[won_T, 0].long(), score_T[won_T]
 
-    def result(self, original_score_R: Tensor | None) -> Drawn:
+    def result(self, original_score_R: Tensor | None) -> SampleResult:
         statistics = None
         if original_score_R is not None:
             log_sums_BR, means_BR = (torch.stack(column) for column in zip(*self.sums, strict=True))
@@ -143,7 +143,7 @@ class _Search:
             statistics = Statistics(
                 self.score_R - log_sum_R, original_score_R - log_sum_R, (log_sum_R - mean_R).clamp_(min=0.0)
             )
-        return Drawn(self.ids_R, self.top_R.abs() < torch.inf, statistics)
+        return SampleResult(self.ids_R, self.top_R.abs() < torch.inf, statistics)
 
 
 def row_blocks(rows: int, vocabulary: int, on_gpu: bool) -> Iterator[slice]:

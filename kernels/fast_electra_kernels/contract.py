@@ -28,15 +28,15 @@ class Statistics(NamedTuple):
     entropy_M: Tensor  # nats
 
 
-class Drawn(NamedTuple):
+class SampleResult(NamedTuple):
     """Draws of M positions."""
 
     ids_M: Tensor  # int64
-    sound_M: Tensor  # bool: False where NaN or +inf is among the scores, or none is finite; the draw means nothing
+    valid_M: Tensor  # bool: False where NaN or +inf is among the scores, or none is finite; the draw means nothing
     statistics: Statistics | None
 
     @classmethod
-    def joined(cls, parts: "list[Drawn]", device: torch.device, with_statistics: bool) -> "Drawn":
+    def joined(cls, parts: "list[SampleResult]", device: torch.device, with_statistics: bool) -> "SampleResult":
         """Blocks of positions, one after another; empty tensors where there is none."""
         if not parts:
             empty = torch.empty(0, dtype=torch.float32, device=device)
@@ -45,4 +45,4 @@ class Drawn(NamedTuple):
         if with_statistics:
             columns = zip(*(part.statistics for part in parts if part.statistics is not None), strict=True)
             statistics = Statistics(*(torch.cat(column) for column in columns))
-        return cls(torch.cat([part.ids_M for part in parts]), torch.cat([part.sound_M for part in parts]), statistics)
+        return cls(torch.cat([part.ids_M for part in parts]), torch.cat([part.valid_M for part in parts]), statistics)

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from fast_electra_kernels import blocked, reference
 from fast_electra_kernels.autocast import without_autocast
-from fast_electra_kernels.contract import Drawn, Request, Statistics
+from fast_electra_kernels.contract import Request, SampleResult, Statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _triton(request: Request) -> Drawn:
+def _triton(request: Request) -> SampleResult:
     from fast_electra_kernels import triton_sampler  # an import of a second or more, and not installed everywhere
 
     return triton_sampler.sample(request)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Request], Drawn]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Request], SampleResult]] = {
     "reference": reference.sample,
     "blocked": blocked.sample,
     "triton": _triton,
@@ -87,18 +87,18 @@ def sample_with_statistics(
     Returns:
         The draws, and float32 [M] each: the log-probabilities of the drawn and of the original token, and the entropy.
     """
-    drawn = _sample(Request(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M), impl)
-    assert drawn.statistics is not None
-    return drawn.ids_M, drawn.statistics
+    result = _sample(Request(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M), impl)
+    assert result.statistics is not None
+    return result.ids_M, result.statistics
 
 
 @torch.no_grad()
 @without_autocast
 def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> tuple[Tensor, Statistics]:
     """As `sample_with_statistics` at scale 1, from logits that stand in memory anyway, as in joint training."""
-    drawn = _sound(blocked.sample_logits(logits_MV, keys_M, original_M))
-    assert drawn.statistics is not None
-    return drawn.ids_M, drawn.statistics
+    result = _refuse_invalid(blocked.sample_logits(logits_MV, keys_M, original_M))
+    assert result.statistics is not None
+    return result.ids_M, result.statistics
 
 
 def default_implementation(device: torch.device) -> str:
@@ -121,7 +121,7 @@ def _has_triton() -> bool:
     return True
 
 
-def _sample(request: Request, impl: str | None) -> Drawn:
+def _sample(request: Request, impl: str | None) -> SampleResult:
     """Runs an implementation on arguments that fit each other, and refuses what cannot be drawn from."""
     hidden_MD, scale, bias_V = request.hidden_MD, request.scale, request.bias_V
     name = impl or default_implementation(hidden_MD.device)
@@ -139,7 +139,7 @@ def _sample(request: Request, impl: str | None) -> Drawn:
         )
     request = Request(*(x.contiguous() if isinstance(x, Tensor) else x for x in request))  # type: ignore[arg-type]
     with torch.cuda.device_of(hidden_MD):  # where kernels are launched; nothing on a CPU
-        return _sound(IMPLEMENTATIONS[name](request))
+        return _refuse_invalid(IMPLEMENTATIONS[name](request))
 
 
 def _check(request: Request) -> None:
@@ -169,11 +169,11 @@ def _check(request: Request) -> None:
             raise ValueError(f"{name} is on {tensor.device} and hidden on {hidden_MD.device}")
 
 
-def _sound(drawn: Drawn) -> Drawn:
-    if not bool(drawn.sound_M.all()):
-        rows = (~drawn.sound_M).nonzero()[:, 0].tolist()
+def _refuse_invalid(result: SampleResult) -> SampleResult:
+    if not bool(result.valid_M.all()):
+        rows = (~result.valid_M).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"the scores of {len(rows)} of {len(drawn.sound_M)} positions hold NaN or +inf, or are all -inf; the first "
-            f"is position {rows[0]}"
+            f"the scores of {len(rows)} of {len(result.valid_M)} positions hold NaN or +inf, or are all -inf; "
+            f"the first is position {rows[0]}"
         )
-    return drawn
+    return result

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from fast_electra_kernels import noise
-from fast_electra_kernels.contract import Drawn, Request, Statistics
+from fast_electra_kernels.contract import Request, SampleResult, Statistics
 from fast_electra_kernels.workspace import SPAN, most_chunks
 
 GROUPS = 128  # of tokens, that `_draw` judges at a time
@@ -62,13 +62,13 @@ def tiles(dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     return Tiles(128, 256, 64, 3, 8) if capability[0] in (9, 10) else Tiles(128, 128, 64, 3, 8)
 
 
-def sample(request: Request, shape: Tiles | None = None) -> Drawn:
+def sample(request: Request, shape: Tiles | None = None) -> SampleResult:
     """Both kernels, one after the other; `shape` in place of `tiles`."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
     ids_M = torch.zeros(m, dtype=torch.int64, device=device)
-    sound_M = torch.zeros(m, dtype=torch.bool, device=device)
-    figures_3M = torch.empty(3, m, dtype=torch.float32, device=device)
+    valid_M = torch.zeros(m, dtype=torch.bool, device=device)
+    statistics_3M = torch.empty(3, m, dtype=torch.float32, device=device)
     if m:
         added_V = torch.zeros(v, dtype=torch.float32, device=device) if bias_V is None else bias_V.float() * scale
         if prior_V is not None:
@@ -93,11 +93,11 @@ def sample(request: Request, shape: Tiles | None = None) -> Drawn:
         )  # fmt: skip
         _draw[(triton.cdiv(m, rows_of_draw),)](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, keys_M, keys_M if original_M is None else original_M,
-            ids_M, sound_M, figures_3M, float(scale), m, v, highest_MS.shape[1], chunks,
+            ids_M, valid_M, statistics_3M, float(scale), m, v, highest_MS.shape[1], chunks,
             D=d, D_PADDED=triton.next_power_of_2(d), CHUNKS=max(16, triton.next_power_of_2(chunks)), SPAN=SPAN,
             GROUPS=GROUPS, MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None, **DRAW_OPTIONS,
         )  # fmt: skip
-    return Drawn(ids_M, sound_M, None if original_M is None else Statistics(*figures_3M))
+    return SampleResult(ids_M, valid_M, None if original_M is None else Statistics(*statistics_3M))
 
 
 @cache
@@ -212,7 +212,7 @@ def _pick(values_RC, places_C, place_R):
 
 @triton.jit(do_not_specialize=_NUMBERS[:-1])
 def _draw(
-    hidden, weight, added, highest, sums, keys, original, ids, sound, figures, scale, M, V, spans, chunks,
+    hidden, weight, added, highest, sums, keys, original, ids, valid, statistics, scale, M, V, spans, chunks,
     D: tl.constexpr, D_PADDED: tl.constexpr, CHUNKS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr,
     MARGIN: tl.constexpr, ROWS: tl.constexpr, ORIGINAL: tl.constexpr,
 ):  # fmt: skip
@@ -234,7 +234,7 @@ def _draw(
     total_R = tl.sum(kept_RC * total_RC, 1)
     mean_R = tl.sum(kept_RC * (moment_RC + change_RC * total_RC), 1) / total_R
     log_total_R = tl.log(total_R)
-    sound_R = (tl.abs(top_R) < float("inf")) & (total_R == total_R)  # NaN hides from maxima, not from sums
+    valid_R = (tl.abs(top_R) < float("inf")) & (total_R == total_R)  # NaN hides from maxima, not from sums
 
     features = tl.arange(0, D_PADDED)
     at_RD = hidden + m_R[:, None] * D + features[None, :]
@@ -245,8 +245,8 @@ def _draw(
     best_R = tl.full([ROWS], -float("inf"), tl.float32)  # score and noise
     score_R = best_R  # without the noise
     token_R = tl.zeros([ROWS], tl.int32)
-    # Nothing passes the floor of a row that is done or not sound: the loops below have no work in it.
-    open_R = sound_R & there_R
+    # Nothing passes the floor of a row that is done or not valid: the loops below have no work in it.
+    open_R = valid_R & there_R
     floor_R = tl.where(open_R, top_R + log_total_R - MARGIN, float("inf"))
     lowered = False
     while tl.max(open_R.to(tl.int32), 0) > 0:
@@ -291,11 +291,11 @@ def _draw(
         floor_R = tl.where(open_R, tl.where(lowered, -float("inf"), floor_R - 4.0), float("inf"))
         lowered = True
     tl.store(ids + m_R, token_R.to(tl.int64), mask=there_R)
-    tl.store(sound + m_R, sound_R, mask=there_R)
+    tl.store(valid + m_R, valid_R, mask=there_R)
     if ORIGINAL:
         log_sum_R = top_R + log_total_R
         original_R = tl.load(original + m_R).to(tl.int32)
         original_score_R = _score(vectors_RD, weight, added, original_R, scale, features, D)
-        tl.store(figures + m_R, score_R - log_sum_R, mask=there_R)
-        tl.store(figures + M + m_R, original_score_R - log_sum_R, mask=there_R)
-        tl.store(figures + 2 * M + m_R, tl.maximum(log_total_R - mean_R, 0.0), mask=there_R)
+        tl.store(statistics + m_R, score_R - log_sum_R, mask=there_R)
+        tl.store(statistics + M + m_R, original_score_R - log_sum_R, mask=there_R)
+        tl.store(statistics + 2 * M + m_R, tl.maximum(log_total_R - mean_R, 0.0), mask=there_R)

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra_kernels import Pieces, concatenate, envelope, gumbel, sample, winners
-
-NEVER = -1e30
+from fast_electra_kernels import NEVER, Pieces, concatenate, envelope, gumbel, sample, winners
 
 
 def exact(slopes_C: np.ndarray, intercepts_C: np.ndarray, low: float, high: float) -> list[tuple[int, float]]:
