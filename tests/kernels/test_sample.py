@@ -25,7 +25,7 @@ M = 200_000  # so many draws see an error of 1% in any probability over 0.05
 
 
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])  # those between are held to float64 below
 def test_follows_the_smoothed_softmax(impl: str, temperature: float) -> None:
     """Eq. 1. Error rate: one of a thousand correct implementations fails each case."""
     logits = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
@@ -75,8 +75,10 @@ CASES = [  # rows, vocabulary, hidden size, spread of the logits, scale, with a 
 def test_agrees_with_float64(impl: str, case: tuple[int, int, int, float, float, bool], dtype: torch.dtype) -> None:
     """Draws and figures; in 16 bit too, for products of 16-bit numbers are exact in float32."""
     m, v, d, spread, scale, with_prior = case
-    if impl == "triton" and dtype != torch.float32 and not with_prior:
-        pytest.skip("one case in 16 bit is enough of the slow interpreter")
+    if impl == "triton" and dtype != torch.float32:
+        if not with_prior:
+            pytest.skip("one case in 16 bit is enough of the slow interpreter")
+        m = 100
     hidden, weight, bias = (tensor.to(dtype) for tensor in model(m, v, d, spread))
     prior = torch.randn(v, generator=torch.Generator().manual_seed(1)) if with_prior else None
     original = torch.arange(m) % v

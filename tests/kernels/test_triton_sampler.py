@@ -14,7 +14,7 @@ from fast_electra_kernels.contract import Request
 from fast_electra_kernels.sample import default_for
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
     """With draws that the interpreter can make; that they are the reference's own is tested below. Error rate 0.1%."""
     logits_V = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
@@ -76,9 +76,9 @@ def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pyt
 
 
 def test_triton_draws_the_same_tokens_in_any_batch() -> None:
-    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(90, 400, D, 3.0, seed=5))
+    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(30, 100, D, 3.0, seed=5))
     more = {"scale": 0.7, "impl": "triton"}
-    whole = sample(hidden, weight, keys_M=keys(90).to(DEVICE), **more)
-    order = torch.randperm(90, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    whole = sample(hidden, weight, keys_M=keys(30).to(DEVICE), **more)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     for part in (order[:13], order[13:]):
-        assert torch.equal(sample(hidden[part], weight, keys_M=keys(90).to(DEVICE)[part], **more), whole[part])
+        assert torch.equal(sample(hidden[part], weight, keys_M=keys(30).to(DEVICE)[part], **more), whole[part])
