@@ -1,21 +1,13 @@
 """Protection from a caller's autocast, which would round products to 16 bits and so change the drawn tokens."""
 
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function so wrapped that autocast is off while it runs; every public function of tensors has this."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*args, **kwargs)
-
-    return wrapped
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch autocast off. Every public function that takes tensors is decorated with this."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield

@@ -214,7 +214,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         ((hidden, weight[:, :4], bias), {}, "do not fit"),
         ((hidden, weight[:0], bias[:0]), {}, "gathered first"),
         ((hidden, torch.zeros(D, V).T, bias), {}, r"strides .* weight.contiguous\(\)"),
-        ((hidden, weight.bfloat16(), bias), {}, "give both alike"),
+        ((hidden, weight.bfloat16(), bias), {}, "hidden is torch.float32 and weight torch.bfloat16: convert one"),
         ((hidden.double(), weight.double(), bias), {}, "not torch.float64"),
         ((hidden, weight, bias[:7]), {}, r"bias must be floating \[50\]"),
         ((hidden, weight, bias), {"prior_V": bias.long()}, "prior must be floating"),
