@@ -6,9 +6,9 @@ and entropy. It uses no random numbers, so its cost is that of the bare product 
 
 `_draw` uses one warp for each row. The winner's perturbed score is the log-sum-exp plus Gumbel noise, so it is rarely
 below `floor`, the log-sum-exp minus 1. A group of tokens can hold the winner only if its bound, from its highest score
-and its smallest exponential (see `noise`), is above both `floor` and the best token so far. The kernel computes the
-scores of the few tokens that pass again, one at a time. If the best one is below `floor`, it searches the row again
-with a lower floor. So the draw is exact.
+and its smallest exponential (see `noise`), is above both `floor` and the best token so far. The kernel recomputes
+the scores of the few tokens that pass, one at a time. If the best one is below `floor`, it searches the row again with
+a lower floor. So the draw is exact.
 """
 
 from functools import cache
