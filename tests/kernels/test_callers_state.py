@@ -16,7 +16,7 @@ from fast_electra_kernels import IMPLEMENTATIONS, noise
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUNCTIONS = {name: getattr(kernels, name) for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))}
-FUNCTIONS |= {  # those of `noise` that fast_electra uses beside `gumbel`
+FUNCTIONS |= {  # the other functions of `noise`, some of which fast_electra uses
     name: function
     for name, function in inspect.getmembers(noise, inspect.isfunction)
     if function.__module__ == noise.__name__ and not name.startswith("_")
@@ -40,7 +40,7 @@ class Arguments:
         self.scaled = {"scale": 0.7, "prior_V": self.bias, "keys_M": self.keys}
 
 
-# One call of every public function; `impl` is a key of IMPLEMENTATIONS for those that take one.
+# One call of every public function, which a new one must join; `impl` is for those that take one.
 CALLS: dict[str, Callable[[Arguments, str], Any]] = {
     "concatenate": lambda a, _: kernels.concatenate([a.pieces, a.pieces]),
     "default_implementation": lambda a, _: kernels.default_implementation(a.hidden.device),
@@ -88,16 +88,15 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "impl"), CASES)
 def test_the_same_bits_whatever_the_caller_has_set(name: str, impl: str, dtype: torch.dtype) -> None:
-    if impl == "triton":  # few positions and tokens, because its interpreter is slow
-        device, arguments = DEVICE, Arguments(4, 64, dtype, DEVICE)
-    else:
-        device, arguments = CPU, Arguments(150, 300, dtype, CPU)
-    expected = bits(CALLS[name](arguments, impl))
-    for state in (
-        torch.autocast(device.type, torch.bfloat16),
-        torch.autocast(device.type, torch.float16),
-        default_dtype(torch.bfloat16),
-        default_dtype(torch.float64),
-    ):
-        with state:
-            assert bits(CALLS[name](arguments, impl)) == expected
+    for device in [DEVICE] if impl == "triton" else {CPU, DEVICE}:
+        size = (4, 64) if impl == "triton" else (150, 300)  # small, because Triton's interpreter is slow
+        arguments = Arguments(*size, dtype, device)
+        expected = bits(CALLS[name](arguments, impl))
+        for state in (
+            torch.autocast(device.type, torch.bfloat16),
+            torch.autocast(device.type, torch.float16),
+            default_dtype(torch.bfloat16),
+            default_dtype(torch.float64),
+        ):
+            with state:
+                assert bits(CALLS[name](arguments, impl)) == expected

@@ -56,7 +56,7 @@ def test_follows_the_gumbel_distribution() -> None:
 
 
 def test_upper_tail_is_exact_where_24_bits_would_fail() -> None:
-    """Draws from a large vocabulary are decided by values that 24-bit uniforms cannot reach or get wrong."""
+    """A draw from a large vocabulary is decided by values that 24-bit uniforms cannot represent."""
     noise = gumbel(keys(4000, seed=1), TOKENS)  # 16.4 M numbers
     for threshold in (8.0, 10.0, 12.0):
         expected = noise.numel() * -math.expm1(-math.exp(-threshold))
@@ -65,7 +65,7 @@ def test_upper_tail_is_exact_where_24_bits_would_fail() -> None:
 
 
 def test_matches_the_definition_in_double_precision() -> None:
-    """Written out once more in numpy: the least of each group, whose it is, and the others by memorylessness."""
+    """The definition, written in numpy: each group's smallest exponential, its token, and then the others."""
 
     def exponentials(counters: np.ndarray) -> np.ndarray:
         bits = random_bits(keys(50), torch.from_numpy(counters.astype(np.int32))).numpy().view(np.uint32)
@@ -83,10 +83,11 @@ def test_matches_the_definition_in_double_precision() -> None:
 
 
 def test_tokens_of_a_group_are_independent() -> None:
-    """Made from the top down, they are as if each had been drawn by itself.
+    """The exponentials of a group are as if each had been drawn by itself, although the smallest comes first.
 
-    By Renyi's theorem that is so if the differences between the sorted exponentials of a group, times how many are
-    left, are independent standard exponentials, and who is first, second, ... is uniform. Error rate 0.1% each.
+    By Renyi's theorem this holds if two things do. The differences between a group's sorted exponentials, each times
+    the number of those left, are independent standard exponentials. And each rank is equally likely for every token.
+    Error rate 0.1% each.
     """
     exponentials = gumbel(keys(300), TOKENS, torch.float64).neg().exp().view(-1, GROUP)  # 38,400 groups
     ordered, who = exponentials.sort(dim=1)
@@ -119,7 +120,7 @@ def test_bits_are_independent_between_positions_and_tokens() -> None:
 
 
 def test_neighbouring_keys_share_nothing() -> None:
-    """Low halves one token step apart would give shifted copies of one sequence, if the high halves did not enter."""
+    """If only the low halves counted, keys whose low halves are one STEP apart would give shifted copies."""
     key = keys(1)
     bits = random_bits(torch.cat([key, key + 0x9E3779B9 + (1 << 32)]), TOKENS)
     same = int((bits[0, 1:] == bits[1, :-1]).sum()) + int((bits[0, :-1] == bits[1, 1:]).sum())

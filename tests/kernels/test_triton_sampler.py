@@ -1,6 +1,6 @@
-"""The two Triton kernels by themselves, in the interpreter where there is no GPU; by the million in `test_gpu.py`.
+"""The two Triton kernels alone, in Triton's interpreter if there is no GPU.
 
-`test_sample.py` holds them to what all implementations are held to.
+`test_sample.py` has the tests that all implementations share, and `test_gpu.py` makes millions of draws.
 """
 
 import math
@@ -16,7 +16,7 @@ from fast_electra_kernels.sample import default_for
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
-    """With draws that the interpreter can make; that they are the reference's own is tested below. Error rate 0.1%."""
+    """With fewer draws, because the interpreter is slow. Error rate 0.1%."""
     logits_V = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
     model_V = (tensor.to(DEVICE) for tensor in logits_as_model(logits_V, 20_000))
     ids = sample(*model_V, scale=1 / temperature, keys_M=keys(20_000).to(DEVICE), impl="triton").cpu()
@@ -24,7 +24,7 @@ def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
 
 
 def test_triton_at_the_papers_vocabulary() -> None:
-    """V = 128,000, where most groups are never looked into, and where rare tokens have a part of the mass."""
+    """With V = 128,000 most groups are never searched, and rare tokens have a part of the probability."""
     hidden, weight, bias = (tensor.to(DEVICE, torch.bfloat16) for tensor in model(100, 128_000, 32, 2.0))
     bias[:500] += 6.0
     ids = sample(hidden, weight, bias, scale=0.7, keys_M=keys(100).to(DEVICE), impl="triton").cpu()
@@ -34,7 +34,7 @@ def test_triton_at_the_papers_vocabulary() -> None:
 
 
 def test_triton_with_the_tiles_of_a_gpu() -> None:
-    """The interpreter takes larger ones for its own sake; those that are compiled for GPUs cut the work otherwise."""
+    """The interpreter uses larger tiles to be fast; those of GPUs split the work differently."""
     hidden, weight, bias = (tensor.to(DEVICE) for tensor in model(100, 300, 72, 2.0))
     for dtype in (torch.float32, torch.bfloat16):
         shape = triton_sampler.tiles(dtype, (9, 0))
@@ -55,7 +55,7 @@ def test_triton_with_the_tiles_of_a_gpu() -> None:
     ],
 )
 def test_what_each_generation_of_gpus_gets(capability: tuple[int, int], tokens: int, default: str) -> None:
-    """Tiles that fit its shared memory, which `test_ahead_of_time.py` compiles; and `blocked`, where Triton spills."""
+    """Tiles that fit into its shared memory (see `test_ahead_of_time.py`), or `blocked` if Triton would spill."""
     for dtype in (torch.bfloat16, torch.float16):
         assert triton_sampler.tiles(dtype, capability) == triton_sampler.Tiles(128, tokens, 64, 3, 8)
     assert triton_sampler.tiles(torch.float32, capability) == triton_sampler.Tiles(64, 64, 32, 2, 4)
@@ -66,8 +66,8 @@ def test_the_default_without_a_gpu() -> None:
     assert default_for(None) == default_implementation(torch.device("cpu")) == "blocked"
 
 
-def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the floor far above what most winners reach, the draw must come from later looks, and be the same."""
+def test_triton_searches_again_if_the_winner_is_below_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a floor above most winners, the draw must come from a later search, and be the same."""
     hidden, weight, bias = model(300, 500, 16, 1.0)
     on_device = (hidden.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE))
     monkeypatch.setattr(triton_sampler, "MARGIN", -2.0)
