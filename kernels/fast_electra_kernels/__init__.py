@@ -1,12 +1,12 @@
-"""Kernels of fast_electra, usable without it: draws from softmax(scale * logits + prior) by counter-based Gumbel noise.
+"""Samplers for softmax(scale * logits + prior) by counter-based Gumbel noise; usable without fast_electra.
 
-`sample` is the one function that most need. Its implementations stand in a file each: `reference` is its definition,
-`blocked` is plain PyTorch for a CPU, `triton_sampler` is for a GPU. `noise` says what the noise is, and `envelope`
-keeps a position's draws at every temperature at once.
+Most callers need only `sample`. It has three implementations, one in each file: `reference` is the definition,
+`blocked` is plain PyTorch for a CPU, and `triton_sampler` is for a GPU. `noise` defines the noise. `envelope` finds the
+tokens drawn at a position at every temperature.
 """
 
 from fast_electra_kernels.blocked import logits, row_blocks
-from fast_electra_kernels.contract import Statistics
+from fast_electra_kernels.contract import NEVER, Statistics
 from fast_electra_kernels.envelope import Pieces, concatenate, envelope, winners
 from fast_electra_kernels.noise import gumbel
 from fast_electra_kernels.sample import (
@@ -20,6 +20,7 @@ from fast_electra_kernels.workspace import workspace_bytes
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "NEVER",
     "Pieces",
     "Statistics",
     "concatenate",

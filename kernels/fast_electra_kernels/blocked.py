@@ -1,8 +1,8 @@
-"""`sample` by blocks of logits from the matrix library: for a CPU, and for a GPU without Triton.
+"""`sample` with blocks of logits from the matrix library: for a CPU, and for a GPU without Triton.
 
-A block's logits are made, reduced to the highest one of each group of neighbouring tokens, and forgotten. A group's
-highest score and its least exponential bound what any of its tokens can reach (see `noise`), so that only the few
-groups whose bound beats the best token so far are looked into. Nothing of the size [M, V] ever exists.
+Each block of logits is computed, reduced to the highest logit of each group of neighbouring tokens, and overwritten. A
+group's highest score and its smallest exponential bound the perturbed score of all its tokens (see `noise`). So only
+the few groups whose bound beats the best token so far are searched. No tensor of the size [M, V] ever exists.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fast_electra_kernels.contract import NEVER, Drawn, Request, Statistics
+from fast_electra_kernels.autocast import without_autocast
+from fast_electra_kernels.contract import NEVER, Request, SampleResult, Statistics
 from fast_electra_kernels.noise import GROUP, group_least, group_winner, token_exponentials
 from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
 
 
-def sample(request: Request) -> Drawn:
-    """Row blocks one after another, and for each the blocks of the vocabulary."""
+def sample(request: Request) -> SampleResult:
+    """Draw for one block of rows after another, each over all blocks of the vocabulary."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     vocabulary = len(weight_VD)
     parts = []
@@ -25,12 +26,12 @@ def sample(request: Request) -> Drawn:
         search = _Search(keys_M[rows], scale, original_M is not None)
         for tokens in _slices(vocabulary, width):
             logits_RC = logits(hidden_MD[rows], weight_VD[tokens], None if bias_V is None else bias_V[tokens])
-            search.look(logits_RC, tokens.start, None if prior_V is None else prior_V[tokens])
+            search.add(logits_RC, tokens.start, None if prior_V is None else prior_V[tokens])
         parts.append(search.result(None if original_M is None else _scores(request, rows, original_M[rows])))
-    return Drawn.joined(parts, hidden_MD.device, original_M is not None)
+    return SampleResult.joined(parts, hidden_MD.device, original_M is not None)
 
 
-def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Drawn:
+def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> SampleResult:
     """See `fast_electra_kernels.sample_logits`."""
     m, vocabulary = logits_MV.shape
     parts = []
@@ -38,13 +39,14 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Draw
     for rows in _slices(m, height):
         search = _Search(keys_M[rows], 1.0, True)
         for tokens in _slices(vocabulary, width):
-            search.look(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
+            search.add(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
         parts.append(search.result(logits_MV[rows].gather(1, original_M[rows, None])[:, 0].float()))
-    return Drawn.joined(parts, logits_MV.device, True)
+    return SampleResult.joined(parts, logits_MV.device, True)
 
 
+@without_autocast()
 def logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tensor:
-    """hidden @ weight.T + bias, accumulated and kept in float32 whatever the dtypes are: [R, C]."""
+    """Return hidden @ weight.T + bias, [R, C], accumulated and kept in float32 whatever the dtypes are."""
     bias_C = None if bias_C is None else bias_C.float()
     if hidden_RD.dtype == torch.float32:
         return torch.nn.functional.linear(hidden_RD, weight_CD, bias_C)
@@ -55,7 +57,7 @@ def logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tenso
 
 
 def _scores(request: Request, rows: slice, tokens_R: Tensor) -> Tensor:
-    """The score of one token a row, float32 [R]."""
+    """Return the score of one token in each row, float32 [R]."""
     scores_R = (request.hidden_MD[rows].float() * request.weight_VD[tokens_R].float()).sum(1)
     if request.bias_V is not None:
         scores_R += request.bias_V[tokens_R]
@@ -66,18 +68,18 @@ def _scores(request: Request, rows: slice, tokens_R: Tensor) -> Tensor:
 
 
 class _Search:
-    """The best token of each of R rows, over the blocks of the vocabulary that were looked at."""
+    """The best token of each of R rows among the blocks of the vocabulary that were added."""
 
     def __init__(self, keys_R: Tensor, scale: float, with_statistics: bool) -> None:
         self.keys_R, self.scale, self.with_statistics = keys_R, scale, with_statistics
-        self.best_R = torch.full(keys_R.shape, -torch.inf, device=keys_R.device)  # score and noise
-        self.score_R = self.best_R.clone()  # without the noise
+        self.best_R = torch.full_like(keys_R, -torch.inf, dtype=torch.float32)  # score plus noise of the best token
+        self.score_R = self.best_R.clone()  # its score without the noise
         self.ids_R = torch.zeros_like(keys_R)
         self.top_R = self.best_R.clone()  # the highest score; NaN if any is NaN
-        self.sums: list[tuple[Tensor, Tensor]] = []  # of each block: its log-sum-exp, its mean score
+        self.sums: list[tuple[Tensor, Tensor]] = []  # log-sum-exp and mean score of each block
 
-    def look(self, logits_RC: Tensor, first: int, prior_C: Tensor | None) -> None:
-        """Takes in the logits (overwritten) of the tokens from `first` on, a multiple of GROUP."""
+    def add(self, logits_RC: Tensor, first: int, prior_C: Tensor | None) -> None:
+        """Search the logits of the tokens from `first` on, a multiple of GROUP; overwrites them."""
         r, c = logits_RC.shape
         scores_RC, scale = logits_RC, self.scale
         if prior_C is not None or c % GROUP:
@@ -92,23 +94,23 @@ class _Search:
         self.top_R = torch.maximum(self.top_R, top_R)
         self._draw(scores_RGC, highest_RG.mul_(scale), scale, first)
         if self.with_statistics:
-            # A block of -inf alone has a finite top here, weights of 0, and so no part in the row.
+            # If all scores of a block are -inf, its top is finite here and its weights are 0, so it adds nothing.
             top_R = top_R.clamp_(min=NEVER)
             shifted_RC = torch.add(top_R.neg()[:, None], scores_RC, alpha=scale)
             weights_RC = torch.exp(shifted_RC, out=scores_RC)
             total_R = weights_RC.sum(1).clamp_(min=1e-30)
             mean_R = torch.linalg.vecdot(weights_RC, shifted_RC)
-            if bool(mean_R.isnan().any()):  # 0 times -inf; or a NaN that is refused in the end
+            if bool(mean_R.isnan().any()):  # from 0 * -inf, or from a NaN that is refused later
                 mean_R = torch.linalg.vecdot(weights_RC, shifted_RC.clamp_(min=NEVER))
             self.sums.append((top_R + total_R.log(), top_R + mean_R / total_R))
 
     def _draw(self, scores_RGC: Tensor, highest_RG: Tensor, scale: float, first: int) -> None:
-        """Compares the tokens that can win with the best so far."""
+        """Compare the tokens that can win with the best so far."""
         device = highest_RG.device
         groups_G = torch.arange(first // GROUP, first // GROUP + highest_RG.shape[1], dtype=torch.int32, device=device)
         least_RG = group_least(self.keys_R, groups_G)
         log_least_RG = least_RG.log()
-        if bool((self.best_R == -torch.inf).any()):  # something to begin with: of each group, the token with most noise
+        if bool((self.best_R == -torch.inf).any()):  # begin with the token of each group that has the most noise
             token_RG = group_winner(self.keys_R, groups_G).long()
             score_RG = scores_RGC.flatten(1).gather(1, token_RG - first).mul_(scale)
             best_R, place_R = (score_RG - log_least_RG).max(1)
@@ -116,7 +118,7 @@ class _Search:
             self.best_R = torch.where(better_R, best_R, self.best_R)
             for mine_R, found_RG in ((self.score_R, score_RG), (self.ids_R, token_RG)):
                 mine_R.copy_(torch.where(better_R, found_RG.gather(1, place_R[:, None])[:, 0], mine_R))
-        # Groups that may hold a better one; then the tokens that may be it; then their noise.
+        # Groups that may hold a better token, then the tokens of them that may be better, then the noise of those.
         rows_K, groups_K = (highest_RG - log_least_RG > self.best_R[:, None]).nonzero(as_tuple=True)
         keys_K, numbers_K1 = self.keys_R[rows_K], groups_G[groups_K, None]
         scores_KC = scores_RGC[rows_K, groups_K].mul_(scale)
@@ -132,7 +134,8 @@ class _Search:
         rows_W = rows_T[won_T]
         self.ids_R[rows_W], self.score_R[rows_W] = token_T1[won_T, 0].long(), score_T[won_T]
 
-    def result(self, original_score_R: Tensor | None) -> Drawn:
+    def result(self, original_score_R: Tensor | None) -> SampleResult:
+        """Return the draws, with statistics if the score of each row's original token is given."""
         statistics = None
         if original_score_R is not None:
             log_sums_BR, means_BR = (torch.stack(column) for column in zip(*self.sums, strict=True))
@@ -141,11 +144,11 @@ class _Search:
             statistics = Statistics(
                 self.score_R - log_sum_R, original_score_R - log_sum_R, (log_sum_R - mean_R).clamp_(min=0.0)
             )
-        return Drawn(self.ids_R, self.top_R.abs() < torch.inf, statistics)
+        return SampleResult(self.ids_R, self.top_R.abs() < torch.inf, statistics)
 
 
 def row_blocks(rows: int, vocabulary: int, on_gpu: bool) -> Iterator[slice]:
-    """The rows in slices, for whoever needs all logits of a row at once: those of a slice are a block or two."""
+    """Yield slices of rows for callers that need all logits of a row at once; each is a block or two of logits."""
     size = max(64, (BLOCK_GPU if on_gpu else BLOCK_CPU) // vocabulary)
     return _slices(rows, size)
 

@@ -1,48 +1,48 @@
-"""What an implementation of `sample` is given and what it returns."""
+"""The arguments and the result of every implementation of `sample`."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-NEVER = -1e30  # stands for -inf where it would be multiplied by a probability of 0
+NEVER = -1e30  # used instead of -inf where it is multiplied by 0, because 0 * -inf is NaN
 
 
 class Request(NamedTuple):
-    """Arguments that fit each other: see `sample` for what they are."""
+    """Checked arguments; `sample` documents them."""
 
-    hidden_MD: Tensor  # contiguous, as are all
+    hidden_MD: Tensor  # contiguous, as all tensors here
     weight_VD: Tensor
     bias_V: Tensor | None
     scale: float
     prior_V: Tensor | None
     keys_M: Tensor
-    original_M: Tensor | None  # the tokens whose log-probability is wanted; None for draws alone
+    original_M: Tensor | None  # the tokens whose log-probability is wanted; None if only draws are wanted
 
 
 class Statistics(NamedTuple):
-    """Of the distributions that tokens were drawn from: float32 [M] each."""
+    """Statistics of the distributions that the tokens were drawn from, each float32 [M]."""
 
     drawn_M: Tensor  # log-probability of the drawn token
     original_M: Tensor  # log-probability of the given (original) token
     entropy_M: Tensor  # nats
 
 
-class Drawn(NamedTuple):
-    """Draws of M positions."""
+class SampleResult(NamedTuple):
+    """The tokens drawn at M positions."""
 
     ids_M: Tensor  # int64
-    sound_M: Tensor  # bool: False where NaN or +inf is among the scores, or none is finite; the draw means nothing
+    valid_M: Tensor  # bool: False if a score is NaN or +inf, or all are -inf; the draw is then meaningless
     statistics: Statistics | None
 
     @classmethod
-    def joined(cls, parts: "list[Drawn]", device: torch.device, with_statistics: bool) -> "Drawn":
-        """Blocks of positions, one after another; empty tensors where there is none."""
+    def joined(cls, parts: "list[SampleResult]", device: torch.device, with_statistics: bool) -> "SampleResult":
+        """Concatenate the results of several blocks of positions; without any block, the tensors are empty."""
         if not parts:
-            empty = torch.empty(0, device=device)
+            empty = torch.empty(0, dtype=torch.float32, device=device)
             return cls(empty.long(), empty.bool(), Statistics(empty, empty, empty) if with_statistics else None)
         statistics = None
         if with_statistics:
             columns = zip(*(part.statistics for part in parts if part.statistics is not None), strict=True)
             statistics = Statistics(*(torch.cat(column) for column in columns))
-        return cls(torch.cat([part.ids_M for part in parts]), torch.cat([part.sound_M for part in parts]), statistics)
+        return cls(torch.cat([part.ids_M for part in parts]), torch.cat([part.valid_M for part in parts]), statistics)

@@ -1,10 +1,10 @@
-"""Which line is highest, as a function of the coordinate: the upper envelope of many lines, for many positions at once.
+"""The upper envelope of many lines: which line is highest at each coordinate, for many positions at once.
 
-With the noise fixed, a draw by Gumbel-max is the argmax over tokens of slope * t + intercept, where t is the coordinate
-of a curriculum's value: 1/T for a temperature (slope: the logit; intercept: the noise), gamma for an interpolation. As
-t moves, the argmax changes only where two lines cross. So a handful of pieces holds every draw for every t, exactly.
+With the noise fixed, the token drawn at a position is the argmax over tokens of slope * t + intercept. The coordinate t
+is 1/T for a temperature T (the slope is the logit, the intercept is the noise) or gamma for an interpolation. As t
+moves, the argmax changes only where two lines cross, so a few pieces give the drawn token at every t, exactly.
 
-Coordinates are float32, like the factor by which the sampler multiplies its scores: `low` and `high` are rounded so.
+Coordinates are float32, like the sampler's scale; `low` and `high` are rounded to float32.
 """
 
 import math
@@ -13,44 +13,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements of one block of scores: bounds the memory of gathered rows.
+from fast_electra_kernels.autocast import without_autocast
+
+# Scores in memory at a time.
 _BLOCK_CPU, _BLOCK_GPU = 1 << 22, 1 << 26
 
 
 class Pieces(NamedTuple):
-    """The winners of M positions along the coordinate; piece k of a position holds for starts_k <= t < starts_{k+1}.
+    """The winners of M positions along the coordinate; piece k of a position is valid for starts_k <= t < starts_{k+1}.
 
-    Attributes:
-        counts_M: int64 [M], how many pieces each position has, at least 1.
-        tokens_P: int64 [P], P the sum of the counts: the winners, in order of position, then of rising coordinate.
-        starts_P: float32 [P], strictly rising within a position, whose first is -inf.
+    P is the number of pieces of all positions, ordered by position and then by coordinate.
     """
 
-    counts_M: Tensor
-    tokens_P: Tensor
-    starts_P: Tensor
+    counts_M: Tensor  # int64 [M], number of pieces of each position, at least 1
+    tokens_P: Tensor  # int64 [P], the winners
+    starts_P: Tensor  # float32 [P], where each piece begins: strictly rising within a position, -inf for its first
 
 
 @torch.no_grad()
+@without_autocast()
 def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) -> Pieces:
-    """The pieces of argmax over columns of slopes * t + intercepts, for t in [low, high].
+    """Return the pieces of argmax over columns of slopes * t + intercepts, for t in [low, high].
 
-    The argmax is taken at both ends; where the winners differ, all lines are evaluated where those two cross; a third
-    winner there splits the interval, and so on. The slopes of winners rise strictly with t: a winner that breaks this
-    is a tie of rounding, and ends the search in its interval. Wherever lines were evaluated the pieces give the winner
-    found there, both ends included; elsewhere they differ from an argmax in float32 only by ties of rounding.
+    The search takes the argmax at both ends. If the two winners differ, it evaluates all lines where those two cross.
+    A third winner there splits the interval, and the search continues in both parts. The slopes of winners rise
+    strictly with t. A winner that breaks this rule is a rounding tie and ends the search in its interval. Wherever the
+    lines were evaluated, the ends included, the pieces give the winner found there. Elsewhere they differ from an
+    argmax in float32 only by rounding ties.
 
     Args:
-        slopes_MC: [M, C] float32 or float64, finite; -1e30 stands for "never".
+        slopes_MC: [M, C] float32 or float64, finite; NEVER marks a line that must not win.
         intercepts_MC: as the slopes.
         low: the lowest coordinate; at most `high`.
-        high: the highest one.
+        high: the highest coordinate.
 
     Returns:
-        Pieces whose tokens are column numbers. Before `low` and from `high` on they hold what wins there.
+        Pieces whose tokens are column numbers. Below `low` they give the winner at `low`; above `high`, that at `high`.
 
     Raises:
-        ValueError: for shapes, coordinates or values without a highest line (NaN, +inf).
+        ValueError: for wrong shapes or coordinates, and for values without a highest line (NaN, +inf).
     """
     if slopes_MC.dim() != 2 or slopes_MC.shape != intercepts_MC.shape or slopes_MC.shape[1] == 0:
         raise ValueError(
@@ -60,7 +61,7 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
         raise ValueError(f"coordinates must be finite, low at most high, not {low} and {high}")
     m, device = slopes_MC.shape[0], slopes_MC.device
     row = torch.arange(m, device=device)
-    # Open intervals [a, b], one an entry, with the winners at their ends.
+    # Intervals [a, b] that are still to be searched, with the winners at their ends.
     a, b = (torch.full((m,), t, dtype=torch.float32, device=device) for t in (low, high))
     left, right = (_highest(slopes_MC, intercepts_MC, row, t) for t in (a, b))
     rows, tokens, starts = [row], [left], [torch.full_like(a, -torch.inf)]  # of the pieces found so far
@@ -70,7 +71,7 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
             break
         rising = slopes_MC[row, left] < slopes_MC[row, right]
         inside, t = _crossing(slopes_MC, intercepts_MC, row, left, right, a, b)
-        # No coordinate between the ends to look at: the change is at the one that is nearest to the crossing.
+        # There is no coordinate between the ends: the winner changes at the one nearest to the crossing.
         settled = ~(rising & inside)
         rows, tokens, starts = [*rows, row[settled]], [*tokens, right[settled]], [*starts, t[settled]]
 
@@ -78,7 +79,7 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
         middle = _highest(slopes_MC, intercepts_MC, row, t)
         slope = slopes_MC[row, middle]
         split = (slopes_MC[row, left] < slope) & (slope < slopes_MC[row, right])
-        # One of the two wins where they cross: `right` from there on; or still `left`, and `right` just after.
+        # One of the two wins where they cross: `right` from there on, or still `left` there and `right` just after.
         change = torch.where(middle == left, t.nextafter(torch.full_like(t, torch.inf)), t)
         rows, tokens, starts = [*rows, row[~split]], [*tokens, right[~split]], [*starts, change[~split]]
 
@@ -88,8 +89,9 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
     return _in_order(torch.cat(rows), torch.cat(tokens), torch.cat(starts), m)
 
 
+@without_autocast()
 def winners(pieces: Pieces, t: float) -> Tensor:
-    """The winner of each position at the coordinate `t`, int64 [M]."""
+    """Return the winner of each position at the coordinate `t`, int64 [M]."""
     counts_M = pieces.counts_M
     last_M = counts_M.cumsum(0)
     coordinate = torch.full((), t, dtype=torch.float32, device=counts_M.device)
@@ -98,8 +100,9 @@ def winners(pieces: Pieces, t: float) -> Tensor:
     return pieces.tokens_P[last_M - counts_M + begun_P[last_M - 1] - before_M - 1]
 
 
+@without_autocast()
 def concatenate(parts: list[Pieces]) -> Pieces:
-    """The pieces of several blocks of positions, in their order; at least one block."""
+    """Join the pieces of one or more blocks of positions, in order."""
     return Pieces(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -108,7 +111,7 @@ def _keep(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _highest(slopes_MC: Tensor, intercepts_MC: Tensor, row_I: Tensor, t_I: Tensor) -> Tensor:
-    """The winning column in row row_I at the coordinate t_I, int64 [I]: multiplied, then added, as the sampler does."""
+    """Return the winning column of each row at its coordinate, int64 [I]; multiplies, then adds, like the sampler."""
     block = max(1, (_BLOCK_GPU if slopes_MC.is_cuda else _BLOCK_CPU) // slopes_MC.shape[1])
     winner_I = torch.empty_like(row_I)
     for start in range(0, len(row_I), block):
@@ -123,7 +126,7 @@ def _highest(slopes_MC: Tensor, intercepts_MC: Tensor, row_I: Tensor, t_I: Tenso
 def _crossing(
     slopes_MC: Tensor, intercepts_MC: Tensor, row: Tensor, left: Tensor, right: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether two lines cross strictly between a and b, and where, float32; else the nearest place in (a, b]."""
+    """Return whether two lines cross strictly between a and b, and where (if not: the nearest place in (a, b])."""
     rise = slopes_MC[row, right].double() - slopes_MC[row, left].double()
     t = ((intercepts_MC[row, left].double() - intercepts_MC[row, right].double()) / rise).float()
     t = torch.where(t.isfinite(), t, b)  # parallel
@@ -131,7 +134,7 @@ def _crossing(
 
 
 def _in_order(row_P: Tensor, token_P: Tensor, start_P: Tensor, m: int) -> Pieces:
-    """Sorts pieces by row, then by start; no two of a row start at one place, for they come of disjoint intervals."""
+    """Sort pieces by row, then by start. A row has no start twice, because its intervals are disjoint."""
     by_start = start_P.argsort(stable=True)
     order = by_start[row_P[by_start].argsort(stable=True)]
     return Pieces(torch.bincount(row_P, minlength=m), token_P[order], start_P[order])

@@ -1,24 +1,27 @@
-"""The noise of the sampler: independent standard Gumbel numbers, a pure function of (key of the position, token id).
+"""The sampler's noise: independent standard Gumbel numbers, a pure function of (key of the position, token id).
 
-No state, no device, no batch: whoever asks for the noise of a position gets the same numbers. The arithmetic is 32-bit
-integer multiplication, exclusive or and shift, which every device does alike.
+The noise of a position does not depend on any state, on the device or on the batch. The arithmetic is 32-bit integer
+multiplication, exclusive or and shift, which give the same bits on every device.
 
-The noise of token v is g_v = -log E_v, with E_v standard exponential. It is made from the top down: tokens stand in
-groups of GROUP neighbours, and for each group g come first the least of its exponentials, m_g, and the token a_g that
-has it; the others follow by what memorylessness says of them:
+The noise of token v is g_v = -log E_v, where E_v is a standard exponential. Each GROUP neighbouring tokens form a
+group. For group g we draw the smallest exponential m_g and the token a_g that has it. The other exponentials of the
+group follow, because the exponential distribution is memoryless:
 
     m_g ~ Exp(1) / GROUP,    a_g ~ uniform,    E_v = m_g + [v != a_g] e_v  with  e_v ~ Exp(1).
 
-So the E_v are independent standard exponentials, exactly as if each had been drawn by itself. But that no token of
-group g has more noise than -log m_g is known from one number, so a sampler that knows a group's highest score knows
-whether it can hold the winner, and need not make the noise of the groups that cannot.
+The E_v are independent standard exponentials, exactly as if each had been drawn by itself. But one number, m_g, bounds
+the noise of the whole group: no token of group g has more noise than -log m_g. A sampler that knows the group's highest
+score therefore knows whether the group can hold the winner, and generates noise only for the groups that can.
 """
 
 import torch
 from torch import Tensor
 
+from fast_electra_kernels.autocast import without_autocast
+
 GROUP = 32  # tokens
-VERSION = "exponentials of groups of 32, from the least one down"  # whoever keeps draws notes by which noise
+# Stores of draws record this name of the noise. Change it whenever a bit of the noise changes; a test enforces that.
+VERSION = "exponentials of groups of 32, from the least one down"
 
 # Multipliers with good avalanche for 32-bit multiply-xorshift mixing, as signed integers (torch has no full uint32).
 STEP = 0x9E3779B9 - (1 << 32)
@@ -28,30 +31,30 @@ MULTIPLY_3 = 0xC2B2AE35 - (1 << 32)
 
 
 def random_bits(keys_M: Tensor, counters_C: Tensor) -> Tensor:
-    """32 random bits for every (key, counter) as int32 [M, C].
+    """Return 32 random bits for every (key, counter), int32 [M, C].
 
     Args:
-        keys_M: int64 [M], well-mixed 64-bit keys, one a position.
-        counters_C: int32 [C]; or [M, C], where each key has counters of its own.
+        keys_M: int64 [M], well-mixed 64-bit keys, one for each position.
+        counters_C: int32 [C], or [M, C] if each key has its own counters.
     """
     low_M1 = keys_M.to(torch.int32)[:, None]  # wraps: the low 32 bits
     high_M1 = (keys_M >> 32).to(torch.int32)[:, None]
     x = low_M1 + counters_C * STEP
     _xorshift_(x, 16).mul_(MULTIPLY_1)
-    _xorshift_(x, 15).add_(high_M1).mul_(MULTIPLY_2)  # the high half enters between rounds: keys are not mere shifts
+    _xorshift_(x, 15).add_(high_M1).mul_(MULTIPLY_2)  # the high half enters here, so keys are not mere shifts
     _xorshift_(x, 13).mul_(MULTIPLY_3)
     return _xorshift_(x, 16)
 
 
 def exponential(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard exponentials -log(1 - U), U = (bits + 1/2) / 2^32, from 32 random bits each.
+    """Return standard exponentials -log(1 - U) with U = (bits + 1/2) / 2^32.
 
-    The small values, which become the large noise that decides a draw, come from small U: there U is exact in float32
-    and log1p keeps it so. Near 1, float32 rounds U to steps of 2^-24, which only coarsens the largest exponentials.
+    Small exponentials become the large noise that decides a draw. They come from small U, where float32 and log1p are
+    precise. Near 1, float32 rounds U to steps of 2^-24, which only coarsens the largest exponentials.
 
     Args:
-        bits: int32.
-        dtype: float32, or float64 where exact values are wanted.
+        bits: int32, 32 random bits for each exponential.
+        dtype: float32, or float64 for exact values.
     """
     # The arithmetic shift is -1 for the negative half and adds its missing 2^32.
     uniform = bits.to(dtype).mul_(2.0**-32).sub_(bits >> 31).add_(2.0**-33)
@@ -61,40 +64,37 @@ def exponential(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def group_least(keys_M: Tensor, groups_C: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """m, the least exponential of each group: [M, C] in dtype.
-
-    Args:
-        keys_M: int64 [M].
-        groups_C: int32 [C] or [M, C], numbers of groups: token id divided by GROUP.
-    """
-    return exponential(random_bits(keys_M, -2 * groups_C - 1), dtype).div_(GROUP)  # tokens have the counters from 0 on
+    """Return m, the smallest exponential of each group (token id // GROUP, int32 [C] or [M, C]): [M, C] in dtype."""
+    # Groups have the negative counters, because tokens have those from 0 on.
+    return exponential(random_bits(keys_M, -2 * groups_C - 1), dtype).div_(GROUP)
 
 
 def group_winner(keys_M: Tensor, groups_C: Tensor) -> Tensor:
-    """a, the token id that has the least exponential of each group: int32 [M, C]; arguments as for `group_least`."""
+    """Return a, the token that has each group's smallest exponential, int32 [M, C]; arguments as for `group_least`."""
     return random_bits(keys_M, -2 * groups_C - 2).bitwise_and_(GROUP - 1).add_(groups_C * GROUP)
 
 
 def token_exponentials(keys_M: Tensor, tokens_MC: Tensor, least_MC: Tensor, winner_MC: Tensor) -> Tensor:
-    """E_v for each key and token, [M, C].
+    """Return E_v for each key and token, [M, C].
 
     Args:
         keys_M: int64 [M].
         tokens_MC: int32 [C] or [M, C], token ids.
-        least_MC: m of each token's group; broadcast against [M, C].
-        winner_MC: int32, a of each token's group; likewise.
+        least_MC: m of each token's group, broadcast against [M, C].
+        winner_MC: int32, a of each token's group, broadcast against [M, C].
     """
     more_MC = exponential(random_bits(keys_M, tokens_MC), least_MC.dtype)
     return more_MC.masked_fill_(tokens_MC == winner_MC, 0.0).add_(least_MC)
 
 
+@without_autocast()
 def gumbel(keys_M: Tensor, tokens_V: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard Gumbel noise of every (key, token), [M, V] in dtype.
+    """Return standard Gumbel noise for every (key, token), [M, V] in dtype.
 
     Args:
-        keys_M: int64 [M], well-mixed 64-bit keys, one a position.
+        keys_M: int64 [M], well-mixed 64-bit keys, one for each position.
         tokens_V: int32 [V], token ids.
-        dtype: float32, or float64 where exact values are wanted.
+        dtype: float32, or float64 for exact values.
     """
     groups_G, group_V = torch.unique(tokens_V // GROUP, return_inverse=True)
     least_MG, winner_MG = group_least(keys_M, groups_G, dtype), group_winner(keys_M, groups_G)
@@ -105,5 +105,5 @@ def gumbel(keys_M: Tensor, tokens_V: Tensor, dtype: torch.dtype = torch.float32)
 
 
 def _xorshift_(x: Tensor, bits: int) -> Tensor:
-    """x ^= x >>> bits, in place; the mask makes torch's arithmetic shift a logical one."""
+    """Compute x ^= x >>> bits in place; the mask turns torch's arithmetic shift into a logical one."""
     return x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))

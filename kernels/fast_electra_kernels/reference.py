@@ -1,15 +1,15 @@
-"""`sample` as it is defined: the noise of every token, the highest perturbed score. What the others are held to."""
+"""The definition of `sample`: the argmax of score plus noise over all tokens. The others are tested against it."""
 
 import torch
 
-from fast_electra_kernels.contract import NEVER, Drawn, Request, Statistics
+from fast_electra_kernels.contract import NEVER, Request, SampleResult, Statistics
 from fast_electra_kernels.noise import gumbel
 
-_SCORES = 1 << 20  # held at a time
+_SCORES = 1 << 20  # scores in memory at a time
 
 
-def sample(request: Request) -> Drawn:
-    """In float32, or in float64 where the hidden states are that."""
+def sample(request: Request) -> SampleResult:
+    """Draw with arithmetic in float32, or in float64 if the hidden states are float64."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     dtype = torch.promote_types(hidden_MD.dtype, torch.float32)
     weight_VD, tokens_V = weight_VD.to(dtype), torch.arange(len(weight_VD), dtype=torch.int32, device=weight_VD.device)
@@ -29,5 +29,5 @@ def sample(request: Request) -> Drawn:
             entropy_R = -torch.linalg.vecdot(log_p_RV.exp(), log_p_RV.clamp(min=NEVER))
             drawn_R, original_R = (log_p_RV.gather(1, ids)[:, 0] for ids in (ids_R1, original_M[rows, None]))
             statistics = Statistics(drawn_R.float(), original_R.float(), entropy_R.float())
-        parts.append(Drawn(ids_R1[:, 0], highest_R.abs() < torch.inf, statistics))
-    return Drawn.joined(parts, hidden_MD.device, original_M is not None)
+        parts.append(SampleResult(ids_R1[:, 0], highest_R.abs() < torch.inf, statistics))
+    return SampleResult.joined(parts, hidden_MD.device, original_M is not None)

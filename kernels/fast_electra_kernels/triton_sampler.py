@@ -1,14 +1,14 @@
 """`sample` in two Triton kernels: one product with the vocabulary head, whose logits never leave the registers.
 
-`_scan` multiplies tiles of hidden states and of the head on the tensor cores. Of each tile of scores it keeps, for
+`_scan` multiplies tiles of hidden states and of the head on the tensor cores. From each tile of scores it keeps, for
 every row, the highest score of each SPAN neighbouring tokens (16 bits, rounded up) and running sums for log-sum-exp
-and entropy. There is no random number in it, so that it is as near to a bare product as its epilogue allows.
+and entropy. It uses no random numbers, so its cost is that of the bare product plus a small epilogue.
 
-`_draw` is one warp a row. The winner's perturbed score is the log-sum-exp plus Gumbel noise, so it hardly ever falls
-below `floor`, the log-sum-exp less 1; a group of tokens can hold it only if the highest score there, with the group's
-least exponential (see `noise`), passes `floor` and the best token so far. Of the few tokens that pass, one by one, the
-scores are computed anew. If the best that was found is below `floor` after all, the row is looked through again with
-a lower one: the draw is exact.
+`_draw` uses one warp for each row. The winner's perturbed score is the log-sum-exp plus Gumbel noise, so it is rarely
+below `floor`, the log-sum-exp minus 1. A group of tokens can hold the winner only if its bound, from its highest score
+and its smallest exponential (see `noise`), is above both `floor` and the best token so far. The kernel recomputes
+the scores of the few tokens that pass, one at a time. If the best one is below `floor`, it searches the row again with
+a lower floor. So the draw is exact.
 """
 
 from functools import cache
@@ -19,12 +19,12 @@ import triton
 import triton.language as tl
 
 from fast_electra_kernels import noise
-from fast_electra_kernels.contract import Drawn, Request, Statistics
+from fast_electra_kernels.contract import Request, SampleResult, Statistics
 from fast_electra_kernels.workspace import SPAN, most_chunks
 
-GROUPS = 128  # of tokens, that `_draw` judges at a time
-DRAW_OPTIONS = {"num_warps": 1, "maxnreg": 160}  # left alone, the assembler spills some of fp32's registers
-MARGIN = 1.0  # of `floor` below the log-sum-exp: 6.6% of the rows need a second look, the others fewer scores
+GROUPS = 128  # groups of tokens that `_draw` bounds at a time
+DRAW_OPTIONS = {"num_warps": 1, "maxnreg": 160}  # without a maximum, the assembler spills registers for fp32
+MARGIN = 1.0  # from `floor` up to the log-sum-exp: 6.6% of the rows are searched twice, the others compute fewer scores
 
 _GROUP = tl.constexpr(noise.GROUP)
 _STEP = tl.constexpr(noise.STEP & 0xFFFFFFFF)
@@ -36,43 +36,44 @@ _LEAST_EXPONENT = tl.constexpr(-200.0)  # 2^-200 is 0 in float32, and finite: -i
 
 
 class Tiles(NamedTuple):
-    """Shape of the product's tiles, and how it is compiled."""
+    """Shape of the product's tiles, and compiler options."""
 
     rows: int
     tokens: int
     features: int
     stages: int
     warps: int
-    resident: int = 1  # programs that a multiprocessor has room for
+    resident: int = 1  # programs that fit on a multiprocessor at a time
 
 
 # For Triton's interpreter on a CPU, which takes as long for a small array as for a large one.
 INTERPRETED = Tiles(256, 1024, 64, 1, 4)
-INTERPRETED_ROWS = 8192  # at most, of a program of `_draw`; on a GPU it is one
+INTERPRETED_ROWS = 8192  # the most rows of a program of `_draw`, which has one row on a GPU
 
 
-def tiles(dtype: torch.dtype, hopper: bool) -> Tiles:
-    """What is used for a GPU; `benchmarks/sampler.py --tune` tries others."""
+def tiles(dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    """Return the tiles for a GPU of that compute capability; `benchmarks/sampler.py --tune` tries others."""
+    # The large tiles need 145 KiB of shared memory, which only 9.x and 10.x have; 8.6, 8.9 and 12.0 have 99 KiB.
     if dtype == torch.float32:
         return Tiles(64, 64, 32, 2, 4)
-    return Tiles(128, 256, 64, 3, 8) if hopper else Tiles(128, 128, 64, 3, 8)
+    return Tiles(128, 256, 64, 3, 8) if capability[0] in (9, 10) else Tiles(128, 128, 64, 3, 8)
 
 
-def sample(request: Request, shape: Tiles | None = None) -> Drawn:
-    """Both kernels, one after the other; `shape` in place of `tiles`."""
+def sample(request: Request, shape: Tiles | None = None) -> SampleResult:
+    """Run both kernels; `shape` replaces the tiles that are chosen by default."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
     ids_M = torch.zeros(m, dtype=torch.int64, device=device)
-    sound_M = torch.zeros(m, dtype=torch.bool, device=device)
-    figures_3M = torch.empty(3, m, device=device)
+    valid_M = torch.zeros(m, dtype=torch.bool, device=device)
+    statistics_3M = torch.empty(3, m, dtype=torch.float32, device=device)
     if m:
-        added_V = torch.zeros(v, device=device) if bias_V is None else bias_V.float() * scale
+        added_V = torch.zeros(v, dtype=torch.float32, device=device) if bias_V is None else bias_V.float() * scale
         if prior_V is not None:
             added_V += prior_V
         on_gpu = device.type == "cuda"
         if on_gpu:
             properties = torch.cuda.get_device_properties(device)
-            shape = shape or tiles(hidden_MD.dtype, properties.major >= 9)
+            shape = shape or tiles(hidden_MD.dtype, (properties.major, properties.minor))
             processors, rows_of_draw = properties.multi_processor_count * shape.resident, 1
         else:
             shape, processors = shape or INTERPRETED, 1
@@ -81,7 +82,7 @@ def sample(request: Request, shape: Tiles | None = None) -> Drawn:
         each = _tiles_of_program(row_blocks, all_tiles, processors)
         chunks = triton.cdiv(all_tiles, each)
         highest_MS = torch.empty(m, triton.cdiv(v, SPAN), dtype=torch.int16, device=device)
-        sums_3MC = torch.empty(3, m, chunks, device=device)
+        sums_3MC = torch.empty(3, m, chunks, dtype=torch.float32, device=device)
         _scan[row_blocks, chunks](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, float(scale), m, v, highest_MS.shape[1], each, chunks,
             D=d, BM=shape.rows, BN=shape.tokens, BK=shape.features, SPAN=SPAN,
@@ -89,26 +90,26 @@ def sample(request: Request, shape: Tiles | None = None) -> Drawn:
         )  # fmt: skip
         _draw[(triton.cdiv(m, rows_of_draw),)](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, keys_M, keys_M if original_M is None else original_M,
-            ids_M, sound_M, figures_3M, float(scale), m, v, highest_MS.shape[1], chunks,
+            ids_M, valid_M, statistics_3M, float(scale), m, v, highest_MS.shape[1], chunks,
             D=d, D_PADDED=triton.next_power_of_2(d), CHUNKS=max(16, triton.next_power_of_2(chunks)), SPAN=SPAN,
             GROUPS=GROUPS, MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None, **DRAW_OPTIONS,
         )  # fmt: skip
-    return Drawn(ids_M, sound_M, None if original_M is None else Statistics(*figures_3M))
+    return SampleResult(ids_M, valid_M, None if original_M is None else Statistics(*statistics_3M))
 
 
 @cache
 def _tiles_of_program(row_blocks: int, all_tiles: int, processors: int) -> int:
-    """Tiles that one program of `_scan` works through: as many as leave few processors idle in the last wave."""
+    """Return how many tiles each program of `_scan` computes, chosen so that few processors idle in the last wave."""
 
     def waste(each: int) -> float:
-        programs = row_blocks * -(-all_tiles // each)
-        waves = -(-programs // processors)
+        programs = row_blocks * triton.cdiv(all_tiles, each)
+        waves = triton.cdiv(programs, processors)
         return waves * each * processors / (row_blocks * all_tiles)
 
-    return min(range(-(-all_tiles // most_chunks(row_blocks, processors)), all_tiles + 1), key=waste)
+    return min(range(triton.cdiv(all_tiles, most_chunks(row_blocks, processors)), all_tiles + 1), key=waste)
 
 
-# Numbers of which no special case is compiled: they differ from batch to batch.
+# Arguments for which Triton compiles no special cases, because they differ from batch to batch.
 _NUMBERS = ["M", "V", "spans", "chunks", "each"]
 
 
@@ -118,7 +119,7 @@ def _scan(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPAN: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Scores of BM rows and `each` tiles of BN tokens; leaves highest scores [M, spans] and sums [3, M, chunks]."""
+    """Compute BM rows and `each` tiles of BN tokens; store highest scores [M, spans] and sums [3, M, chunks]."""
     chunk = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     rows_64 = tl.minimum(rows, M - 1).to(tl.int64)
@@ -127,7 +128,7 @@ def _scan(
     top = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)  # of exp(score - top)
     moment = tl.zeros([BM], tl.float32)  # of exp(score - top) * (score - top), in bits
-    # Flattened with the loop over features: the next tile's numbers are on their way during this one's epilogue.
+    # Flattened with the loop over features, so that the next tile is loaded during this one's epilogue.
     for tile in tl.range(chunk * each, min((chunk + 1) * each, tl.cdiv(V, BN)), flatten=True):
         tokens = tile * BN + tl.arange(0, BN)
         tokens_64 = tl.minimum(tokens, V - 1).to(tl.int64)
@@ -147,7 +148,7 @@ def _scan(
 
         high = tl.max(tl.reshape(scores, [BM, BN // SPAN, SPAN]), 2)
         bits = high.to(tl.int32, bitcast=True)
-        bits += tl.where(bits >= 0, 0xFFFF, 0)  # the cut then rounds up: a negative number's towards 0 does so itself
+        bits += tl.where(bits >= 0, 0xFFFF, 0)  # then cutting rounds up; negative numbers do so anyway
         span = tile * (BN // SPAN) + tl.arange(0, BN // SPAN)
         high_at = highest + rows_64[:, None] * spans + span[None, :]
         tl.store(high_at, (bits >> 16).to(tl.int16), mask=(rows < M)[:, None] & (span < spans)[None, :])
@@ -156,7 +157,7 @@ def _scan(
         base = tl.where(new_top == -float("inf"), 0.0, new_top)
         change = tl.where(top == -float("inf"), 0.0, top - base) * _LOG2_E
         shifted = (scores - base[:, None]) * _LOG2_E
-        weights = tl.exp2(shifted)  # NaN stays NaN, which the maxima above may pass over
+        weights = tl.exp2(shifted)  # NaN stays NaN here, while the maxima above may skip it
         kept = tl.exp2(change)
         moment = kept * (moment + change * total) + tl.sum(weights * tl.maximum(shifted, _LEAST_EXPONENT), 1)
         total = kept * total + tl.sum(weights, 1)
@@ -170,7 +171,7 @@ def _scan(
 
 @triton.jit
 def _random_bits(low, high, counters):
-    """As `noise.random_bits`: uint32 from the halves of a key and counters."""
+    """Return the bits of `noise.random_bits` as uint32, from the halves of a key and counters."""
     x = low + counters * _STEP
     x = (x ^ (x >> 16)) * _MULTIPLY_1
     x = ((x ^ (x >> 15)) + high) * _MULTIPLY_2
@@ -180,7 +181,7 @@ def _random_bits(low, high, counters):
 
 @triton.jit
 def _exponential(bits):
-    """-log(1 - U), U = (bits + 1/2) / 2^32; by its series where U is small, which is where it matters."""
+    """Return -log(1 - U), U = (bits + 1/2) / 2^32; a series gives the small values, which decide draws, precisely."""
     u = tl.minimum(bits.to(tl.float32) * (2.0**-32) + 2.0**-33, 1.0 - 2.0**-24)
     series = u * (1.0 + u * (1 / 2 + u * (1 / 3 + u * (1 / 4 + u * (1 / 5 + u * (1 / 6))))))
     return tl.where(u < 0.0625, series, -tl.log(1.0 - u))
@@ -188,7 +189,7 @@ def _exponential(bits):
 
 @triton.jit
 def _score(vectors_RD, weight, added, token_R, scale, features_D, D: tl.constexpr):
-    """hidden . weight * scale + added, of one token a row."""
+    """Return hidden . weight * scale + added of one token for each row."""
     at_RD = weight + token_R[:, None].to(tl.int64) * D + features_D[None, :]
     head_RD = tl.load(at_RD, mask=features_D[None, :] < D, other=0.0).to(tl.float32)
     return tl.sum(vectors_RD * head_RD, 1) * scale + tl.load(added + token_R)
@@ -196,23 +197,23 @@ def _score(vectors_RD, weight, added, token_R, scale, features_D, D: tl.constexp
 
 @triton.jit
 def _first(flags_RC, places_C):
-    """The lowest place of each row whose flag is set, or the last place."""
+    """Return the lowest place of each row whose flag is set, or the last place."""
     return tl.min(tl.where(flags_RC, places_C[None, :], places_C.shape[0] - 1), 1)
 
 
 @triton.jit
 def _pick(values_RC, places_C, place_R):
-    """The value at one place of each row."""
+    """Return the value at one place of each row."""
     return tl.sum(tl.where(places_C[None, :] == place_R[:, None], values_RC, 0.0), 1)
 
 
 @triton.jit(do_not_specialize=_NUMBERS[:-1])
 def _draw(
-    hidden, weight, added, highest, sums, keys, original, ids, sound, figures, scale, M, V, spans, chunks,
+    hidden, weight, added, highest, sums, keys, original, ids, valid, statistics, scale, M, V, spans, chunks,
     D: tl.constexpr, D_PADDED: tl.constexpr, CHUNKS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr,
     MARGIN: tl.constexpr, ROWS: tl.constexpr, ORIGINAL: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows: their sums, their tokens, and what the distributions say of those and of the original ones."""
+    """Combine the sums of ROWS rows, draw their tokens, and store the statistics."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there_R = rows < M
     m_R = tl.minimum(rows, M - 1).to(tl.int64)
@@ -230,7 +231,7 @@ def _draw(
     total_R = tl.sum(kept_RC * total_RC, 1)
     mean_R = tl.sum(kept_RC * (moment_RC + change_RC * total_RC), 1) / total_R
     log_total_R = tl.log(total_R)
-    sound_R = (tl.abs(top_R) < float("inf")) & (total_R == total_R)  # NaN hides from maxima, not from sums
+    valid_R = (tl.abs(top_R) < float("inf")) & (total_R == total_R)  # maxima may skip NaN, sums do not
 
     features = tl.arange(0, D_PADDED)
     at_RD = hidden + m_R[:, None] * D + features[None, :]
@@ -241,8 +242,8 @@ def _draw(
     best_R = tl.full([ROWS], -float("inf"), tl.float32)  # score and noise
     score_R = best_R  # without the noise
     token_R = tl.zeros([ROWS], tl.int32)
-    # Nothing passes the floor of a row that is done or not sound: the loops below have no work in it.
-    open_R = sound_R & there_R
+    # A row that is done or not valid has an infinite floor, so the loops below skip it.
+    open_R = valid_R & there_R
     floor_R = tl.where(open_R, top_R + log_total_R - MARGIN, float("inf"))
     lowered = False
     while tl.max(open_R.to(tl.int32), 0) > 0:
@@ -257,7 +258,7 @@ def _draw(
             bound_R = tl.max(bound_RG, 1)
             goal_R = tl.maximum(floor_R, best_R)
             while tl.max((bound_R > goal_R).to(tl.int32), 0) > 0:
-                # The tokens of each row's most promising group.
+                # The tokens of the group with the highest bound in each row.
                 place_R = _first(bound_RG == bound_R[:, None], places)
                 first_R = (start + place_R) * _GROUP
                 tokens_RC = first_R[:, None] + offsets[None, :]
@@ -283,15 +284,15 @@ def _draw(
                     reach_R = tl.max(reach_RC, 1)
                 bound_RG = tl.where(places[None, :] == place_R[:, None], -float("inf"), bound_RG)
                 bound_R = tl.max(bound_RG, 1)
-        open_R = open_R & (best_R < floor_R)  # below its floor, another token may be better than the best one found
+        open_R = open_R & (best_R < floor_R)  # another token may be better if the best is below its floor
         floor_R = tl.where(open_R, tl.where(lowered, -float("inf"), floor_R - 4.0), float("inf"))
         lowered = True
     tl.store(ids + m_R, token_R.to(tl.int64), mask=there_R)
-    tl.store(sound + m_R, sound_R, mask=there_R)
+    tl.store(valid + m_R, valid_R, mask=there_R)
     if ORIGINAL:
         log_sum_R = top_R + log_total_R
         original_R = tl.load(original + m_R).to(tl.int32)
         original_score_R = _score(vectors_RD, weight, added, original_R, scale, features, D)
-        tl.store(figures + m_R, score_R - log_sum_R, mask=there_R)
-        tl.store(figures + M + m_R, original_score_R - log_sum_R, mask=there_R)
-        tl.store(figures + 2 * M + m_R, tl.maximum(log_total_R - mean_R, 0.0), mask=there_R)
+        tl.store(statistics + m_R, score_R - log_sum_R, mask=there_R)
+        tl.store(statistics + M + m_R, original_score_R - log_sum_R, mask=there_R)
+        tl.store(statistics + 2 * M + m_R, tl.maximum(log_total_R - mean_R, 0.0), mask=there_R)

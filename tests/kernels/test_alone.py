@@ -21,7 +21,7 @@ assert "fast_electra" not in sys.modules
 
 
 def test_installed_alone(tmp_path: Path) -> None:
-    """Built from kernels/ into a folder of its own, and used from there."""
+    """Install from kernels/ into an empty folder, and use the package from there."""
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(KERNELS, source)  # a build leaves files beside its source
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]

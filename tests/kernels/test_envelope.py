@@ -1,4 +1,4 @@
-"""The pieces are the exact upper envelope, and draw what the sampler draws."""
+"""The pieces are the exact upper envelope and give the tokens that the sampler draws."""
 
 from itertools import pairwise
 
@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra_kernels import Pieces, concatenate, envelope, gumbel, sample, winners
-
-NEVER = -1e30
+from fast_electra_kernels import NEVER, Pieces, concatenate, envelope, gumbel, sample, winners
 
 
 def exact(slopes_C: np.ndarray, intercepts_C: np.ndarray, low: float, high: float) -> list[tuple[int, float]]:
-    """Winners and where they begin, by another route: from each winner to the nearest crossing on its right."""
+    """Return winners and where they begin, in another way: from each winner to the nearest crossing on its right."""
     t, winner = low, int(np.argmax(slopes_C * low + intercepts_C))
     found = [(winner, -np.inf)]
     while True:
@@ -27,7 +25,9 @@ def exact(slopes_C: np.ndarray, intercepts_C: np.ndarray, low: float, high: floa
             return found
         t = at[ahead].min()
         first = steeper[ahead & (at == t)]
-        winner = int(first[np.argmax(slopes_C[first])])  # of those that cross there, the steepest leads on
+        winner = int(
+            first[np.argmax(slopes_C[first])]
+        )  # the steepest of the lines that cross there is highest after it
         found.append((winner, float(t)))
 
 
@@ -38,7 +38,7 @@ def of_position(pieces: Pieces, m: int) -> tuple[list[int], list[float]]:
 
 
 def check(pieces: Pieces, m: int) -> None:
-    """What every result keeps to, whatever the lines."""
+    """Check what must hold for every result, whatever the lines."""
     assert pieces.counts_M.shape == (m,) and bool((pieces.counts_M >= 1).all())
     assert len(pieces.tokens_P) == len(pieces.starts_P) == int(pieces.counts_M.sum())
     assert pieces.counts_M.dtype == pieces.tokens_P.dtype == torch.int64 and pieces.starts_P.dtype == torch.float32
@@ -73,7 +73,7 @@ def test_equals_the_exact_envelope(low: float, high: float) -> None:
     st.integers(0, 4),
 )
 def test_whole_numbers_with_ties_and_parallel_lines(lines: list[tuple[int, int]], low: int, width: int) -> None:
-    """Small whole numbers cross in the same points and repeat; float32 is exact, and the winner is a highest line."""
+    """Lines of small whole numbers often coincide or cross at one point; float32 is exact for them."""
     slopes, intercepts = (torch.tensor([column], dtype=torch.float32) for column in zip(*lines, strict=True))
     pieces = envelope(slopes, intercepts, low / 2, (low + width) / 2)
     check(pieces, 1)
@@ -84,7 +84,7 @@ def test_whole_numbers_with_ties_and_parallel_lines(lines: list[tuple[int, int]]
 
 
 def test_agrees_with_argmax_on_a_dense_grid() -> None:
-    """Identical in float32 but where two lines are within rounding of each other; identical at both ends."""
+    """Equal to an argmax in float32 at both ends, and elsewhere unless two lines are within rounding of each other."""
     slopes, intercepts = random_lines(400, 3000, seed=2)
     pieces = envelope(slopes, intercepts, 0.5, 1.0)
     check(pieces, 400)
@@ -100,7 +100,7 @@ def test_agrees_with_argmax_on_a_dense_grid() -> None:
 
 
 def test_draws_what_the_sampler_draws_at_every_temperature() -> None:
-    """Slopes are logits, intercepts the noise: `sample` at scale 1/T."""
+    """With logits as slopes and noise as intercepts, the winners are the draws of `sample` at scale 1/T."""
     generator = torch.Generator().manual_seed(3)
     hidden, weight = torch.randn(200, 16, generator=generator), torch.randn(2000, 16, generator=generator)
     keys_M = randomness.key(9, torch.arange(200))
@@ -111,7 +111,7 @@ def test_draws_what_the_sampler_draws_at_every_temperature() -> None:
 
 
 def test_lines_that_must_never_win() -> None:
-    """-1e30 in the slopes: where the coordinate is 0 such a line may win, anywhere above it never does."""
+    """A line with the slope NEVER may win at the coordinate 0, but at none above it."""
     slopes, intercepts = random_lines(100, 50, seed=4)
     slopes[:, ::2] = NEVER
     pieces = envelope(slopes, intercepts, 0.0, 1.0)
@@ -128,7 +128,7 @@ def test_smallest_shapes() -> None:
     none = envelope(torch.zeros(0, 5), torch.zeros(0, 5), 0.5, 1.0)
     check(none, 0)
     assert winners(none, 0.7).shape == (0,)
-    point = envelope(*random_lines(20, 30, seed=5), 0.7, 0.7)  # a curriculum that stands still
+    point = envelope(*random_lines(20, 30, seed=5), 0.7, 0.7)  # a constant curriculum
     slopes, intercepts = random_lines(20, 30, seed=5)
     assert point.counts_M.tolist() == [1] * 20 and torch.equal(point.tokens_P, (slopes * 0.7 + intercepts).argmax(1))
 
@@ -142,7 +142,7 @@ def test_blocks_of_positions_join() -> None:
 
 
 def test_few_pieces_hold_the_whole_curriculum() -> None:
-    """The paper's vocabulary, T from 2 to 1, logits as wide as a language model's: what an offline store rests on."""
+    """With the paper's vocabulary, T from 2 to 1 and logits like a language model's, stores stay small."""
     logits = torch.randn(100, 128_000, generator=torch.Generator().manual_seed(7)) * 3
     noise = gumbel(randomness.key(7, torch.arange(100)), torch.arange(128_000, dtype=torch.int32))
     pieces = envelope(logits, noise, 0.5, 1.0)

@@ -1,5 +1,6 @@
 """The noise is Gumbel noise, tails included, and a pure function of key and token."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -8,13 +9,45 @@ import torch
 from scipy import stats
 
 from fast_electra import randomness
-from fast_electra_kernels.noise import GROUP, exponential, gumbel, random_bits
+from fast_electra_kernels.noise import GROUP, VERSION, exponential, gumbel, random_bits
 
 TOKENS = torch.arange(4096, dtype=torch.int32)
+PIN_KEYS = torch.tensor([0, 0x0123456789ABCDEF, -0x0FEDCBA987654321])
+NOISE_CHANGED = """the noise has changed: every offline store on disk was drawn with the noise that is pinned here.
+If the change is intended, change noise.VERSION too, so that old stores are refused, and then pin the new values."""
 
 
 def keys(count: int, seed: int = 0) -> torch.Tensor:
     return randomness.key(seed, torch.arange(count))
+
+
+def test_the_bits_are_pinned() -> None:
+    """Literal values, because stores on disk rest on them: three keys, counters of groups and of tokens."""
+    counters = torch.tensor([-2, -1, 0, 1, 127_999], dtype=torch.int32)
+    assert random_bits(PIN_KEYS, counters).tolist() == [
+        [1277061498, -1101615873, 0, 1007314967, 1696733686],
+        [-682765359, -864520404, 961424133, -637087443, 1661357796],
+        [2091947160, -789764485, -24359648, 1555617798, -1911174182],
+    ], NOISE_CHANGED
+
+
+def test_a_row_of_gumbel_numbers_is_pinned() -> None:
+    exact = [
+        1.192364773374665, -0.6721210788526559, -0.12516959527366087, -0.3204567851639493,
+        0.7677107517735287, -0.14601623494700455, 0.7785784460980666, 2.393788228095368,
+    ]  # fmt: skip
+    assert gumbel(PIN_KEYS[1:2], TOKENS[:8], torch.float64)[0].tolist() == pytest.approx(exact, abs=1e-12)
+    assert gumbel(PIN_KEYS[1:2], TOKENS[:8])[0].tolist() == pytest.approx(exact, abs=1e-6), NOISE_CHANGED
+
+
+def test_version_changes_whenever_the_noise_does() -> None:
+    """VERSION is what a store records, so it is pinned together with a hash of 1,536 bit patterns and 768 numbers."""
+    bits = random_bits(PIN_KEYS, torch.arange(-256, 256, dtype=torch.int32)).numpy()
+    millionths = gumbel(PIN_KEYS, TOKENS[:256], torch.float64).mul(1e6).round().long().numpy()  # none is near a half
+    found = hashlib.sha256(bits.astype("<i4").tobytes() + millionths.astype("<i8").tobytes()).hexdigest()[:16]
+    assert (VERSION, found) == ("exponentials of groups of 32, from the least one down", "29a085241ead8d19"), (
+        NOISE_CHANGED
+    )
 
 
 def test_follows_the_gumbel_distribution() -> None:
@@ -23,7 +56,7 @@ def test_follows_the_gumbel_distribution() -> None:
 
 
 def test_upper_tail_is_exact_where_24_bits_would_fail() -> None:
-    """Draws from a large vocabulary are decided by values that 24-bit uniforms cannot reach or get wrong."""
+    """A draw from a large vocabulary is decided by values that 24-bit uniforms cannot represent."""
     noise = gumbel(keys(4000, seed=1), TOKENS)  # 16.4 M numbers
     for threshold in (8.0, 10.0, 12.0):
         expected = noise.numel() * -math.expm1(-math.exp(-threshold))
@@ -32,7 +65,7 @@ def test_upper_tail_is_exact_where_24_bits_would_fail() -> None:
 
 
 def test_matches_the_definition_in_double_precision() -> None:
-    """Written out once more in numpy: the least of each group, whose it is, and the others by memorylessness."""
+    """The definition, written in numpy: each group's smallest exponential, its token, and then the others."""
 
     def exponentials(counters: np.ndarray) -> np.ndarray:
         bits = random_bits(keys(50), torch.from_numpy(counters.astype(np.int32))).numpy().view(np.uint32)
@@ -50,10 +83,11 @@ def test_matches_the_definition_in_double_precision() -> None:
 
 
 def test_tokens_of_a_group_are_independent() -> None:
-    """Made from the top down, they are as if each had been drawn by itself.
+    """The exponentials of a group are as if each had been drawn by itself, although the smallest comes first.
 
-    By Renyi's theorem that is so if the differences between the sorted exponentials of a group, times how many are
-    left, are independent standard exponentials, and who is first, second, ... is uniform. Error rate 0.1% each.
+    By Renyi's theorem this holds if two things do. The differences between a group's sorted exponentials, each times
+    the number of those left, are independent standard exponentials. And each rank is equally likely for every token.
+    Error rate 0.1% each.
     """
     exponentials = gumbel(keys(300), TOKENS, torch.float64).neg().exp().view(-1, GROUP)  # 38,400 groups
     ordered, who = exponentials.sort(dim=1)
@@ -86,7 +120,7 @@ def test_bits_are_independent_between_positions_and_tokens() -> None:
 
 
 def test_neighbouring_keys_share_nothing() -> None:
-    """Low halves one token step apart would give shifted copies of one sequence, if the high halves did not enter."""
+    """If only the low halves counted, keys whose low halves are one STEP apart would give shifted copies."""
     key = keys(1)
     bits = random_bits(torch.cat([key, key + 0x9E3779B9 + (1 << 32)]), TOKENS)
     same = int((bits[0, 1:] == bits[1, :-1]).sum()) + int((bits[0, :-1] == bits[1, 1:]).sum())

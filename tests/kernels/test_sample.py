@@ -1,6 +1,6 @@
-"""Draws follow softmax(scale * logits + prior), by every implementation, and depend on nothing but keys and scores.
+"""Every implementation draws from softmax(scale * logits + prior), and draws depend only on keys and scores.
 
-What only concerns `triton`, which draws slowly without a GPU, stands in `test_triton_sampler.py`.
+Tests of `triton` alone, which is slow without a GPU, are in `test_triton_sampler.py`.
 """
 
 import math
@@ -25,7 +25,7 @@ M = 200_000  # so many draws see an error of 1% in any probability over 0.05
 
 
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])  # others are compared with float64 below
 def test_follows_the_smoothed_softmax(impl: str, temperature: float) -> None:
     """Eq. 1. Error rate: one of a thousand correct implementations fails each case."""
     logits = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
@@ -43,9 +43,10 @@ def test_prior_interpolates_logarithmically(impl: str) -> None:
 
 
 def test_rare_tokens_of_a_large_vocabulary_have_their_share() -> None:
-    """The paper's V. 127,000 tokens of probability under 1e-6 each are a tenth of all together; 20,000 draws see 2%.
+    """127,000 tokens of the paper's V have a probability below 1e-6 each, and a tenth together.
 
-    Which of them is drawn is as even as it should be, over 50 stretches of the vocabulary. Error rate 0.1% each.
+    20,000 draws detect an error of 2% in that tenth. The rare draws are spread evenly over 50 stretches of the
+    vocabulary. Error rate 0.1% each.
     """
     vocabulary, common, draws = 128_000, 1000, 20_000
     p_V = torch.full((vocabulary,), 0.1 / (vocabulary - common), dtype=torch.float64)
@@ -73,10 +74,12 @@ CASES = [  # rows, vocabulary, hidden size, spread of the logits, scale, with a 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_agrees_with_float64(impl: str, case: tuple[int, int, int, float, float, bool], dtype: torch.dtype) -> None:
-    """Draws and figures; in 16 bit too, for products of 16-bit numbers are exact in float32."""
+    """Draws and statistics, also in 16 bits, because products of 16-bit numbers are exact in float32."""
     m, v, d, spread, scale, with_prior = case
-    if impl == "triton" and dtype != torch.float32 and not with_prior:
-        pytest.skip("one case in 16 bit is enough of the slow interpreter")
+    if impl == "triton" and dtype != torch.float32:
+        if not with_prior:
+            pytest.skip("one case in 16 bit is enough of the slow interpreter")
+        m = 100
     hidden, weight, bias = (tensor.to(dtype) for tensor in model(m, v, d, spread))
     prior = torch.randn(v, generator=torch.Generator().manual_seed(1)) if with_prior else None
     original = torch.arange(m) % v
@@ -105,7 +108,7 @@ def test_agrees_with_float64(impl: str, case: tuple[int, int, int, float, float,
 
 @pytest.mark.parametrize("impl", FAST)
 def test_a_flat_distribution_over_part_of_the_vocabulary(impl: str) -> None:
-    """scale = 0 leaves the prior alone, or nothing; tokens beyond V, which would fill the last group, are not drawn."""
+    """With scale 0 only the prior counts, if there is one; padding tokens of the last group are never drawn."""
     hidden, weight, bias = logits_as_model(torch.randn(V), 20_000)
     assert (
         chi_square(
@@ -140,7 +143,7 @@ def test_same_keys_give_same_tokens_in_any_batch(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", FAST)
 def test_other_keys_give_independent_tokens(impl: str) -> None:
-    """Of flat logits: two draws agree by chance alone, and the ids, as numbers, do not correlate."""
+    """With flat logits, two draws agree only by chance, and their ids do not correlate."""
     logits_V = torch.zeros(V)
     first, second = (
         sample(*logits_as_model(logits_V, M), scale=1.0, keys_M=keys(M, seed=seed), impl=impl) for seed in (1, 2)
@@ -153,7 +156,7 @@ def test_other_keys_give_independent_tokens(impl: str) -> None:
 
 
 def refused(impl: str, hidden: Tensor, weight: Tensor, bias: Tensor) -> str:
-    """What is said of scores from which nothing can be drawn."""
+    """Return the error message for scores that cannot be drawn from."""
     device = DEVICE if impl == "triton" else torch.device("cpu")
     arguments = [tensor.to(device) for tensor in (hidden, weight, bias)]
     with pytest.raises(ValueError) as caught:
@@ -212,7 +215,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         ((hidden, weight[:, :4], bias), {}, "do not fit"),
         ((hidden, weight[:0], bias[:0]), {}, "gathered first"),
         ((hidden, torch.zeros(D, V).T, bias), {}, r"strides .* weight.contiguous\(\)"),
-        ((hidden, weight.bfloat16(), bias), {}, "give both alike"),
+        ((hidden, weight.bfloat16(), bias), {}, "hidden is torch.float32 and weight torch.bfloat16: convert one"),
         ((hidden.double(), weight.double(), bias), {}, "not torch.float64"),
         ((hidden, weight, bias[:7]), {}, r"bias must be floating \[50\]"),
         ((hidden, weight, bias), {"prior_V": bias.long()}, "prior must be floating"),
@@ -238,7 +241,7 @@ def test_sixteen_bit_logits_are_not_rounded() -> None:
 
 
 def test_the_workspace_is_a_small_part_of_the_logits() -> None:
-    """The paper's base model, 64 sequences: at most 1/60 of the logits in 16 bits."""
+    """At most 1/60 of the logits in 16 bits, for the paper's base model and 64 sequences."""
     positions, vocabulary = 4928, 128_000
     for impl, on_gpu in (("blocked", False), ("triton", True)):
         assert workspace_bytes(positions, vocabulary, impl, on_gpu) * 60 <= 2 * positions * vocabulary

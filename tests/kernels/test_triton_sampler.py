@@ -1,6 +1,6 @@
-"""The two Triton kernels by themselves, in the interpreter where there is no GPU; by the million in `test_gpu.py`.
+"""The two Triton kernels alone, in Triton's interpreter if there is no GPU.
 
-`test_sample.py` holds them to what all implementations are held to.
+`test_sample.py` has the tests that all implementations share, and `test_gpu.py` makes millions of draws.
 """
 
 import math
@@ -9,13 +9,14 @@ import pytest
 import torch
 from draws import DEVICE, D, V, assert_equal_up_to_ties, chi_square, keys, logits_as_model, model
 
-from fast_electra_kernels import sample, triton_sampler
+from fast_electra_kernels import default_implementation, sample, triton_sampler
 from fast_electra_kernels.contract import Request
+from fast_electra_kernels.sample import default_for
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
-    """With draws that the interpreter can make; that they are the reference's own is tested below. Error rate 0.1%."""
+    """With fewer draws, because the interpreter is slow. Error rate 0.1%."""
     logits_V = torch.randn(V, generator=torch.Generator().manual_seed(3)) * 1.5
     model_V = (tensor.to(DEVICE) for tensor in logits_as_model(logits_V, 20_000))
     ids = sample(*model_V, scale=1 / temperature, keys_M=keys(20_000).to(DEVICE), impl="triton").cpu()
@@ -23,7 +24,7 @@ def test_triton_follows_the_smoothed_softmax(temperature: float) -> None:
 
 
 def test_triton_at_the_papers_vocabulary() -> None:
-    """V = 128,000, where most groups are never looked into, and where rare tokens have a part of the mass."""
+    """With V = 128,000 most groups are never searched, and rare tokens have a part of the probability."""
     hidden, weight, bias = (tensor.to(DEVICE, torch.bfloat16) for tensor in model(100, 128_000, 32, 2.0))
     bias[:500] += 6.0
     ids = sample(hidden, weight, bias, scale=0.7, keys_M=keys(100).to(DEVICE), impl="triton").cpu()
@@ -33,17 +34,40 @@ def test_triton_at_the_papers_vocabulary() -> None:
 
 
 def test_triton_with_the_tiles_of_a_gpu() -> None:
-    """The interpreter takes larger ones for its own sake; those that are compiled for GPUs cut the work otherwise."""
+    """The interpreter uses larger tiles to be fast; those of GPUs split the work differently."""
     hidden, weight, bias = (tensor.to(DEVICE) for tensor in model(100, 300, 72, 2.0))
     for dtype in (torch.float32, torch.bfloat16):
-        shape = triton_sampler.tiles(dtype, hopper=True)
+        shape = triton_sampler.tiles(dtype, (9, 0))
         request = Request(hidden.to(dtype), weight.to(dtype), bias, 1.0, None, keys(100).to(DEVICE), None)
         scores_MV = hidden.to(dtype).cpu().double() @ weight.to(dtype).cpu().double().T + bias.cpu().double()
         assert_equal_up_to_ties(triton_sampler.sample(request, shape).ids_M.cpu(), scores_MV, keys(100))
 
 
-def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the floor far above what most winners reach, the draw must come from later looks, and be the same."""
+@pytest.mark.parametrize(
+    ("capability", "tokens", "default"),
+    [
+        ((7, 5), 128, "blocked"),
+        ((8, 0), 128, "triton"),
+        ((8, 9), 128, "triton"),
+        ((9, 0), 256, "triton"),
+        ((10, 0), 256, "triton"),
+        ((12, 0), 128, "triton"),
+    ],
+)
+def test_what_each_generation_of_gpus_gets(capability: tuple[int, int], tokens: int, default: str) -> None:
+    """Tiles that fit into its shared memory (see `test_ahead_of_time.py`), or `blocked` if Triton would spill."""
+    for dtype in (torch.bfloat16, torch.float16):
+        assert triton_sampler.tiles(dtype, capability) == triton_sampler.Tiles(128, tokens, 64, 3, 8)
+    assert triton_sampler.tiles(torch.float32, capability) == triton_sampler.Tiles(64, 64, 32, 2, 4)
+    assert default_for(capability) == default
+
+
+def test_the_default_without_a_gpu() -> None:
+    assert default_for(None) == default_implementation(torch.device("cpu")) == "blocked"
+
+
+def test_triton_searches_again_if_the_winner_is_below_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a floor above most winners, the draw must come from a later search, and be the same."""
     hidden, weight, bias = model(300, 500, 16, 1.0)
     on_device = (hidden.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE))
     monkeypatch.setattr(triton_sampler, "MARGIN", -2.0)
@@ -52,9 +76,9 @@ def test_triton_looks_again_where_the_first_look_proves_nothing(monkeypatch: pyt
 
 
 def test_triton_draws_the_same_tokens_in_any_batch() -> None:
-    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(90, 400, D, 3.0, seed=5))
+    hidden, weight, _ = (tensor.to(DEVICE) for tensor in model(30, 100, D, 3.0, seed=5))
     more = {"scale": 0.7, "impl": "triton"}
-    whole = sample(hidden, weight, keys_M=keys(90).to(DEVICE), **more)
-    order = torch.randperm(90, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    whole = sample(hidden, weight, keys_M=keys(30).to(DEVICE), **more)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     for part in (order[:13], order[13:]):
-        assert torch.equal(sample(hidden[part], weight, keys_M=keys(90).to(DEVICE)[part], **more), whole[part])
+        assert torch.equal(sample(hidden[part], weight, keys_M=keys(30).to(DEVICE)[part], **more), whole[part])
