@@ -87,11 +87,11 @@ check: setup
 	lint-imports
 
 kernels: setup
-	python -m fast_electra_kernels.ahead_of_time
+	python benchmarks/compile_kernels.py
 
 bench: setup
 	@for script in benchmarks/*.py; do echo "+ python $$script"; python $$script; done
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

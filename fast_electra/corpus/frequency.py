@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fast_electra.corpus.shards import Shards
 from fast_electra.settings import UserError
+from fast_electra_kernels import NEVER  # log 0, but finite: 0 * NEVER is 0, so 0^0 = 1 needs no special case
 
-NEVER = -1e30  # log 0, but finite: 0 * NEVER is 0, so that 0^0 = 1 needs no special case
 _BLOCK = 2**20  # tokens that are counted at a time
 
 

@@ -55,7 +55,7 @@ def test_triton_with_the_tiles_of_a_gpu() -> None:
     ],
 )
 def test_what_each_generation_of_gpus_gets(capability: tuple[int, int], tokens: int, default: str) -> None:
-    """Tiles that fit into its shared memory (see `test_ahead_of_time.py`), or `blocked` if Triton would spill."""
+    """Tiles that fit into its shared memory (see `test_compile_kernels.py`), or `blocked` if Triton would spill."""
     for dtype in (torch.bfloat16, torch.float16):
         assert triton_sampler.tiles(dtype, capability) == triton_sampler.Tiles(128, tokens, 64, 3, 8)
     assert triton_sampler.tiles(torch.float32, capability) == triton_sampler.Tiles(64, 64, 32, 2, 4)

@@ -1,6 +1,6 @@
 """Compile the Triton kernels without a GPU, and print the registers and shared memory that they need.
 
-    python -m fast_electra_kernels.ahead_of_time [--arch 80 90 ...] [--dtype bf16 ...] [--hidden 768 ...] [--json FILE]
+    python benchmarks/compile_kernels.py [--arch 80 90 ...] [--dtype bf16 ...] [--hidden 768 ...] [--json FILE]
 
 The exit code is 1 if a kernel spills registers to memory or needs more shared memory than the GPU has. A change that
 makes a kernel slow or impossible to launch is thus seen on a machine without a GPU.
