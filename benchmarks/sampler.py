@@ -1,9 +1,9 @@
-"""Time and memory of drawing replacements, beside the bare product with the vocabulary head; and its share of a step.
+"""Time and memory of drawing replacements, compared with the bare product with the head; and its share of a step.
 
     python benchmarks/sampler.py [--positions 4928] [--threads 2] [--rounds 3] [--tune] [--json FILE]
 
-Every contender draws from the same hidden states and head. They take turns within each round, and ratios are taken
-round by round. With `--tune` on a GPU, other tile shapes of the kernel are timed too.
+Every contender draws from the same hidden states and head. They take turns in each round, and ratios are computed
+for each round. With `--tune` on a GPU, other tile shapes of the kernel are timed too.
 """
 
 import argparse
@@ -38,6 +38,7 @@ QUICKSTART = Path("runs/quickstart")
 
 
 def main() -> None:
+    """Time all contenders, print the figures, and write them if the command line asks for it."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--positions", type=int, default=4928, help="masked positions; default: 64 sequences of 77")
     parser.add_argument("--vocabulary", type=int, default=128_000)
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each contender in each round, and the ratios that the goals are about."""
+    """Return the seconds of each contender in each round, and the ratios that the goals are about."""
     m, v, d = arguments.positions, arguments.vocabulary, arguments.hidden
     generator = torch.Generator().manual_seed(SEED)
     dtype = DTYPES[best_dtype()]
@@ -113,6 +114,7 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return how long the work takes, on the GPU too."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -123,7 +125,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]]:
-    """Times of other tile shapes, in the order of their ratio to the product."""
+    """Time other tile shapes and return them in the order of their ratio to the product."""
     from fast_electra_kernels.triton_sampler import Tiles
     from fast_electra_kernels.triton_sampler import sample as with_tiles
 
@@ -136,7 +138,7 @@ def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]
         try:
             with_tiles(request, shape)
             ratios = [seconds(lambda s=shape: with_tiles(request, s)) / seconds(product) for _ in range(10)]
-        except Exception as error:  # a shape that this GPU has no room for
+        except Exception as error:  # this GPU has no room for the shape
             print(f"  {shape}: {type(error).__name__}")
             continue
         found.append({"tiles": shape._asdict(), "times_the_product": summary(ratios)})
@@ -147,11 +149,11 @@ def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]
 
 
 def quickstart_share() -> dict[str, Any] | None:
-    """What drawing takes of the quickstart's step, with its trained auxiliary, in plain PyTorch without DeepSpeed."""
+    """Return drawing's share of the quickstart's step, with its trained auxiliary, in plain PyTorch."""
     if not (QUICKSTART / "auxiliary" / "model" / "model.json").is_file():
         print("\nno quickstart share: run `make quickstart` first, whose auxiliary is used")
         return None
-    torch.set_num_threads(1)  # as each of its processes has
+    torch.set_num_threads(1)  # like each process of the quickstart
     size = sizes("tiny", QUICKSTART / "tokenizer")
     trained, _ = load_model(QUICKSTART / "auxiliary" / "model", "mlm", "run `make quickstart` again")
     sequences = Sequences(Shards.open(QUICKSTART / "shards"), Tokenizer.load(QUICKSTART / "tokenizer"), size.length)

@@ -1,10 +1,10 @@
-"""Tokens per second of one training step: fast_electra beside Hugging Face's ELECTRA, on this machine, in one run.
+"""Tokens per second of a training step: fast_electra compared with Hugging Face's ELECTRA, on this machine.
 
     python benchmarks/step_vs_huggingface.py [--recipe tiny small] [--threads 1] [--engine] [--json FILE]
 
 Every contender loads the same batches of real text and has the same sizes, dropout, precision, threads, AdamW and
-clipping. They take turns within each round, so that whatever else the machine does hits all of them alike; the ratios
-are taken round by round. The steps stand in contenders/.
+clipping. They take turns in each round, so that the machine's other work slows all of them alike. Ratios are computed
+for each round. The steps are in contenders/.
 """
 
 import argparse
@@ -36,6 +36,7 @@ JOINT, FROZEN = "Hugging Face, joint ELECTRA", "Hugging Face, frozen generator"
 
 
 def main() -> None:
+    """Measure the recipes, print the figures, and write them if the command line asks for it."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
@@ -60,10 +61,11 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--recipe", nargs="+", choices=BATCHES, default=list(BATCHES), help="default: all")
     parser.add_argument("--rounds", type=int, help="default: 15 for tiny, 9 for small")
-    parser.add_argument("--threads", type=int, default=1, help="default: 1, as each of the quickstart's processes has")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1, like each process of the quickstart")
     parser.add_argument("--engine", action="store_true", help="also run ours through the DeepSpeed engine")
     parser.add_argument("--attention", choices=("sdpa", "eager"), help="Hugging Face's; default: the faster here")
     parser.add_argument("--shards", type=Path, metavar="FOLDER", help="default: built from the sample corpus")
@@ -80,7 +82,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one recipe, and their summary, which is also printed."""
+    """Return all rounds of a recipe, and their summary, which is also printed."""
     from contenders import huggingface
 
     size = sizes(name, arguments.tokenizer, arguments.rounds)
@@ -106,7 +108,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_loader(arguments: argparse.Namespace, size: Sizes, folder: Path) -> Loader:
-    """Batches from the shards on the command line, or from the sample corpus with a tokenizer of the recipe's size."""
+    """Open the shards of the command line, or the sample corpus with a tokenizer of the recipe's size."""
     tokenizer, shards = arguments.tokenizer, arguments.shards
     if shards is None:
         tokenizer, shards = folder / "tokenizer", folder / "shards"
@@ -117,7 +119,7 @@ def open_loader(arguments: argparse.Namespace, size: Sizes, folder: Path) -> Loa
 
 
 def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, Any]:
-    """Seconds of each contender in each round, loading included; all see the same batches. Round 0 warms up."""
+    """Return each contender's seconds in each round, loading included. All see the same batches; round 0 warms up."""
     tokens: list[int] = []
     seconds: list[dict[str, float]] = []
     losses: dict[str, list[float]] = {}
@@ -138,6 +140,7 @@ def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, An
 
 
 def print_settings(settings: dict[str, Any]) -> None:
+    """Print what all contenders have in common."""
     main = settings["discriminator"]
     print(
         f"\n{settings['recipe']}: {settings['batch']} sequences of up to {settings['length']}, "
@@ -152,7 +155,7 @@ def print_settings(settings: dict[str, Any]) -> None:
 def print_table(
     speed: dict[str, dict[str, float]], ratio: dict[str, dict[str, float]], losses: dict[str, float]
 ) -> None:
-    """Medians, and the lowest and highest round."""
+    """Print the medians, and the lowest and highest round."""
     print(f"  {'':<32}{'tokens/s':>8}{'(rounds)':>21}{'fast_electra is faster by':>30}{'last loss':>12}")
     for name, figures in speed.items():
         rounds = f"({figures['lowest']:,.0f} to {figures['highest']:,.0f})"

@@ -1,4 +1,4 @@
-"""Variants compared over seeds: the figures of a result, their differences, and the tables of docs/results.md."""
+"""Comparison of variants over seeds: figures, paired differences, and the tables of docs/results.md."""
 
 import re
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 
 class Measure(NamedTuple):
-    """A key of the scores, its axis, its head in a table, and what is better."""
+    """A key of the scores, the label of its axis in a plot, and the head of its column in a table."""
 
     key: str
     axis: str
@@ -62,7 +62,7 @@ GROUPS = {
     "augmentations": ("fast", "term_frequency_interpolation", "dropout", "attention_dropout", "drop_token"),
     "schedules": ("fast", "polynomial", "stepwise", "constant", "fixed"),
 }
-# MNLI accuracy where the paper prints it (Table 6, D.2), else what its text says of the figure (E.2).
+# MNLI accuracy where the paper prints it (Table 6, D.2), otherwise what its text says about the figure (E.2).
 PAPER = {
     "fast": "89.1",
     "uniform": "diverged",
@@ -83,14 +83,14 @@ PAPER = {
 
 
 class Difference(NamedTuple):
-    """To the reference, over seeds: the mean of the pairs' differences and half the width of its t-interval."""
+    """A variant's mean difference from the reference over seeds, and half the width of its t-interval."""
 
     mean: float
     half: float
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return abs(self.mean) > self.half
 
 
@@ -98,7 +98,17 @@ class Difference(NamedTuple):
 
 
 def values(result: Result, name: str, key: str, update: int | None = None) -> np.ndarray:
-    """A figure of a variant or reference for each seed, float64 [seeds], in the order of the seeds."""
+    """Return one figure of a variant or reference for each seed, in the order of the seeds.
+
+    Args:
+        result: what curricula.py has written.
+        name: the variant, or one of the models that are scored next to the variants.
+        key: the figure.
+        update: when it was measured; by default at the end.
+
+    Returns:
+        float64 [seeds]; NaN if the model has no such figure.
+    """
     by_seed = result["scores"].get(name) or result["references"][name]
     rows = [by_seed[seed] for seed in sorted(by_seed, key=int)]
     if name in result["scores"]:
@@ -107,7 +117,10 @@ def values(result: Result, name: str, key: str, update: int | None = None) -> np
 
 
 def difference(result: Result, name: str, key: str) -> Difference:
-    """Seeds share weights, order, masks and auxiliary, so that runs of one seed are a pair."""
+    """Return the difference of a variant from the reference.
+
+    Runs with the same seed form a pair, because they share initial weights, order, masks and auxiliary.
+    """
     pairs = values(result, name, key) - values(result, REFERENCE, key)
     n = len(pairs)
     if n < 2:
@@ -117,18 +130,19 @@ def difference(result: Result, name: str, key: str) -> Difference:
 
 
 def threshold(result: Result, key: str) -> float:
-    """The difference of two variants' means that chance alone reaches for none of all comparisons, 19 times in 20.
+    """Return the difference of means that chance alone exceeds in any comparison of the study once in 20 studies.
 
-    Bonferroni's, over every variant and measure. The spread is pooled: what is left of each figure when the mean of its
-    variant and that of its seed are taken away, as if it were as wide for all variants.
+    This is Bonferroni's correction over every variant and measure. The spread is pooled over the variants, as if it
+    were the same for all of them. It is the spread of what remains of each figure after the mean of its variant and
+    the mean of its seed are subtracted.
     """
     figures = np.array([values(result, name, key) for name in result["scores"]])
     variants, seeds = figures.shape
     if seeds < 2:
         return float("inf")
-    left = figures - figures.mean(1, keepdims=True) - figures.mean(0, keepdims=True) + figures.mean()
+    residuals = figures - figures.mean(1, keepdims=True) - figures.mean(0, keepdims=True) + figures.mean()
     freedom = (variants - 1) * (seeds - 1)
-    spread = np.sqrt(np.square(left).sum() / freedom)
+    spread = np.sqrt(np.square(residuals).sum() / freedom)
     comparisons = (variants - 1) * len(MEASURES)
     return float(stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, freedom) * spread * np.sqrt(2 / seeds))
 
@@ -137,9 +151,10 @@ def threshold(result: Result, key: str) -> float:
 
 
 def table(result: Result, variants: tuple[str, ...]) -> str:
-    """Mean and standard deviation over seeds, and the difference to the reference with its interval, as Markdown.
+    """Return a Markdown table of variants: mean, standard deviation, and the difference from the reference.
 
-    `entropy` is that of the replacements at the end of training, in nats, on held-out text: how easy the task is then.
+    The column `entropy` is the entropy of the replacements on held-out text at the end of training, in nats. It says
+    how easy the task is then.
     """
     heads = [cell for measure in MEASURES for cell in (measure.head, "− fast")]
     lines = [_row(["", *heads, "entropy", "the paper, MNLI"]), _row(["---"] * (3 + len(heads)))]
@@ -154,7 +169,7 @@ def table(result: Result, variants: tuple[str, ...]) -> str:
 
 
 def reference_table(result: Result) -> str:
-    """What models that never saw a replacement score, and what needs no model."""
+    """Return a Markdown table of the models that saw no replacement in training, and of what needs no model."""
     lines = [_row(["", *(measure.head for measure in MEASURES)]), _row(["---"] * (1 + len(MEASURES)))]
     for name in result["references"]:
         lines.append(_row([LABELS[name], *(_spread(result, name, measure.key) for measure in MEASURES)]))
@@ -175,7 +190,7 @@ def _spread(result: Result, name: str, key: str) -> str:
 
 
 def _compared(result: Result, name: str, key: str) -> str:
-    """Bold where the interval leaves zero out; with a dagger where the difference passes the common threshold."""
+    """Return a variant's difference: bold if the interval excludes zero, a dagger if it exceeds the threshold."""
     if name == REFERENCE:
         return ""
     mean, half = found = difference(result, name, key)
@@ -185,13 +200,13 @@ def _compared(result: Result, name: str, key: str) -> str:
 
 
 def put(text: str, name: str, content: str) -> str:
-    """The text with the table `name` replaced.
+    """Return the text with the table `name` replaced.
 
     Raises:
-        ValueError: the text has no place for it.
+        ValueError: the text has no place for the table.
     """
     begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
     pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", flags=re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"there is no place for the table {name!r}: {begin} ... {end}")
+        raise ValueError(f"the text has no place for the table {name!r}: add the lines {begin} and {end}")
     return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)

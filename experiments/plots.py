@@ -1,8 +1,8 @@
-"""The figures of docs/results.md, and its tables put in place, from what curricula.py has written.
+"""The plots and tables of docs/results.md, made from what curricula.py has written.
 
     python experiments/plots.py
 
-draws them anew. A table stands in the text between two comments that name it.
+makes all of them again. In the text, two comments mark the place of each table.
 """
 
 import json
@@ -24,7 +24,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def write_all(results: Path, docs: Path) -> None:
-    """Draws every figure into docs/images and puts every table into docs/results.md."""
+    """Draw every plot into docs/images and put every table into docs/results.md.
+
+    Args:
+        results: what curricula.py has written; `longer.json` next to it holds the longer runs.
+        docs: the folder of results.md.
+    """
     result = json.loads(results.read_text())
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -46,7 +51,7 @@ def write_all(results: Path, docs: Path) -> None:
 
 
 def draw_points(result: Result, names: tuple[str, ...], file: Path) -> None:
-    """A point for each seed and a bar at the mean; dashed, the mean of the reference; dotted, the untrained model's."""
+    """Draw seeds as points and means as bars. Dashed: mean of the reference; dotted: mean of the untrained model."""
     with _figure(file, (9.0, 0.9 + 0.3 * len(names))) as figure:
         panels = figure.subplots(1, len(MEASURES), sharey=True)
         for axes, measure in zip(panels, MEASURES, strict=True):
@@ -63,7 +68,7 @@ def draw_points(result: Result, names: tuple[str, ...], file: Path) -> None:
 
 
 def draw_auxiliaries(result: Result, file: Path) -> None:
-    """Figure 4: above, in the course of training; below, against the depth of the auxiliary."""
+    """Draw Figure 4: the measures against updates (above) and against the depth of the auxiliary (below)."""
     with _figure(file, (9.0, 5.2)) as figure:
         above, below = figure.subplots(2, len(MEASURES))
         _course(above, result)
@@ -78,7 +83,7 @@ def draw_auxiliaries(result: Result, file: Path) -> None:
 
 
 def draw_course(result: Result, file: Path) -> None:
-    """Figure 4, left, alone; with the other variants at the last update."""
+    """Draw Figure 4 (left) alone, with the other variants at the last update."""
     with _figure(file, (9.0, 2.9)) as figure:
         panels = figure.subplots(1, len(MEASURES))
         _course(panels, result)
@@ -95,7 +100,7 @@ COMPARED = {"fast": BLUE, "fixed": ORANGE}
 
 
 def _course(panels: np.ndarray, result: Result) -> None:
-    """Each measure of the compared runs against the updates done."""
+    """Plot each measure of the runs in COMPARED against the updates done."""
     updates = sorted(map(int, next(iter(result["scores"][REFERENCE].values()))))
     for axes, measure in zip(panels, MEASURES, strict=True):
         for name, colour in COMPARED.items():
@@ -107,13 +112,13 @@ def _course(panels: np.ndarray, result: Result) -> None:
 
 
 def _line(axes: Axes, x: np.ndarray, seeds: np.ndarray, colour: str, label: str) -> None:
-    """Means joined, seeds as points: x [n], seeds [n, seeds]."""
+    """Plot the means as a line and the seeds as points: x [n], seeds [n, seeds]."""
     axes.plot(x, seeds.mean(1), color=colour, linewidth=1.6, label=label)
     axes.plot(np.repeat(x, seeds.shape[1]), seeds.ravel(), "o", color="none", markeredgecolor=colour, markersize=4)
 
 
 def draw_schedules(file: Path) -> None:
-    """The temperature under every schedule of E.2, at the rates compared and at some others, and gamma beside it."""
+    """Draw T for every schedule of E.2, at the rates of the study and at others; the right axis is for gamma."""
     u = np.linspace(0.0, 1.0, 201)
     with _figure(file, (9.0, 2.9)) as figure:
         panels = figure.subplots(1, 4, sharey=True)
@@ -121,7 +126,7 @@ def draw_schedules(file: Path) -> None:
             for rate, colour in zip(rates, (BLUE, ORANGE, GREEN), strict=False):
                 settings = CurriculumSettings(schedule=name, initial=2.0, rate=rate)
                 label = f"τ = {rate:g}" if name != "constant" else "T = T0"
-                axes.plot(u, [settings.value(float(x)) for x in u], color=colour, linewidth=1.6, label=label)
+                axes.plot(u, [settings.strength(float(x)) for x in u], color=colour, linewidth=1.6, label=label)
             if name == "constant":
                 axes.plot(u, np.ones_like(u), color=ORANGE, linewidth=1.6, label="T = 1: the fixed auxiliary")
             axes.set_title(name, fontsize=9)
@@ -143,7 +148,7 @@ SHOWN: dict[Any, tuple[float, ...]] = {
 
 @contextmanager
 def _figure(file: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in the house's style, written to `file` in the end: the same figures give the same bytes."""
+    """Give a figure in the project's style, then write it to `file`. The same figures give the same bytes."""
     with matplotlib.rc_context(STYLE | {"figure.facecolor": "white", "svg.hashsalt": file.name}):
         figure = Figure(figsize=size, layout="constrained")
         yield figure

@@ -1,14 +1,15 @@
 """Held-out measures of a main model that do not depend on the replacements that it was trained on.
 
-The encoder is frozen, every model is judged on identical inputs, and nothing here is random: the same model gets the
-same figures. Shape letters as in fast_electra/batch.py; C is the number of classes of a probe.
+The encoder is frozen and every model is judged on identical inputs. Nothing here is random: the same model gets the
+same figures. Shape letters are those of fast_electra/batch.py. In addition, P and Q count classified positions (to fit
+a probe and to judge it), and C counts the classes of a probe.
 
-    swap_auc        a linear probe on the hidden states tells tokens that changed places with their neighbour
-    cloze_nats      a linear probe on the hidden state of a hidden token guesses that token: cross-entropy
-    cloze_accuracy  the same probe: how often its first guess is right
-    judge_auc       the model's own head finds the replacements of one auxiliary that no model was trained with
+    swap_auc        AUC of a linear probe on the hidden states, for tokens that changed places with a neighbour
+    cloze_nats      cross-entropy of a linear probe that guesses a hidden token from the hidden state at its position
+    cloze_accuracy  how often the first guess of the same probe is right
+    judge_auc       AUC of the model's own head, for the replacements of an auxiliary that no model was trained with
 
-All but the last need no detection head, so that an untrained or a masked language model can be scored too.
+Only the last one needs a detection head. Untrained models and masked language models can be scored by the others.
 """
 
 from dataclasses import dataclass
@@ -28,12 +29,12 @@ from fast_electra.objectives import detection
 from fast_electra.training.loop import evaluation_batch
 from fast_electra_kernels import sample
 
-SEED = 20_240_515  # of the probes' texts and noise: no training has it
-FIT, TEST = 1024, 768  # sequences to fit probes on, and to judge on
+SEED = 20_240_515  # chooses the probes' texts and noise; no training uses it
+FIT, TEST = 1024, 768  # numbers of sequences to fit a probe on, and to judge it on
 SWAPPED, HIDDEN = 0.10, 0.15  # fractions of the positions
-CLASSES = 100  # the most frequent tokens, which the cloze probe tells apart
+CLASSES = 100  # the cloze probe's classes are the most frequent tokens
 BATCH = 64
-DECAY, STEPS = 1e-4, 40  # of the probes: L2 penalty, steps of L-BFGS
+DECAY, STEPS = 1e-4, 40  # a probe's L2 penalty and steps of L-BFGS
 
 SETTINGS = {"seed": SEED, "fit": FIT, "test": TEST, "swapped": SWAPPED, "hidden": HIDDEN, "classes": CLASSES}
 
@@ -42,7 +43,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Sequences with positions to classify: int64 flat indices into the sequences, and their labels."""
+    """Sequences with positions to classify, as flat indices (int64), and the label of each position."""
 
     tokens_BL: Tensor
     real_BL: Tensor
@@ -52,19 +53,21 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every model is judged on. The first of a pair fits the probe (training text), the second judges it."""
+    """What every model is judged on. In a pair, the first is training text and fits the probe; the second judges it."""
 
     swapped: tuple[Labelled, Labelled]
     hidden: tuple[Labelled, Labelled]
     judged: Labelled
-    facts: Figures  # what is known without any model
+    known: Figures  # figures that need no model
 
 
 def prepare(train: Sequences, heldout: Sequences, judge: MaskedLanguageModel) -> Inputs:
-    """The inputs and what can be scored without a model: the same for all.
+    """Return the inputs, which are the same for all models, and the figures that need no model.
 
     Args:
-        judge: the auxiliary whose replacements the models' own heads are to find, at temperature 1.
+        train: training text.
+        heldout: held-out text.
+        judge: the auxiliary whose replacements, drawn at temperature 1, the models' own heads have to find.
     """
     fit = evaluation_batch(train, "reference", torch.arange(FIT), SEED)
     test = evaluation_batch(heldout, "heldout", torch.arange(TEST), SEED)
@@ -78,7 +81,7 @@ def prepare(train: Sequences, heldout: Sequences, judge: MaskedLanguageModel) ->
     hidden = hide(fit, class_V, unknown), hide(test, class_V, unknown)
     judged = replaced(test, judge, train.tokenizer.mask_id)
     prior_C = (counts_V[frequent_C] + 1.0).log().log_softmax(0)
-    facts = {
+    known = {
         "cloze_nats": float(-prior_C[hidden[1].labels_P].mean()),
         "cloze_accuracy": float((hidden[1].labels_P == 0).double().mean()),
         "judge_auc": token_identity(replaced(fit, judge, train.tokenizer.mask_id), judged, vocabulary_size),
@@ -86,14 +89,14 @@ def prepare(train: Sequences, heldout: Sequences, judge: MaskedLanguageModel) ->
         "swapped_positions": float((swapped_test := swap(test)).labels_P.sum()),
         "hidden_positions": float(len(hidden[1].labels_P)),
     }
-    return Inputs((swap(fit), swapped_test), hidden, judged, facts)
+    return Inputs((swap(fit), swapped_test), hidden, judged, known)
 
 
 def swap(batch: TokenBatch) -> Labelled:
-    """Neighbours change places at the fraction SWAPPED of the positions; both are labelled 1.
+    """Swap neighbouring tokens at the fraction SWAPPED of the positions, and label both of them 1.
 
-    Pairs do not overlap and hold two different tokens, so that each labelled position really changed. They start at an
-    even or an odd position, a coin for each sequence, so that the position tells nothing.
+    Pairs do not overlap and hold two different tokens, so each labelled position really changed. In one sequence, all
+    pairs start at even positions or all start at odd ones. Noise chooses which, so the position itself tells nothing.
     """
     tokens_BL, inner_BL = batch.tokens_BL, batch.maskable_BL
     b, length = tokens_BL.shape
@@ -114,10 +117,15 @@ def swap(batch: TokenBatch) -> Labelled:
 
 
 def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
-    """[UNK] at the fraction HIDDEN of the positions; those whose token has a class (not -1) are to be guessed.
+    """Put [UNK] at the fraction HIDDEN of the positions. The probe guesses the tokens that have a class (not -1).
 
-    Not [MASK]: a joint run's embedding of [MASK] is trained, that of a run with a frozen auxiliary never is. No text
-    holds [UNK], so that every main model meets it here for the first time.
+    [MASK] would be unfair: a joint run trains its embedding, and a run with a frozen auxiliary never does. No text
+    holds [UNK], so every main model meets it here for the first time.
+
+    Args:
+        batch: sequences.
+        class_V: class of each token of the vocabulary, or -1.
+        unknown: id of [UNK].
     """
     hidden = mask(batch, Masking(SEED, HIDDEN, unknown))
     class_M = class_V[batch.tokens_BL.flatten()[hidden.positions_M]]
@@ -127,7 +135,7 @@ def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
 
 @torch.no_grad()
 def replaced(batch: TokenBatch, judge: MaskedLanguageModel, mask_id: int) -> Labelled:
-    """The judge's replacements at 15% of the positions, sampled at temperature 1; the label is x_hat != x."""
+    """Replace 15% of the tokens by the judge's draws at temperature 1. The label is x_hat != x."""
     judge.eval()
     masked = mask(batch, Masking(SEED, 0.15, mask_id))
     hidden_ME = judge.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
@@ -139,7 +147,7 @@ def replaced(batch: TokenBatch, judge: MaskedLanguageModel, mask_id: int) -> Lab
 
 
 def token_identity(fit: Labelled, test: Labelled, vocabulary_size: int) -> float:
-    """The AUC that the token alone allows, its rate of being a replacement estimated on other text."""
+    """Return the best AUC without context: each token scores its rate of being a replacement, estimated on `fit`."""
     counts = []
     for data in (test, fit):
         index_P = data.tokens_BL.flatten()[data.positions_P] + vocabulary_size * data.labels_P
@@ -150,7 +158,7 @@ def token_identity(fit: Labelled, test: Labelled, vocabulary_size: int) -> float
 
 
 def score(model: Discriminator | MaskedLanguageModel, inputs: Inputs) -> Figures:
-    """All figures of a model; `judge_auc` only of one with a detection head."""
+    """Return all figures of a model; `judge_auc` only if it has a detection head."""
     model.eval()
     states = [features(model.encoder, data) for data in inputs.swapped]
     log_p = probe(states[0], inputs.swapped[0].labels_P, states[1], 2)
@@ -167,13 +175,13 @@ def score(model: Discriminator | MaskedLanguageModel, inputs: Inputs) -> Figures
 
 @torch.no_grad()
 def features(encoder: Encoder, data: Labelled) -> Tensor:
-    """The last layer's hidden states at the positions: float32 [P, D]."""
+    """Return the last layer's hidden states at the positions: float32 [P, D]."""
     return _by_batch(encoder, data)
 
 
 @torch.no_grad()
 def logits(model: Discriminator, data: Labelled) -> Tensor:
-    """The detection head's logits at the positions: float32 [P]."""
+    """Return the detection head's logits at the positions: float32 [P]."""
     return _by_batch(model, data)
 
 
@@ -186,7 +194,17 @@ def _by_batch(model: Any, data: Labelled) -> Tensor:
 
 
 def probe(fit_PD: Tensor, labels_P: Tensor, test_QD: Tensor, classes: int) -> Tensor:
-    """Log-probabilities [Q, C] of a softmax regression fitted from zero to standardised features, by L-BFGS."""
+    """Fit a softmax regression to standardised features by L-BFGS, from zero.
+
+    Args:
+        fit_PD: features to fit it to.
+        labels_P: their classes.
+        test_QD: features to classify.
+        classes: C.
+
+    Returns:
+        Log-probabilities of the classes for `test_QD`: float32 [Q, C].
+    """
     mean_D, std_D = fit_PD.mean(0), fit_PD.std(0) + 1e-6
     fit_PD, test_QD = (fit_PD - mean_D) / std_D, (test_QD - mean_D) / std_D
     weight = torch.zeros(classes, fit_PD.shape[1], requires_grad=True)
@@ -205,7 +223,7 @@ def probe(fit_PD: Tensor, labels_P: Tensor, test_QD: Tensor, classes: int) -> Te
 
 
 def auc(scores_P: Tensor, labels_P: Tensor) -> float:
-    """Area under the ROC curve, exact: the chance that a positive scores higher than a negative, ties counted half."""
+    """Return the exact area under the ROC curve: how often a positive scores above a negative. Ties count half."""
     levels, level_P = scores_P.unique(return_inverse=True)
     counts = torch.bincount(level_P + len(levels) * labels_P, minlength=2 * len(levels)).double().view(2, -1)
     figure = detection.auc(counts[0], counts[1])

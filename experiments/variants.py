@@ -1,4 +1,4 @@
-"""What is compared: every variant as a config of ds_configs/ with overrides."""
+"""The variants that are compared. Each is a config of ds_configs/ with overrides."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,25 +8,25 @@ from fast_electra import config
 from fast_electra.config import Config
 
 ROOT = Path(__file__).parent.parent
-# Small enough that main models leave the plateau at which context tells nothing within the budget; see docs/results.md.
+# With these sizes a main model begins to use context within the budget of updates; see docs/results.md.
 VOCABULARY, BATCH = 384, 32
 AUXILIARY_UPDATES = {1: 500, 2: 500, 3: 800}  # by depth
-JUDGE = "judge"  # an auxiliary of a depth and a seed that no run has
+JUDGE = "judge"  # an auxiliary whose depth and seed no run uses
 JUDGE_DEPTH, JUDGE_SEED = 2, 1000
-SHARED = (JUDGE, "auxiliary_3")  # trained once, for all seeds
-CHECKPOINTS = 4  # in the course of the runs of Figure 4, left
+SHARED = (JUDGE, "auxiliary_3")  # trained once and used by all seeds
+CHECKPOINTS = 4  # of each run in TRACED, evenly spaced: the curves of Figure 4 (left)
 TRACED = ("fast", "fixed")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a run changes in a config of ds_configs/.
+    """A run's differences from a config of ds_configs/.
 
     Attributes:
-        keys: Of the section `fast_electra`.
-        depth: Layers of the frozen auxiliary that draws the replacements; 0 for none.
-        file: The config.
-        deepspeed: Overrides of DeepSpeed's own keys.
+        keys: overrides of the section `fast_electra`.
+        depth: number of layers of the frozen auxiliary that draws the replacements; 0 if there is none.
+        file: name of the config.
+        deepspeed: overrides of DeepSpeed's own keys.
     """
 
     keys: dict[str, Any]
@@ -48,11 +48,11 @@ def _schedule(name: str, rate: float) -> Variant:
 
 
 FIXED = {"curriculum.schedule": "constant", "curriculum.initial": 1.0}
-# The paper prints no rates for the other schedules. These span how long the task stays easy: averaged over training,
-# exponential keeps 0.10 of T0 - 1, polynomial 0.33, stepwise 0.63, constant all of it.
+# The paper prints no rates for the other schedules. With these, the task stays easy for very different lengths of time:
+# averaged over training, exponential keeps 0.10 of T0 - 1, polynomial 0.33, stepwise 0.63, and constant all of it.
 VARIANTS: dict[str, Variant] = {
-    "fast": Variant({}),  # auxiliary, temperature, exponential, T0 = 2, tau = 0.1: the paper's
-    "joint": Variant({}, depth=0, file="tiny_joint"),  # at half the rate, as the paper's
+    "fast": Variant({}),  # the paper's default: auxiliary, temperature, exponential, T0 = 2, tau = 0.1
+    "joint": Variant({}, depth=0, file="tiny_joint"),  # at half the learning rate, as in the paper
     "joint_same_rate": Variant({}, depth=0, file="tiny_joint", deepspeed=("optimizer.params.lr=0.004",)),
     # Table 6
     "uniform": _distribution("uniform"),
@@ -77,17 +77,18 @@ VARIANTS: dict[str, Variant] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where the runs are and how long each is."""
+class Study:
+    """A set of runs to compare: their common folder, and the number of updates of each main model."""
 
     folder: Path
     updates: int
 
     def run(self, name: str, seed: int) -> Path:
+        """Return the run folder of a variant, an auxiliary or the judge."""
         return self.folder / (name if name in SHARED else f"{name}-{seed}")
 
     def load(self, name: str, seed: int) -> Config:
-        """The config of a variant, of an auxiliary (`auxiliary_DEPTH`) or of the judge."""
+        """Return the config of a variant, an auxiliary (`auxiliary_DEPTH`) or the judge."""
         updates, keys, every = self.updates, {}, self.updates
         file, overrides = "tiny", list[str]()
         if name in VARIANTS:
@@ -116,4 +117,4 @@ class Plan:
         }
         overrides += [f"{config.SECTION}.{key}={value}" for key, value in keys.items()]
         overrides += [f"train_batch_size={BATCH}", f"scheduler.params.warmup_num_steps={updates // 10}"]
-        return config.load(ROOT / "ds_configs" / f"{file}.json", overrides, config.Machine())
+        return config.load(ROOT / "ds_configs" / f"{file}.json", overrides)

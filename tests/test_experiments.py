@@ -1,6 +1,7 @@
-"""The measures of experiments/probes.py, the statistics of compare.py, and that every variant is a config."""
+"""The measures of experiments/probes.py, the statistics of compare.py, the variants' configs, the plots and tables."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fast_electra.training.loop import evaluation_batch
 
 sys.path.append(str(ROOT / "experiments"))
 import compare
+import plots
 import probes
 import variants
 
@@ -43,7 +45,7 @@ def judge() -> MaskedLanguageModel:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs small enough for a second."""
+    """Use inputs small enough for a second."""
     for name, value in (("FIT", 96), ("TEST", 64), ("STEPS", 10)):
         monkeypatch.setattr(probes, name, value)
 
@@ -112,11 +114,11 @@ def test_the_same_model_gets_the_same_scores_and_each_measure_needs_what_it_name
 
 
 def test_every_variant_is_a_config_that_changes_what_it_names_only(tmp_path: Path) -> None:
-    plan = variants.Plan(tmp_path, 100)
-    fast = plan.load("fast", 1).to_json()
+    study = variants.Study(tmp_path, 100)
+    fast = study.load("fast", 1).to_json()
     seen = set()
     for name, variant in variants.VARIANTS.items():
-        loaded = plan.load(name, 1).to_json()
+        loaded = study.load(name, 1).to_json()
         section = loaded["fast_electra"]
         seen.add(json.dumps({**section, "run": "", "checkpoint": ""}, sort_keys=True) + str(loaded["deepspeed"]))
         for key in ("seed", "updates", "model", "corpus", "corruption"):
@@ -126,7 +128,7 @@ def test_every_variant_is_a_config_that_changes_what_it_names_only(tmp_path: Pat
         assert (section["replacement"]["distribution"] == "auxiliary") == (variant.depth > 0 or "joint" in name)
     assert len(seen) == len(variants.VARIANTS)
     for name in (variants.JUDGE, "auxiliary_1", "auxiliary_3"):
-        assert plan.load(name, 1).run.objective == "mlm"
+        assert study.load(name, 1).run.objective == "mlm"
     assert {name for names in compare.GROUPS.values() for name in names} == set(variants.VARIANTS)
 
 
@@ -157,7 +159,17 @@ def test_threshold_is_passed_by_chance_in_one_of_twenty_whole_experiments() -> N
     assert passed < 20
 
 
-def test_tables_go_where_their_names_stand() -> None:
+def test_the_page_holds_what_the_results_say_and_every_plot_is_drawn(tmp_path: Path) -> None:
+    """The tables of docs/results.md are those that plots.py makes of experiments/results/."""
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    (tmp_path / "results.md").write_text(text, encoding="utf-8")
+    plots.write_all(ROOT / "experiments/results/curricula.json", tmp_path)
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
+    images = set(re.findall(r"\(images/(.*?)\)", text))
+    assert {path.name for path in (tmp_path / "images").iterdir()} == images
+
+
+def test_tables_go_where_their_names_are() -> None:
     text = "a\n<!-- table: one -->\nold\n<!-- end of table -->\nb\n<!-- table: two -->\n<!-- end of table -->\nc\n"
     text = compare.put(compare.put(text, "one", "1 \\1"), "two", "2")
     assert text == (

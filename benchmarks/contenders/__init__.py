@@ -1,1 +1,1 @@
-"""The training steps that step_vs_huggingface.py lets compete."""
+"""The implementations that the benchmarks compare."""

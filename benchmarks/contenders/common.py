@@ -1,7 +1,8 @@
-"""What benchmarks share: sizes, masking rate, optimizer, clipping; the machine, and the spread of figures."""
+"""Parts that the benchmarks share: sizes, masking rate, optimizer, clipping, machine, and spread of figures."""
 
 import os
 import platform
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,20 +25,20 @@ from fast_electra.training import operators
 Step = Callable[[TokenBatch], Tensor]  # one update of the weights from one batch; returns the discriminator's loss
 
 MASK_FRACTION, CLIPPING, TEMPERATURE, SEED = 0.15, 2.0, 1.5, 0
-PAD, UNK, MASK, SPECIALS = 0, 1, 4, 5  # ids of our tokenizers, and how many of them are special
+PAD, UNK, MASK, SPECIALS = 0, 1, 4, 5  # special ids of our tokenizers, and how many there are
 ADAM: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# Sequences of a batch, updates of a round, rounds. Tiny's batch is what each of the quickstart's two processes has; a
-# GPU gets small's whole batch of ds_configs/small.json.
+# Sequences of a batch, updates of a round, and rounds. Tiny's batch is that of one of the quickstart's two processes.
+# On a GPU, small's batch is the whole batch of ds_configs/small.json.
 BATCHES = {"tiny": (32, 5, 15), "small": (128, 10, 15) if DEVICE.type == "cuda" else (8, 1, 9)}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A round is `updates` updates of each contender, one contender after the other."""
+    """Sizes of the models and of the benchmark. In each round, every contender makes `updates` updates in its turn."""
 
     discriminator: EncoderSettings
     auxiliary: EncoderSettings
@@ -48,7 +49,13 @@ class Sizes:
 
 
 def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None) -> Sizes:
-    """Those of a recipe, with the vocabulary of `tokenizer` if there is one."""
+    """Return the sizes of a recipe.
+
+    Args:
+        name: a key of BATCHES.
+        tokenizer: folder of a tokenizer whose vocabulary replaces the recipe's.
+        rounds: number of rounds; by default that of BATCHES.
+    """
     batch, updates, default = BATCHES[name]
     main, auxiliary = (recipes.recipe(name, objective) for objective in ("rtd", "mlm"))
     vocabulary = {"vocabulary_size": Tokenizer.load(tokenizer).vocabulary_size} if tokenizer is not None else {}
@@ -63,12 +70,12 @@ def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None) -
 
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
-    """16-bit arithmetic where `dtype` is 16 bit, else nothing."""
+    """Give autocast to `dtype`; it does nothing if that is fp32."""
     return torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32)
 
 
 def adam(model: nn.Module) -> AdamW:
-    """Fused AdamW: transformers' default, and the fastest that torch has. Vectors do not decay."""
+    """Return fused AdamW, which is transformers' default and torch's fastest. Vectors do not decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices, vectors = ([p for p in parameters if (p.dim() > 1) is decayed] for decayed in (True, False))
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -76,7 +83,7 @@ def adam(model: nn.Module) -> AdamW:
 
 
 def update(loss: Tensor, model: nn.Module, optimizer: AdamW) -> None:
-    """Backward, clipping, Adam."""
+    """Run the backward pass, clip the gradients, and let Adam update the weights."""
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
     optimizer.step()
@@ -84,17 +91,20 @@ def update(loss: Tensor, model: nn.Module, optimizer: AdamW) -> None:
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:
+    """Return the median, the lowest and the highest value."""
     ordered = sorted(values)
     return {"median": statistics.median(ordered), "lowest": ordered[0], "highest": ordered[-1]}
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    """Describe the hardware and the versions that the figures depend on.
+
+    Args:
+        *packages: whose versions to name.
+    """
     return {
-        "cpu": next(names, platform.processor()),
+        # LEAD: "cpu": cpu_name(), and the import of re goes
+        "cpu": (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.processor()])[0],
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
         "flags": sorted(flag for flag in operators.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),

@@ -1,4 +1,4 @@
-"""What one writes with transformers: joint ELECTRA (Clark et al., 2020), and the same with a frozen generator."""
+"""Steps as one writes them with transformers: joint ELECTRA (Clark et al., 2020), also with a frozen generator."""
 
 import time
 
@@ -22,11 +22,11 @@ from contenders.common import (
 from fast_electra.batch import TokenBatch
 from fast_electra.model.encoder import EncoderSettings
 
-DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: lambda of ELECTRA
+DISCRIMINATOR_WEIGHT = 50.0  # factor of the discriminator's loss: lambda of ELECTRA
 
 
 def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
-    """Generator and discriminator trained together, with tied embeddings; sampled at temperature 1."""
+    """Return a step that trains generator and discriminator together, with tied embeddings, and samples at T = 1."""
     generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention)).train().to(DEVICE)
     discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train().to(DEVICE)
     discriminator.electra.embeddings = generator.electra.embeddings
@@ -49,7 +49,7 @@ def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
 
 
 def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
-    """Only the discriminator is trained; the frozen generator is sampled with a temperature."""
+    """Return a step that trains only the discriminator. The frozen generator is sampled at TEMPERATURE."""
     generator = ElectraForMaskedLM(_config(size.auxiliary, size.length, attention))
     generator.requires_grad_(False).eval().to(DEVICE, dtype)
     discriminator = ElectraForPreTraining(_config(size.discriminator, size.length, attention)).train().to(DEVICE)
@@ -71,7 +71,7 @@ def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
 
 
 def faster_attention(size: Sizes, dtype: torch.dtype, batches: list[TokenBatch]) -> str:
-    """`sdpa`, transformers' default, or `eager`, whichever is faster here: on a CPU it is not always the default."""
+    """Return `sdpa`, transformers' default, or `eager`, whichever is faster here. On a CPU either can be."""
     steps = {name: joint(size, dtype, name) for name in ("sdpa", "eager")}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(4):
@@ -80,7 +80,7 @@ def faster_attention(size: Sizes, dtype: torch.dtype, batches: list[TokenBatch])
             for batch in batches:
                 float(step(batch.to(DEVICE)))
             seconds[name].append(time.perf_counter() - began)
-    return min(seconds, key=lambda name: min(seconds[name][1:]))  # the first one warms up
+    return min(seconds, key=lambda name: min(seconds[name][1:]))  # the first round warms up
 
 
 def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraConfig:
@@ -101,14 +101,14 @@ def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraCo
 
 
 def _mask(batch: TokenBatch) -> Tensor:
-    """15 % of the positions that hold text, bool [B, L]."""
+    """Choose 15% of the positions that hold text, bool [B, L]."""
     text_BL = batch.tokens_BL >= SPECIALS
     return (torch.rand(text_BL.shape, device=DEVICE) < MASK_FRACTION) & text_BL
 
 
 @torch.no_grad()
 def _replace(tokens_BL: Tensor, mask_BL: Tensor, logits_BLV: Tensor, temperature: float) -> Tensor:
-    """The corrupted sequences: a draw from softmax(logits / temperature) at each masked position."""
+    """Return the sequences with a draw from softmax(logits / temperature) at each masked position."""
     logits_MV = logits_BLV[mask_BL].float()
     probabilities_MV = (logits_MV if temperature == 1.0 else logits_MV / temperature).softmax(dim=-1)
     corrupted_BL = tokens_BL.clone()

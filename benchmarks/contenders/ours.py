@@ -1,4 +1,4 @@
-"""fast_electra's step for replaced-token detection, under plain PyTorch and under the DeepSpeed engine."""
+"""Our own step for replaced-token detection, in plain PyTorch and in the DeepSpeed engine."""
 
 import os
 import socket
@@ -33,19 +33,27 @@ from fast_electra.training.engines import DTYPES
 
 
 def objective(size: Sizes, dtype: torch.dtype) -> RTD:
-    """Main model and frozen auxiliary. The latter is untrained, which costs a step what a trained one does."""
+    """Return the objective with an untrained auxiliary. A step costs the same as with a trained one."""
     frozen = MaskedLanguageModel(size.auxiliary, seed=1).requires_grad_(False).eval().to(DEVICE, dtype)
     main = Discriminator.new(size.discriminator, seed=2).to(DEVICE)
     return RTD(main, Temperature(frozen, UNK), CurriculumSettings(), Masking(SEED, MASK_FRACTION, MASK))
 
 
 def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
-    """Frozen auxiliary, sampling, discriminator, the sums that metrics are made of, clipping, Adam."""
+    """Return the objective and its step in plain PyTorch.
+
+    The step has everything that a training run does for an update: the frozen auxiliary, sampling, the discriminator,
+    the sums for the metrics, clipping and Adam.
+
+    Args:
+        size: of the models.
+        dtype: precision of the frozen auxiliary, and of autocast around the discriminator.
+    """
     rtd = objective(size, dtype)
     optimizer = adam(rtd.model.train())
 
     def main(*arguments: Tensor | None) -> Tensor:
-        with autocast(dtype):  # around the main model alone: the frozen one has its precision already
+        with autocast(dtype):  # not around the frozen model, which is in `dtype` already, nor around the sampler
             logits: Tensor = rtd.model(*arguments)
             return logits
 
@@ -58,7 +66,7 @@ def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
 
 
 def engine(size: Sizes, dtype: torch.dtype) -> Step:
-    """The same as a launch runs it, in one process: ZeRO-2, DeepSpeed's fused Adam and inference engine."""
+    """Return the step of a real run in one process, with ZeRO-2, DeepSpeed's fused Adam and its inference engine."""
     from fast_electra import deepspeed_config
     from fast_electra.training import engines
 

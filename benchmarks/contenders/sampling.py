@@ -1,26 +1,27 @@
-"""Ways to draw from softmax(scale * hidden @ weight.T), each exact, beside the one that is in use.
+"""Other ways to draw from softmax(scale * hidden @ weight.T). All of them are exact.
 
-The last two decided how the noise is defined (docs/sampling.md): they too keep no logits.
+The last two keep no logits either. They are the alternatives to the definition of our noise; see docs/sampling.md.
 """
 
 import torch
 from torch import Tensor
 
+from fast_electra.batch import ceil_div
 from fast_electra_kernels import logits
 from fast_electra_kernels.noise import exponential, random_bits
 from fast_electra_kernels.workspace import block_shape
 
-TILE = 128  # tokens, of the two-level way
+TILE = 128  # tokens of a tile in `two_level`
 
 
 def dense(hidden_MD: Tensor, weight_VD: Tensor, scale: float) -> Tensor:
-    """softmax and multinomial over logits that stand in memory."""
+    """Draw by torch's softmax and multinomial from a whole matrix of logits."""
     logits_MV = torch.nn.functional.linear(hidden_MD, weight_VD).float()
     return torch.multinomial(torch.softmax(logits_MV.mul_(scale), dim=1), 1)[:, 0]
 
 
 def gumbel_max(hidden_MD: Tensor, weight_VD: Tensor, scale: float, keys_M: Tensor) -> Tensor:
-    """A Gumbel number for every logit, block by block: the plainest definition of a draw."""
+    """Draw with a Gumbel number for every logit, block by block. This is the plainest definition of a draw."""
     height, width = block_shape(len(hidden_MD), len(weight_VD), hidden_MD.is_cuda)
     drawn = []
     for rows in torch.arange(len(hidden_MD), device=hidden_MD.device).split(height):
@@ -38,9 +39,9 @@ def gumbel_max(hidden_MD: Tensor, weight_VD: Tensor, scale: float, keys_M: Tenso
 
 
 def two_level(hidden_MD: Tensor, weight_VD: Tensor, scale: float, keys_M: Tensor) -> Tensor:
-    """First a tile of tokens by the tiles' log-sum-exp, then a token within it, whose logits are made anew."""
+    """Draw a tile of tokens by the tiles' log-sum-exp, then a token in the tile, whose logits are computed again."""
     height, width = block_shape(len(hidden_MD), len(weight_VD), hidden_MD.is_cuda)
-    width = -(-width // TILE) * TILE
+    width = ceil_div(width, TILE) * TILE
     tiles, offsets = len(weight_VD) // TILE, torch.arange(TILE, device=hidden_MD.device)
     assert len(weight_VD) % TILE == 0
     drawn = []

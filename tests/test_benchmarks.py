@@ -1,0 +1,43 @@
+"""Small runs of the benchmarks, as `make bench` starts them: they must not break unseen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Corpus
+
+OURS = ("fast_electra", "fast_electra, DeepSpeed")
+
+
+def bench(script: str, folder: Path, dtype: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark in `folder` and return what it writes."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--rounds", "1", "--json", "result.json", *arguments]
+    environment = os.environ | {"FAST_ELECTRA_DTYPE": dtype}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_our_steps_train_in_plain_pytorch_and_in_the_engine(tmp_path: Path, tiny_corpus: Corpus, dtype: str) -> None:
+    pytest.importorskip("transformers")
+    folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
+    choice = ["--recipe", "tiny", "--engine", "--attention", "eager"]
+    (recipe,) = bench("step_vs_huggingface.py", tmp_path, dtype, *choice, *folders)["recipes"]
+    assert recipe["settings"]["dtype"] == dtype
+    losses = recipe["last_losses"]
+    assert set(OURS) < set(losses) and len(losses) == 4
+    assert all(0.1 < loss < 0.8 for loss in losses.values()), losses
+    # Weights, batches, noise and optimizer are the same, so both of our contenders do the same work.
+    assert losses[OURS[1]] == pytest.approx(losses[OURS[0]], rel={"fp32": 1e-4, "bf16": 1e-2}[dtype])
+
+
+def test_the_sampler_is_timed(tmp_path: Path) -> None:
+    result = bench("sampler.py", tmp_path, "bf16", "--positions", "40", "--vocabulary", "512", "--hidden", "32")
+    assert len(result["contenders"]) == 6
+    assert all(figures["seconds"]["median"] > 0 for figures in result["contenders"].values())
