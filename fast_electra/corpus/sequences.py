@@ -5,8 +5,8 @@ tail remains. Each piece is framed as [CLS] ... [SEP]. Documents are never joine
 are left out, and they are counted.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from fast_electra.settings import UserError
 ORDER_BLOCK = 4096  # samples whose order is computed together
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """Numbers of documents that are left out, and of their tokens."""
 
     documents: int

@@ -155,12 +155,8 @@ def train_tokenizer(
         tokenizer = Tokenizer(model)
         assert tokenizer.vocabulary_size == vocabulary, (tokenizer.vocabulary_size, vocabulary)
         assert not any(_BORDER.search(tokenizer.piece(i)) for i in range(vocabulary))
-        options = {
-            "algorithm": "bpe",
-            "character_coverage": character_coverage,
-            "max_train_bytes": max_train_bytes,
-            "field": field,
-        }
+        options: dict[str, Any] = {"algorithm": "bpe", "character_coverage": character_coverage}
+        options |= {"max_train_bytes": max_train_bytes, "field": field}
         card = {"format": _FORMAT, "vocabulary_size": vocabulary, "sha256": tokenizer.hash, "options": options}
         card |= {"inputs": [str(file) for file in files], "text": counts, "sentencepiece": sentencepiece.__version__}
         (folder / _MODEL).write_bytes(model)
