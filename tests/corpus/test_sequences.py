@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import small
 import torch
 from conftest import Corpus
 
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
 
@@ -15,7 +15,7 @@ LENGTH = 48
 
 @pytest.fixture(scope="module")
 def sequences(tiny_corpus: Corpus) -> Sequences:
-    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), LENGTH)
+    return small.sequences(tiny_corpus, LENGTH)
 
 
 def test_sequences_put_together_are_the_documents(sequences: Sequences) -> None:
