@@ -62,7 +62,9 @@ class CurriculumSettings(Settings):
     @model_validator(mode="after")
     def _whole_steps(self) -> "CurriculumSettings":
         if self.schedule == "stepwise" and self.rate != int(self.rate):
-            raise ValueError(f"rate must be a whole number, the steps of the stepwise schedule, not {self.rate}")
+            raise ValueError(
+                f"rate, the number of steps of the schedule stepwise, must be a whole number, not {self.rate}"
+            )
         return self
 
     def strength(self, u: float, floor: float = 1.0) -> float:
