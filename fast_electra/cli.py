@@ -1,4 +1,7 @@
-"""`fast-electra ...`: everything that needs no distributed launch. Each command imports what it needs when it runs."""
+"""The command `fast-electra`: everything that needs no distributed launch.
+
+Each command imports what it needs when it runs, so that `--help` answers at once.
+"""
 
 import argparse
 import contextlib
@@ -8,97 +11,65 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any
 
 from fast_electra.settings import UserError
 
 _INPUT = """files (.txt with a blank line between documents, .jsonl, .parquet; each also .gz, .xz, .zst), folders,
 quoted globs, or `sample`, the corpus that ships"""
+_SET = "override a key of the config; repeatable"
 
 
-class Command(NamedTuple):
-    """A subcommand: one line of help, a function that adds its arguments, and one that runs it."""
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    """Add what `tokenizer` and `corpus` share.
 
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-
-def _add_input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=_INPUT)
-    parser.add_argument("--field", default="text", help="key or column that holds the text (default: %(default)s)")
-    parser.add_argument(
-        "--max-document-bytes", type=int, default=2**24, metavar="N", help="reject larger documents (default: 16 MiB)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    A flag of theirs that is not given is not passed on, so the function's own default counts. The help names that
+    default, and a test compares the two.
+    """
+    parser.argument_default = argparse.SUPPRESS
+    add = parser.add_argument
+    add("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help=_INPUT)
+    add("--field", help="key or column that holds the text (default: text)")
+    add("--max-document-bytes", type=int, metavar="N", help="reject larger documents (default: 16 MiB)")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    _add_input(parser)
-    parser.add_argument("--output", default="data/tokenizer", metavar="FOLDER", help="where to (default: %(default)s)")
-    parser.add_argument(
-        "--vocabulary", type=int, default=128_000, metavar="N", help="exact number of tokens (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-train-bytes",
-        type=int,
-        default=2**28,
-        metavar="N",
-        help="learn from a random sample of the documents of at most N bytes (default: 256 MiB)",
-    )
-    parser.add_argument(
-        "--character-coverage",
-        type=float,
-        default=0.99999,
-        metavar="SHARE",
-        help="share of the text whose characters get tokens; the rest is spelt in bytes (default: %(default)s)",
-    )
+    _add_text(parser)
+    add = parser.add_argument
+    add("--output", default="data/tokenizer", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    add("--vocabulary", type=int, default=128_000, metavar="N", help="exact number of tokens (default: %(default)s)")
+    sample = "learn from a random sample of the documents of at most N bytes (default: 256 MiB)"
+    add("--max-train-bytes", type=int, metavar="N", help=sample)
+    coverage = "share of the text whose characters get tokens; the rest is spelt in bytes (default: 0.99999)"
+    add("--character-coverage", type=float, metavar="SHARE", help=coverage)
 
 
-def _run_tokenizer(arguments: argparse.Namespace) -> None:
+def _tokenizer(output: str, **options: Any) -> None:
     from fast_electra.corpus.tokenizer import train_tokenizer
 
     start = time.monotonic()
-    card = train_tokenizer(
-        inputs=arguments.input,
-        output=arguments.output,
-        vocabulary=arguments.vocabulary,
-        field=arguments.field,
-        max_document_bytes=arguments.max_document_bytes,
-        max_train_bytes=arguments.max_train_bytes,
-        character_coverage=arguments.character_coverage,
-        overwrite=arguments.overwrite,
-    )
+    card = train_tokenizer(output=output, **options)
     text = card["text"]
-    print(f"tokenizer {arguments.output}: {card['vocabulary_size']:,} tokens, sha256 {card['sha256'][:16]}")
-    print(
-        f"learnt    {_megabytes(text['sampled_bytes'])} of {_megabytes(text['bytes'])}, {text['documents']:,} documents"
-    )
+    read = f"{_megabytes(text['sampled_bytes'])} of {_megabytes(text['bytes'])}"
+    print(f"tokenizer {output}: {card['vocabulary_size']:,} tokens, sha256 {card['sha256'][:16]}")
+    print(f"learnt    {read}, {text['documents']:,} documents")
     if text["rejected"]:
         print(f"rejected  {text['rejected']:,} documents; `fast-electra corpus` lists each with its reason")
     print(f"took      {time.monotonic() - start:.1f} s")
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    _add_input(parser)
-    parser.add_argument("--tokenizer", default="data/tokenizer", metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--output", default="data/shards", metavar="FOLDER", help="where to (default: %(default)s)")
-    parser.add_argument(
-        "--heldout",
-        type=float,
-        default=0.005,
-        metavar="SHARE",
-        help="share of the documents kept for evaluation (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="tokenising processes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--shard-bytes", type=int, default=2**30, metavar="N", help="start a new shard at this size (default: 1 GiB)"
-    )
+    _add_text(parser)
+    add = parser.add_argument
+    add("--tokenizer", default="data/tokenizer", metavar="FOLDER", help="default: %(default)s")
+    add("--output", default="data/shards", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    add("--heldout", type=float, metavar="SHARE", help="share of the documents kept for evaluation (default: 0.005)")
+    add("--workers", type=int, metavar="N", help="tokenising processes (default: 1)")
+    add("--shard-bytes", type=int, metavar="N", help="start a new shard at this size (default: 1 GiB)")
 
 
-def _run_corpus(arguments: argparse.Namespace) -> None:
+def _corpus(output: str, **options: Any) -> None:
     from fast_electra.corpus.build import build_shards
     from fast_electra.corpus.shards import QUARANTINE, SPLITS
 
@@ -107,25 +78,10 @@ def _run_corpus(arguments: argparse.Namespace) -> None:
     def progress(documents: int, size: int) -> None:
         nonlocal reported
         if (now := time.monotonic()) >= reported + 10:
-            reported = now
-            print(
-                f"{documents:,} documents, {_megabytes(size)}, {size / 1e6 / (now - start):.1f} MB/s",
-                file=sys.stderr,
-                flush=True,
-            )
+            reported, rate = now, size / 1e6 / (now - start)
+            print(f"{documents:,} documents, {_megabytes(size)}, {rate:.1f} MB/s", file=sys.stderr, flush=True)
 
-    manifest = build_shards(
-        inputs=arguments.input,
-        tokenizer=arguments.tokenizer,
-        output=arguments.output,
-        heldout=arguments.heldout,
-        workers=arguments.workers,
-        field=arguments.field,
-        max_document_bytes=arguments.max_document_bytes,
-        shard_bytes=arguments.shard_bytes,
-        overwrite=arguments.overwrite,
-        progress=progress,
-    )
+    manifest = build_shards(output=output, progress=progress, **options)
     seconds = time.monotonic() - start
     for split in SPLITS:
         shards = manifest.splits[split]
@@ -135,8 +91,12 @@ def _run_corpus(arguments: argparse.Namespace) -> None:
     for reason, count in manifest.rejected.items():
         print(f"rejected {count:>12,} {reason}")
     if manifest.rejected:
-        print(f"         each is listed in {arguments.output}/{QUARANTINE}")
+        print(f"         each is listed in {output}/{QUARANTINE}")
     print(f"took     {seconds:.1f} s, {manifest.bytes / 1e6 / seconds:.1f} MB/s")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -144,134 +104,114 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the last run's folder")
 
 
-def _run_report(arguments: argparse.Namespace) -> None:
+def _report(runs: list[Path], output: Path | None) -> None:
     from fast_electra.report.page import write_report
 
-    output = arguments.output or arguments.runs[-1] / "report.html"
-    print(f"report   {write_report(arguments.runs, output)}")
-
-
-def _run_doctor(arguments: argparse.Namespace) -> None:
-    from fast_electra.hosts import doctor
-
-    if code := doctor.main():
-        sys.exit(code)
+    print(f"report   {write_report(runs, output or runs[-1] / 'report.html')}")
 
 
 def _add_estimate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="a run's config (default: Table 1 of the paper alone)")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a key of the config; repeatable")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="devices of the run (default: %(default)s)")
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help="which one (default: %(default)s)")
-    parser.add_argument(
-        "--mfu",
-        type=float,
-        default=0.4,
-        metavar="SHARE",
-        help="share of its peak that it reaches (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--dollars-per-hour", type=float, metavar="X", help="of one GPU (default: an assumption, which is printed)"
-    )
-    parser.add_argument("--json", action="store_true", help="every figure, unrounded")
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a run's config (default: Table 1 of the paper alone)")
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=_SET)
+    add("--gpus", type=int, default=1, metavar="N", help="devices of the run (default: %(default)s)")
+    add("--gpu", default="h100", metavar="NAME", help="model of the devices (default: %(default)s)")
+    share = "share of a device's peak that the run reaches (default: %(default)s)"
+    add("--mfu", type=float, default=0.4, metavar="SHARE", help=share)
+    add("--dollars-per-hour", type=float, metavar="X", help="of one GPU (default: an assumption, which is printed)")
+    add("--json", dest="as_json", action="store_true", help="print every figure, unrounded")
 
 
-def _run_estimate(arguments: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed, once imported, then logs: --json must stay JSON
-        from fast_electra.cost import estimate
-    from fast_electra.cost.estimate import Machine
-    from fast_electra.cost.table_1 import ratios, table_1, table_1_text
-    from fast_electra.cost.tables import run_text
+def _estimate(config: str | None, overrides: list[str], as_json: bool, **devices: Any) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs while it is imported, and --json must stay JSON
+        from fast_electra.cost import estimate, table_1, tables
 
-    machine = Machine(arguments.gpu, arguments.gpus, arguments.mfu, arguments.dollars_per_hour)
+    machine = estimate.Machine(**devices)
     machine.check()
-    if arguments.config is None and (arguments.set or arguments.gpus > 1):
+    if config is None and (overrides or machine.gpus > 1):
         raise UserError("--gpus and --set are about a run: name its config with --config")
-    run = estimate.estimate_config(arguments.config, arguments.set or [], machine) if arguments.config else None
-    rows = table_1(estimate.paper_models())
-    if arguments.json:
-        print(json.dumps({"table_1": rows, "table_1_ratios": ratios(rows), "run": run}, indent=2))
+    run = estimate.estimate_config(config, overrides, machine) if config else None
+    rows = table_1.table_1(estimate.paper_models())
+    if as_json:
+        print(json.dumps({"table_1": rows, "table_1_ratios": table_1.ratios(rows), "run": run}, indent=2))
         return
-    print(table_1_text(rows))
+    print(table_1.table_1_text(rows))
     if run is not None:
-        print("\n" + run_text(run))
+        print("\n" + tables.run_text(run))
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config of objective rtd")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a key of the config; repeatable")
-    parser.add_argument("--auxiliary", metavar="RUN", help="run folder of the auxiliary (default: the config's)")
-    parser.add_argument(
-        "--reference", metavar="RUN|FILE", help="a joint or rtd run, or a saved curve (default: the one that ships)"
-    )
-    parser.add_argument(
-        "--match",
-        choices=("level", "shape"),
-        help="follow the reference itself, or only its way to wherever the auxiliary ends "
-        "(default: level with --reference, shape without)",
-    )
-    parser.add_argument(
-        "--sequences", type=int, default=512, metavar="N", help="held-out ones to measure on (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
-    parser.add_argument(
-        "--save-reference", type=Path, metavar="FILE", help="keep the reference's curve as a small file"
-    )
+    add = parser.add_argument
+    add("--config", dest="path", required=True, metavar="FILE", help="a config of objective rtd")
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=_SET)
+    add("--auxiliary", metavar="RUN", help="run folder of the auxiliary (default: the config's)")
+    add("--reference", metavar="RUN|FILE", help="a joint or rtd run, or a saved curve (default: the one that ships)")
+    match = """follow the reference itself, or only its way to wherever the auxiliary ends
+        (default: level with --reference, shape without)"""
+    add("--match", choices=("level", "shape"), help=match)
+    add("--sequences", type=int, default=512, metavar="N", help="held-out ones to measure on (default: %(default)s)")
+    add("--json", dest="figures", type=Path, metavar="FILE", help="write every figure")
+    add("--plot", type=Path, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
+    add("--save-reference", dest="curve", type=Path, metavar="FILE", help="keep the reference's curve as a small file")
 
 
-def _run_calibrate(arguments: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # as for `estimate`
-        from fast_electra.calibration import calibrate as calibration
-    from fast_electra.calibration.fit import open_reference, save_reference
+def _calibrate(
+    reference: str | None, match: str | None, figures: Path | None, plot: Path | None, curve: Path | None, **run: Any
+) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # as in `_estimate`
+        from fast_electra.calibration import calibrate, fit
     from fast_electra.files import write_json
 
-    if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
-        raise UserError(f"--plot {arguments.plot}: end the name in .svg, .png or .pdf")
-    for file in (arguments.json, arguments.plot, arguments.save_reference):
-        if file and not file.parent.is_dir():  # said before the work, not after it
+    if plot and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--plot {plot}: end the name in .svg, .png or .pdf")
+    for file in (figures, plot, curve):
+        if file and not file.parent.is_dir():  # found before the work, not after it
             raise UserError(f"{file}: there is no folder {file.parent}")
-    reference = open_reference(arguments.reference)
-    match = arguments.match or ("shape" if arguments.reference is None else "level")
-    found = calibration.calibrate(
-        arguments.config, arguments.set or [], arguments.auxiliary, reference, match, arguments.sequences
-    )
-    print(calibration.to_text(found))
-    if arguments.json:
-        write_json(arguments.json, calibration.to_json(found))
-    if arguments.plot:
-        calibration.write_plot(found, arguments.plot)
-    if arguments.save_reference:
-        save_reference(reference, arguments.save_reference)
+    wanted = fit.open_reference(reference)
+    match = match or ("shape" if reference is None else "level")
+    found = calibrate.calibrate(reference=wanted, match=match, **run)
+    print(calibrate.to_text(found))
+    if figures:
+        write_json(figures, calibrate.to_json(found))
+    if plot:
+        calibrate.write_plot(found, plot)
+    if curve:
+        fit.save_reference(wanted, curve)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _doctor() -> int:
+    from fast_electra.hosts import doctor
+
+    return doctor.main()
 
 
-COMMANDS = {
-    "tokenizer": Command("train a SentencePiece tokenizer on text", _add_tokenizer, _run_tokenizer),
-    "corpus": Command("tokenise text into shards", _add_corpus, _run_corpus),
-    "report": Command("write one HTML page on one or more runs", _add_report, _run_report),
-    "estimate": Command("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _run_estimate),
-    "calibrate": Command("propose the curriculum of an auxiliary model", _add_calibrate, _run_calibrate),
-    "doctor": Command("see whether this machine is ready, and what it lacks", lambda parser: None, _run_doctor),
+# One line of help, a function that adds the arguments, and one that takes them and runs the command.
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., int | None]]] = {
+    "tokenizer": ("train a SentencePiece tokenizer on text", _add_tokenizer, _tokenizer),
+    "corpus": ("tokenise text into shards", _add_corpus, _corpus),
+    "report": ("write one HTML page on one or more runs", _add_report, _report),
+    "estimate": ("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _estimate),
+    "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
+    "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; a user's mistake is one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="fast-electra", description="Pre-train discriminators by replaced-token detection."
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
-    parsed = parser.parse_args(arguments)
+    """Run one command and return its exit code; a user's mistake is one line on stderr and exit code 2.
+
+    Args:
+        arguments: those of the command line; None for this process's own.
+    """
+    description = "Pre-train discriminators by replaced-token detection."
+    parser = argparse.ArgumentParser(prog="fast-electra", description=description)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (line, add_arguments, _) in COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=line, description=line))
+    options = vars(parser.parse_args(arguments))
     # What a command cleans up on Ctrl-C it also cleans up when it is terminated.
-    previous = signal.signal(signal.SIGTERM, _terminated)
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        COMMANDS[parsed.command].run(parsed)
+        return COMMANDS[options.pop("command")][2](**options) or 0
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"fast-electra: error: {error}", file=sys.stderr)
         return 2
@@ -280,11 +220,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

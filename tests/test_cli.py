@@ -1,15 +1,20 @@
 """The documented commands, run as a user runs them."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fast_electra.cli import main
+from fast_electra.cli import COMMANDS, main
+from fast_electra.corpus.build import build_shards
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
 
 
 def test_from_text_to_shards(
@@ -61,16 +66,36 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     assert not list(tmp_path.rglob("*tokenizer*"))
 
 
+@pytest.mark.parametrize(("command", "function"), [("tokenizer", train_tokenizer), ("corpus", build_shards)])
+def test_help_names_the_defaults_of_the_function(
+    command: str, function: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line passes on what is given, and nothing else, so the function's defaults count."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = re.sub(r"\n {5,}", " ", capsys.readouterr().out)  # one line for each flag
+    flags = dict(re.findall(r"^  --([\w-]+)(.*)", printed, flags=re.MULTILINE))
+    parameters = inspect.signature(function).parameters
+    assert {flag.replace("-", "_") for flag in flags} - {"input"} == set(parameters) - {"inputs", "progress"}
+    for flag, text in flags.items():
+        parameter = parameters["inputs" if flag == "input" else flag.replace("-", "_")]
+        if parameter.default is not parameter.empty and flag != "overwrite":
+            (named,) = re.findall(r"\(default: (.+)\)", text)
+            number, _, unit = named.partition(" ")
+            scale = {"": 1, "MiB": 2**20, "GiB": 2**30}[unit]
+            assert parameter.default in (named, float(number) * scale if number[0].isdigit() else None), flag
+
+
 def test_help_imports_nothing_heavy() -> None:
     """The command line must answer at once, so torch and megatron-core wait until they are needed."""
     code = (
-        "import sys; from fast_electra.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
+        "import sys; from fast_electra.cli import COMMANDS, main\n"
+        "for command in ([], *([name] for name in COMMANDS)):\n"
+        "    try: main([*command, '--help'])\n"
+        "    except SystemExit: pass\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "tokenizer" in done.stdout
-    assert "corpus" in done.stdout
+    assert all(f"usage: fast-electra {name}" in done.stdout for name in COMMANDS)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "megatron", "deepspeed", "numpy", "sentencepiece", "pyarrow", "matplotlib"}

@@ -45,5 +45,5 @@ def test_floor_is_that_of_what_is_scheduled() -> None:
     "bad", [{"rate": 0.0}, {"rate": -1.0}, {"initial": math.nan}, {"schedule": "stepwise", "rate": 2.5}]
 )
 def test_nonsense_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=next(reversed(bad))):
         CurriculumSettings(**bad)

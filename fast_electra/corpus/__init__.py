@@ -1,1 +1,1 @@
-"""Text -> documents -> token shards -> sequences -> batches."""
+"""Text to documents, token shards, sequences and batches."""

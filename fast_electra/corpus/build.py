@@ -1,4 +1,4 @@
-"""Documents -> shards: tokenised by any number of processes, written by one in the order of the input."""
+"""Documents to shards: any number of processes tokenise, and one writes, in the order of the input."""
 
 import json
 import multiprocessing
@@ -32,13 +32,11 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
 
-_BATCH_CHARACTERS = 2**20  # what a worker is given at a time
-DEFAULT_SHARD_BYTES = 2**30
-Progress = Callable[[int, int], None]  # told the documents and bytes so far
+_BATCH_CHARACTERS = 2**20  # handed to a worker at a time
 
 
 class _Tokenised(NamedTuple):
-    """One document: its token ids, the hash of its text (which decides its split), and the bytes of its text."""
+    """One document: its token ids, the hash of its text (which decides its split), and the size of its text."""
 
     ids: np.ndarray
     text_hash: int
@@ -53,30 +51,30 @@ def build_shards(
     workers: int = 1,
     field: str = "text",
     max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    shard_bytes: int = 2**30,
     overwrite: bool = False,
-    progress: Progress = lambda documents, size: None,
+    progress: Callable[[int, int], None] = lambda documents, size: None,
 ) -> Manifest:
-    """Tokenises `inputs` into the folder `output`, which appears whole or not at all.
+    """Tokenise text into a folder of shards, which appears complete or not at all.
 
     Args:
         inputs: files, folders, globs, or `sample`.
         tokenizer: folder of the tokenizer.
         output: the folder to write.
-        heldout: share of the documents kept for evaluation, chosen by the hash of their text, so that equal documents
-            stay together. Above 0, each side gets at least one document when there are two different ones.
-        workers: tokenising processes; with 1, this process does it.
+        heldout: share of the documents kept for evaluation. The hash of a text decides, so equal documents stay
+            together. Above 0, each split gets at least one document if there are two different ones.
+        workers: number of tokenising processes; if it is 1, this process tokenises.
         field: the key or column that holds the text.
         max_document_bytes: larger documents are rejected.
-        shard_bytes: a shard is closed once its tokens take so many bytes.
-        overwrite: replace shards that exist.
-        progress: called after every batch with the documents and bytes of text so far.
+        shard_bytes: a shard is closed once its tokens take this many bytes.
+        overwrite: replace existing shards.
+        progress: called after each document with the number of documents and the bytes of text so far.
 
     Returns:
-        The manifest.
+        The manifest that was written.
 
     Raises:
-        UserError: when there is nothing to read, no document is usable, or the output exists.
+        UserError: there is nothing to read, no document is usable, or the output exists.
     """
     if not 0 <= heldout < 1:
         raise UserError(f"--heldout {heldout}: it is a share of the documents, at least 0 and below 1")
@@ -98,7 +96,7 @@ def build_shards(
             smallest, largest = written.hashes
             if threshold == 0 or smallest == largest or smallest < threshold <= largest:
                 break
-            # A small corpus may fall all to one side: move the border next to the outermost document, and write again.
+            # All of a small corpus may fall into one split: move the border by one document, and write again.
             threshold = min(max(threshold, smallest + 1), largest)
         manifest = Manifest(
             format=1,
@@ -123,7 +121,7 @@ class _Written:
     documents: int = 0
     bytes: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    hashes: tuple[int, int] = (2**64, -1)  # the smallest and the largest
+    hashes: tuple[int, int] = (2**64, -1)  # the smallest and the largest of all texts
     splits: dict[SplitName, list[ShardRecord]] = field(default_factory=dict)
 
 
@@ -133,7 +131,7 @@ def _write(
     threshold: int,
     vocabulary: int,
     shard_bytes: int,
-    progress: Progress,
+    progress: Callable[[int, int], None],
 ) -> _Written:
     written = _Written()
     writers = {split: _SplitWriter(folder, split, vocabulary, shard_bytes) for split in SPLITS}
@@ -153,7 +151,7 @@ def _write(
 
 
 class _SplitWriter:
-    """Writes the shards of one split, one after the other."""
+    """Write the shards of one split, one after the other."""
 
     def __init__(self, folder: Path, split: SplitName, vocabulary: int, shard_bytes: int):
         self._folder, self._split, self._shard_bytes = folder, split, shard_bytes
@@ -194,12 +192,12 @@ Tokenise = Callable[[Iterable[Document | Rejected]], Iterator[_Tokenised | Rejec
 
 @contextmanager
 def _tokenising(tokenizer: Path, workers: int) -> Iterator[Tokenise]:
-    """Gives a function that tokenises documents lazily and in order, in this process or in several."""
+    """Open the tokenising processes and return a function that tokenises documents lazily and in order."""
     if workers == 1:
         _start_worker(tokenizer, within=True)
         yield lambda items: (done for batch in _batches(items) for done in _tokenise(batch))
         return
-    # Fresh interpreters: a fork would copy whatever threads hold locks here.
+    # Start fresh interpreters, because a fork would copy locks that other threads hold.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,))
 
@@ -207,7 +205,7 @@ def _tokenising(tokenizer: Path, workers: int) -> Iterator[Tokenise]:
         pending: deque[Future[list[_Tokenised | Rejected]]] = deque()
         for batch in _batches(items):
             pending.append(pool.submit(_tokenise, batch))
-            if len(pending) > 2 * workers:  # so memory stays bounded however slow the writer is
+            if len(pending) > 2 * workers:  # memory stays bounded, however slow the writer is
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
@@ -216,14 +214,14 @@ def _tokenising(tokenizer: Path, workers: int) -> Iterator[Tokenise]:
         yield tokenise
     except BrokenProcessPool:
         raise UserError(
-            "a tokenising process was killed, most likely for want of memory: try fewer --workers"
+            "a tokenising process was killed, most likely because memory ran out: use fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _batches(items: Iterable[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
-    """Lists of about a million characters, rejected documents among the others so that all keep their order."""
+    """Yield lists of about a million characters. Rejected documents stay among the others, so all keep their order."""
     batch: list[Document | Rejected] = []
     size = 0
     for item in items:
@@ -243,12 +241,12 @@ def _start_worker(folder: Path, within: bool = False) -> None:
     global _tokenizer
     _tokenizer = Tokenizer.load(folder)
     if not within:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
         threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """A parent that is killed outright leaves no orphans waiting for work."""
+    """End this worker if its parent is killed, so that no orphan waits for work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

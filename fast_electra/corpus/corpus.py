@@ -38,7 +38,7 @@ def open_corpus(settings: CorpusSettings, vocabulary_size: int, verify: bool) ->
         verify: also hash the contents of the shards; one rank does so for all.
 
     Raises:
-        UserError: a part is missing, damaged, or does not fit another.
+        UserError: something is missing or damaged, or the parts do not fit each other.
     """
     tokenizer = Tokenizer.load(Path(settings.tokenizer))
     if tokenizer.vocabulary_size != vocabulary_size:

@@ -1,4 +1,4 @@
-"""Term frequency: how often each vocabulary entry occurs in the training documents (D.1)."""
+"""Term frequency: the share of each vocabulary entry in the training documents (D.1)."""
 
 import numpy as np
 import torch
@@ -12,16 +12,17 @@ _BLOCK = 2**20  # tokens that are counted at a time
 
 
 def token_counts(shards: Shards, vocabulary_size: int, rank: int = 0, world: int = 1) -> Tensor:
-    """Occurrences of each token in this rank's share of the documents, int64 [V], on the CPU.
+    """Count each token in this rank's share of the documents: int64 [V], on the CPU.
 
-    The shares are runs of whole documents with about as many tokens each; their sum over the ranks is the count of the
-    whole split. Documents hold no [CLS], [SEP] or [PAD], whose counts are therefore 0. The tokens are read from
-    the memory-mapped files block by block: beyond that, memory is two numbers a vocabulary entry.
+    A share is a range of whole documents, and all shares have about as many tokens. The sum over the ranks is the
+    count of the whole split. Documents hold no [CLS], [SEP] or [PAD], so their counts are 0. Tokens are read block by
+    block from the memory-mapped files.
 
     Args:
-        shards: the split that is counted, usually `train`.
-        vocabulary_size: V, no less than that of the tokenizer which made the shards.
-        rank: whose share is counted, of `world`.
+        shards: the split, usually `train`.
+        vocabulary_size: V, no less than that of the tokenizer that made the shards.
+        rank: whose share is counted.
+        world: number of shares.
     """
     assert shards.manifest.vocabulary_size <= vocabulary_size, (shards.manifest.vocabulary_size, vocabulary_size)
     ends = np.cumsum(shards.lengths)
@@ -45,18 +46,18 @@ def token_counts(shards: Shards, vocabulary_size: int, rank: int = 0, world: int
 
 
 def log_frequency(counts_V: Tensor) -> Tensor:
-    """log p_TF, p_TF the share of each token in the whole corpus (D.1), float64 [V]; `NEVER` where the count is 0.
+    """Return log p_TF, float64 [V], from the share p_TF of each token in the corpus (D.1); `NEVER` if the count is 0.
 
     Args:
         counts_V: int64 [V], summed over all ranks.
 
     Raises:
-        UserError: when nothing was counted.
+        UserError: nothing was counted.
     """
     total = int(counts_V.sum())
     if total == 0:
         raise UserError(
-            "the corpus's documents hold no token, so there is no term frequency: "
+            "the documents of the corpus hold no token, so there is no term frequency: "
             "build the shards from other input, or choose another replacement distribution"
         )
     log_V = counts_V.double().log() - np.log(total)

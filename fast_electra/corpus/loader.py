@@ -1,4 +1,4 @@
-"""From the number of a global batch to this rank's part of it. The loader has no state: batch n is a function of n."""
+"""The batches of a run. The loader has no state: this rank's part of global batch n is a function of n."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fast_electra.corpus.sequences import Sequences
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's share of a global batch: sequence j is in accumulation step j // (ranks * micro_batch)."""
+    """This rank's share of a global batch. Sequence j belongs to accumulation step j // (ranks * micro_batch)."""
 
     micro_batch: int  # sequences of one rank in one accumulation step
     accumulation: int
@@ -26,7 +26,7 @@ class Share:
 
 
 class Loader:
-    """Batches of `sequences` in the order of (seed, epoch). The global batches do not depend on the number of ranks."""
+    """Batches in the order of (seed, epoch). The global batches do not depend on the number of ranks."""
 
     def __init__(self, sequences: Sequences, share: Share, seed: int, mask_fraction: float) -> None:
         """Read `share` of each global batch.
@@ -34,8 +34,8 @@ class Loader:
         Args:
             sequences: the training sequences.
             share: this rank's part.
-            seed: names the order.
-            mask_fraction: decides how many positions of the global batch are masked.
+            seed: determines the order.
+            mask_fraction: determines how many positions of the global batch are masked.
         """
         self.sequences, self.share, self.seed, self.mask_fraction = sequences, share, seed, mask_fraction
 
@@ -62,7 +62,7 @@ def read_batch(
     """Read sequences by their numbers.
 
     Args:
-        sequences: where to read.
+        sequences: those of the corpus.
         samples_B: int64, number of each sequence in the stream `source`.
         sequences_B: int64, number of each sequence in the corpus.
         epochs_B: int64.

@@ -1,6 +1,6 @@
-"""Files of text -> documents, one at a time, in constant memory.
+"""Files of text to documents, one at a time, in constant memory.
 
-What cannot be used is yielded as `Rejected`, with its place and the reason: nothing is dropped in silence.
+Nothing is dropped in silence: what cannot be used is yielded as `Rejected`, with its place and the reason.
 """
 
 import glob
@@ -33,15 +33,17 @@ DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20  # no book is longer, and a few of them 
 
 
 def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Names files, folders (searched recursively), globs and the alias `sample` -> files, each once, in a fixed order.
+    """Return the files that are meant by names, each once, in a fixed order.
+
+    Args:
+        inputs: files, folders (searched recursively), globs, or the alias `sample`.
 
     Raises:
-        UserError: when a name matches nothing, cannot be read, or is of an unknown kind.
+        UserError: a name matches nothing, cannot be read, or is of an unknown kind; or a package is missing.
     """
     found: dict[Path, Path] = {}
     for name in map(str, inputs):
-        files = _matches(name)
-        for path in files:
+        for path in _matches(name):
             if not os.access(path, os.R_OK):
                 raise UserError(f"cannot read {path}: permission denied; check the file's owner and mode")
             found.setdefault(path.resolve(), path)
@@ -56,57 +58,47 @@ def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def _matches(name: str) -> list[Path]:
     if name == "sample":
         return [SAMPLE]
-    path = Path(name)
+    path, supported = Path(name), ", ".join(_FORMATS)
     if path.is_dir():
-        every = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-        files = [p for p in every if _kind(p) is not None]
+        every = sorted(file for file in path.rglob("*") if file.is_file())
+        every = [file for file in every if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = [file for file in every if _format(file) is not None]
         if not files:
-            raise UserError(f"no {_supported()} files under {name}")
-        if skipped := [p.name for p in every if _kind(p) is None]:
+            raise UserError(f"no {supported} files under {name}")
+        if skipped := [file.name for file in every if _format(file) is None]:
             print(f"{name}: {len(skipped)} files of other kinds left out: {', '.join(skipped[:5])}", file=sys.stderr)
         return files
-    files = [path] if path.exists() else [p for p in map(Path, _glob(name)) if p.is_file()]
+    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    files = [path] if path.exists() else [file for file in map(Path, matches) if file.is_file()]
     if not files:
         raise UserError(f"no file matches {name}: check the path, or quote the glob")
     for file in files:
-        if _kind(file) is None:
-            raise UserError(f"{file}: unknown kind of file; supported: {_supported()}, each also .gz, .xz or .zst")
+        if _format(file) is None:
+            raise UserError(f"{file}: unknown kind of file; supported: {supported}, each also .gz, .xz or .zst")
     return files
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _glob(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-
-
-def _kind(path: Path) -> str | None:
-    """The suffix that decides the format, below any suffix of compression; None when it is unknown."""
+def _format(path: Path) -> str | None:
+    """Return the suffix that names the format, below any suffix of compression; None if it is unknown."""
     suffix = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
     return suffix if suffix in _FORMATS else None
-
-
-def _supported() -> str:
-    return ", ".join(_FORMATS)
 
 
 def read_documents(
     files: Iterable[Path], field: str = "text", max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES
 ) -> Iterator[Document | Rejected]:
-    """Yields what the files hold, in order.
+    """Yield what the files hold, in order.
 
     Args:
-        files: as `expand` gives them.
+        files: as `expand` returns them.
         field: the key (jsonl) or column (parquet) that holds the text.
-        max_document_bytes: larger documents are rejected without ever being held in memory.
+        max_document_bytes: larger documents are rejected, and never held in memory.
     """
     for path in files:
-        kind = _kind(path)
-        assert kind is not None, path
+        suffix = _format(path)
+        assert suffix is not None, path
         seen = False
-        for item in _FORMATS[kind](path, field, max_document_bytes):
+        for item in _FORMATS[suffix](path, field, max_document_bytes):
             seen = True
             yield checked(item, max_document_bytes) if isinstance(item, Document) else item
         if not seen:
@@ -120,9 +112,12 @@ class _Line(NamedTuple):
 
 
 def _lines(path: Path, limit: int) -> Iterator[_Line | Rejected]:
-    """Lines of a file, never holding much more than `limit` bytes of one; a broken stream ends in a `Rejected`."""
+    """Yield the lines of a file, never holding much more than `limit` bytes of one.
+
+    If the stream breaks, the last item is a `Rejected`.
+    """
     number, size = 1, 0
-    held: list[bytes] = []  # what came of the current line
+    held: list[bytes] = []  # parts of the current line
     try:
         for chunk in chunks(path):
             *ended, rest = chunk.split(b"\n")
@@ -130,10 +125,10 @@ def _lines(path: Path, limit: int) -> Iterator[_Line | Rejected]:
                 yield _line(number, [*held, part], size + len(part), limit)
                 number, held, size = number + 1, [], 0
             size += len(rest)
-            # A line over the limit is known by its beginning alone, so the rest of it is let go.
+            # A line over the limit is reported by its beginning alone, so the rest of it is let go.
             held = [*held, rest] if size <= limit else [b"".join([*held, rest])[: 4 * EXCERPT]]
     except StreamError as error:
-        # The line that was cut short is not a line: it is reported with the break.
+        # The line that was cut short is not a line: it is reported together with the break.
         yield Rejected(f"{path}:{number}", error.reason, excerpt_of(b"".join(held)) or str(error)[:EXCERPT])
         return
     if size:
@@ -143,12 +138,12 @@ def _lines(path: Path, limit: int) -> Iterator[_Line | Rejected]:
 def _line(number: int, parts: list[bytes], size: int, limit: int) -> _Line:
     data = b"".join(parts) if size <= limit else b"".join(parts[:2])[: 4 * EXCERPT]
     if number == 1:
-        data = data.removeprefix(b"\xef\xbb\xbf")
+        data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
     return _Line(number, data.removesuffix(b"\r"), size)
 
 
 def _txt(path: Path, field: str, limit: int) -> Iterator[Document | Rejected]:
-    """Blank lines stand between documents; a document keeps its inner line ends, as plain newlines."""
+    """Yield documents that blank lines separate. A document keeps its inner line ends, as plain newlines."""
     start, size = 0, 0
     parts: list[bytes] = []  # lines of the current document
     for line in _lines(path, limit):
@@ -181,7 +176,7 @@ def _txt_document(source: str, parts: list[bytes], size: int, limit: int) -> Doc
 
 
 def _jsonl(path: Path, field: str, limit: int) -> Iterator[Document | Rejected]:
-    """One JSON object a line; a line may be longer than its text, by escapes and other fields."""
+    """Yield one document for each line. A line may be longer than its text, because of escapes and other fields."""
     line_limit = 2 * limit + 2**20
     for line in _lines(path, line_limit):
         if isinstance(line, Rejected):
@@ -204,8 +199,8 @@ def _json_document(line: Document, field: str) -> Document | Rejected:
     return of_value(value.get(field), line.source, excerpt)
 
 
-def read_parquet(path: Path, field: str, limit: int) -> Iterator[Document | Rejected]:
-    """Batches of rows of one column; a row group that cannot be read is rejected, and those after it are still read."""
+def _parquet(path: Path, field: str, limit: int) -> Iterator[Document | Rejected]:
+    """Yield one document for each row. A row group that cannot be read is rejected; those after it are still read."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -242,21 +237,8 @@ def read_parquet(path: Path, field: str, limit: int) -> Iterator[Document | Reje
             row = next_row
 
 
-def _cells(column: Any, path: Path, row: int) -> Iterator[Document | Rejected]:
-    """Strings are taken as bytes, so that broken UTF-8 costs one row and not its batch."""
-    import pyarrow as arrow
-
-    if arrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
-        column = column.cast(arrow.large_binary())
-    for number, value in enumerate(column.to_pylist(), start=row):
-        source = f"{path}:{number}"
-        yield decoded(value, source) if isinstance(value, bytes) else of_value(value, source, str(value)[:EXCERPT])
-
-
 def _seekable(path: Path) -> IO[bytes]:
-    """Parquet is read from its end: what is compressed as a whole is first unpacked to a nameless temporary file."""
+    """Open a file for reading from its end. If it is compressed, unpack it to a nameless temporary file first."""
     if path.suffix not in OPENERS:
         return path.open("rb")
     with ExitStack() as stack:
@@ -268,8 +250,21 @@ def _seekable(path: Path) -> IO[bytes]:
     return unpacked
 
 
+def _cells(column: Any, path: Path, row: int) -> Iterator[Document | Rejected]:
+    """Yield the documents of a column. Strings are read as bytes, so that broken UTF-8 costs one row, not a batch."""
+    import pyarrow as arrow
+
+    if arrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
+        column = column.cast(arrow.large_binary())
+    for number, value in enumerate(column.to_pylist(), start=row):
+        source = f"{path}:{number}"
+        yield decoded(value, source) if isinstance(value, bytes) else of_value(value, source, str(value)[:EXCERPT])
+
+
 _FORMATS: dict[str, Callable[[Path, str, int], Iterator[Document | Rejected]]] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
-    ".parquet": read_parquet,
+    ".parquet": _parquet,
 }

@@ -1,12 +1,12 @@
 """Sequences within one document, and their order in each epoch (paper, appendix B).
 
-A document of n tokens is cut into ceil(n / (L - 2)) pieces of nearly equal length, so that nothing is truncated away
-and no short tail is left; each piece is framed as [CLS] ... [SEP]. Documents are never joined. Only documents below a
-minimal length are left out, and they are counted.
+A document of n tokens is cut into ceil(n / (L - 2)) pieces of nearly equal length, so that nothing is lost and no short
+tail remains. Each piece is framed as [CLS] ... [SEP]. Documents are never joined. Only documents below a minimal length
+are left out, and they are counted.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,22 +21,27 @@ from fast_electra.settings import UserError
 ORDER_BLOCK = 4096  # samples whose order is computed together
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """What the cutting leaves out."""
+class Dropped(NamedTuple):
+    """Numbers of documents that are left out, and of their tokens."""
 
     documents: int
     tokens: int
 
 
 class Sequences:
-    """All sequences of one split, addressed by number; nothing but two small tables per document is held in memory."""
+    """All sequences of one split, addressed by number. Memory holds two numbers for each document, and no tokens."""
 
     def __init__(self, shards: Shards, tokenizer: Tokenizer, length: int, minimum: int = 8) -> None:
-        """
+        """Cut the documents of `shards`.
+
         Args:
+            shards: the split.
+            tokenizer: the one that made the shards.
             length: L, positions of a sequence with its [CLS] and [SEP].
             minimum: documents with fewer tokens are left out.
+
+        Raises:
+            UserError: the shards were made with another tokenizer, or no document is long enough.
         """
         if tokenizer.hash != shards.tokenizer_hash:
             raise UserError(
@@ -58,7 +63,7 @@ class Sequences:
         return int(self._first[-1])
 
     def _span(self, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Document, first token and end of each sequence."""
+        """Return document, first token and end of each sequence."""
         document = np.searchsorted(self._first, sequence, side="right") - 1
         piece = sequence - self._first[document]
         pieces = self._first[document + 1] - self._first[document]
@@ -66,12 +71,12 @@ class Sequences:
         return document, tokens * piece // pieces, tokens * (piece + 1) // pieces
 
     def lengths(self, sequence: Tensor) -> Tensor:
-        """Positions of each sequence, [CLS] and [SEP] included: int64, without reading any token."""
+        """Return the positions of each sequence, [CLS] and [SEP] included, int64. No token is read."""
         _, start, stop = self._span(sequence.numpy())
         return torch.from_numpy(stop - start + 2)
 
     def tokens(self, sequence: Tensor, multiple: int = 8) -> Tensor:
-        """int64 [B, l]: padded to the longest, rounded up to a multiple of `multiple` but never over L."""
+        """Return sequences, int64 [B, l]. The width l is that of the longest, rounded up to `multiple`, at most L."""
         spans = list(zip(*(part.tolist() for part in self._span(sequence.numpy())), strict=True))
         longest = max(stop - start for _, start, stop in spans) + 2
         width = min(self.length, ceil_div(longest, multiple) * multiple)
@@ -82,14 +87,17 @@ class Sequences:
         return torch.from_numpy(tokens)
 
     def order(self, seed: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Sequence and epoch of samples [start, stop) of the endless training stream: a function of (seed, sample)."""
+        """Return sequence and epoch of samples [start, stop) of the endless training stream, int64 each.
+
+        Both depend on (seed, sample) alone. Each epoch is a permutation of all sequences.
+        """
         first = start // ORDER_BLOCK
         blocks = [self._order_block(seed, block) for block in range(first, (stop - 1) // ORDER_BLOCK + 1)]
         within = slice(start - first * ORDER_BLOCK, stop - first * ORDER_BLOCK)
         return torch.cat(blocks)[within], torch.arange(start, stop) // len(self)
 
     def _compute_order_block(self, seed: int, block: int) -> Tensor:
-        """Many samples at once, kept for the next batches: permuting one costs as much as permuting thousands."""
+        # Many samples at once, kept for the next batches: permuting one costs as much as permuting thousands.
         sample = torch.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)
         rounds = randomness.key(seed, randomness.ORDER, (sample // len(self))[:, None], torch.arange(4))
         return randomness.permute(sample % len(self), len(self), rounds)

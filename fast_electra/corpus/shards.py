@@ -1,4 +1,4 @@
-"""Tokenised documents on disk: megatron-core's IndexedDataset, with a manifest of counts and hashes."""
+"""Tokenised documents on disk: megatron-core's IndexedDataset, and a manifest with counts and hashes."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ _REMEDY = "restore the file or build the shards again with `fast-electra corpus 
 
 
 class ShardRecord(Settings):
-    """One shard: how many documents and tokens, and its two files."""
+    """One shard: its numbers of documents and tokens, and its two files."""
 
     documents: int
     tokens: int
@@ -26,11 +26,12 @@ class ShardRecord(Settings):
 
     @property
     def files(self) -> tuple[FileRecord, FileRecord]:
+        """Both files."""
         return self.bin, self.idx
 
 
 class InputRecord(Settings):
-    """One file that was read, and its size on disk."""
+    """One file that was read, and its size on disk in bytes."""
 
     path: str
     size: int
@@ -42,11 +43,11 @@ class Manifest(Settings):
     Attributes:
         format: version of this layout.
         tokenizer: hash of the tokenizer that made the tokens.
-        vocabulary_size: of that tokenizer.
-        heldout: share of the documents that was asked for.
-        documents: documents that were tokenised, all splits together.
-        tokens: their tokens.
-        bytes: their text, UTF-8.
+        vocabulary_size: V of that tokenizer.
+        heldout: requested share of the documents.
+        documents: number of tokenised documents, all splits together.
+        tokens: number of their tokens.
+        bytes: size of their text in UTF-8.
         rejected: number of rejected documents by reason; each is a line of quarantine.jsonl.
         inputs: the files that were read, in order.
         splits: the shards of each split, in order.
@@ -69,13 +70,19 @@ class Shards:
 
     Attributes:
         manifest: what the folder holds.
-        hash: xxh3-128 of the manifest, and so of everything that it covers.
+        hash: xxh3-128 of the manifest. The manifest holds the hashes of all files, so this stands for all of them.
         tokenizer_hash: hash of the tokenizer that made the tokens.
         lengths: number of tokens of each document, int64.
     """
 
     def __init__(self, manifest: Manifest, manifest_hash: str, datasets: list[Any]):
-        """`Shards.open` makes one; `datasets` are the split's IndexedDatasets, in the manifest's order."""
+        """Read from open files; `Shards.open` opens a folder.
+
+        Args:
+            manifest: of the folder.
+            manifest_hash: xxh3-128 of its file.
+            datasets: the IndexedDatasets of the split, in the manifest's order.
+        """
         self.manifest = manifest
         self.hash = manifest_hash
         self.tokenizer_hash = manifest.tokenizer
@@ -86,15 +93,15 @@ class Shards:
 
     @classmethod
     def open(cls, folder: str | Path, split: SplitName = "train", verify: bool = True) -> "Shards":
-        """Opens one split after checking every file of the folder against the manifest.
+        """Open one split after checking every file of the folder against the manifest.
 
         Args:
-            folder: as `build_shards` wrote it.
+            folder: written by `build_shards`.
             split: `train` or `heldout`.
-            verify: also read and hash all contents; without it only the sizes are checked (for all ranks but one).
+            verify: also hash the contents; without it only the sizes are checked. One rank verifies for all.
 
         Raises:
-            UserError: when a file is missing, truncated or altered, or the split is empty; it names the file.
+            UserError: a file is missing, truncated or altered (the message names it), or the split is empty.
         """
         folder = Path(folder)
         path = folder / MANIFEST
@@ -111,7 +118,7 @@ class Shards:
         return cls(manifest, file_hash(path), [_dataset(folder, shard) for shard in shards])
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a document: a read-only view of the file, uint16 or int32 by the vocabulary size."""
+        """Return tokens [start, stop) of a document, a view of the file: uint16, or int32 for large vocabularies."""
         assert 0 <= start <= stop <= self.lengths[document], (document, start, stop)
         shard = int(np.searchsorted(self._starts, document, side="right")) - 1
         return self._datasets[shard].get(document - int(self._starts[shard]), offset=start, length=stop - start)
@@ -127,13 +134,13 @@ def _dataset(folder: Path, shard: ShardRecord) -> Any:
 
 
 def indexed_dataset() -> Any:
-    """megatron-core's module, imported when first needed, for that takes seconds."""
-    with warnings.catch_warnings():  # they tell of GPU packages, which data does without
+    """Return megatron-core's module. It is imported when first needed, because that takes seconds."""
+    with warnings.catch_warnings():  # about GPU packages, which are not needed here
         warnings.simplefilter("ignore")
         from megatron.core.datasets import indexed_dataset as module
     return module
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json, last of all files."""
+    """Write manifest.json, after all other files."""
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")

@@ -1,4 +1,7 @@
-"""The bytes of a file, unpacked on the way, in bounded chunks; all that comes before a break is given out first."""
+"""The bytes of a file, unpacked in bounded chunks; and what a document is.
+
+Everything before the first broken byte is still read.
+"""
 
 import gzip
 import lzma
@@ -11,23 +14,34 @@ from typing import Any, NamedTuple
 from fast_electra.settings import UserError
 
 _CHUNK = 2**20
-_ZSTD_CHUNK = 2**11  # compressed bytes: zstd unpacks a block of 4 bytes to 128 KiB, and cannot be told to stop
+_ZSTD_CHUNK = 2**11  # compressed bytes: zstd can unpack 4 bytes to a block of 128 KiB, and takes no limit
+EXCERPT = 200  # characters of a rejected document that are kept
 
 
 class StreamError(Exception):
-    """The rest of a file cannot be read; `reason` is a fixed phrase, the message says more."""
+    """The rest of a file cannot be read.
+
+    Attributes:
+        reason: one of a few fixed phrases; the message says more.
+    """
 
     def __init__(self, reason: str, message: object):
+        """Say why, and what the library that reads the file says.
+
+        Args:
+            reason: the fixed phrase.
+            message: the details.
+        """
         super().__init__(str(message))
         self.reason = reason
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """Yields the unpacked bytes of `path`, never many at once.
+    """Yield the unpacked bytes of a file, in bounded chunks.
 
     Raises:
-        StreamError: after the last good bytes, when the file is cut short, damaged or unreadable.
-        UserError: when a .zst needs a package that is not installed.
+        StreamError: after the last good bytes, if the file is cut short, damaged or unreadable.
+        UserError: a .zst needs a package that is not installed.
     """
     try:
         yield from OPENERS.get(path.suffix, _plain)(path)
@@ -55,13 +69,13 @@ def _xz(path: Path) -> Iterator[bytes]:
 
 
 def _read(stream: BufferedIOBase) -> Iterator[bytes]:
-    # read1, for read() would lose the good bytes before a break.
+    # read1, because read() would lose the good bytes before a break.
     while chunk := stream.read1(_CHUNK):
         yield chunk
 
 
 def _zst(path: Path) -> Iterator[bytes]:
-    """Frame by frame: zstandard's own stream reader takes a file that is cut short for a complete one."""
+    """Unpack frame by frame, because zstandard's own stream reader takes a truncated file for a complete one."""
     try:
         import zstandard
     except ImportError:
@@ -87,18 +101,15 @@ def _zst(path: Path) -> Iterator[bytes]:
 OPENERS: dict[str, Callable[[Path], Iterator[bytes]]] = {".gz": _gz, ".xz": _xz, ".zst": _zst}
 
 
-EXCERPT = 200  # characters of a rejected document that are kept
-
-
 class Document(NamedTuple):
-    """One document; `source` is `file:line` of its first line (`file:row` in parquet), both counted from 1."""
+    """One document. Its source is `file:line` of its first line, or `file:row` in parquet, both counted from 1."""
 
     text: str
     source: str
 
 
 class Rejected(NamedTuple):
-    """What could not be used: where it stood, why (one of a few fixed phrases), and how it begins."""
+    """Something that cannot be used: where it is, why (one of a few fixed phrases), and how it begins."""
 
     source: str
     reason: str
@@ -106,29 +117,24 @@ class Rejected(NamedTuple):
 
 
 def decoded(data: bytes, source: str) -> Document | Rejected:
-    """The document whose UTF-8 is `data`."""
+    """Return the document whose UTF-8 is `data`."""
     try:
         return Document(data.decode(), source)
     except UnicodeDecodeError:
         return Rejected(source, "broken UTF-8", excerpt_of(data))
 
 
-def excerpt_of(data: bytes) -> str:
-    """The beginning of what may be no text at all, fit to be printed and written as UTF-8."""
-    return data[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]
-
-
-def of_value(text: Any, source: str, excerpt: str) -> Document | Rejected:
-    """The document whose text stood in a field; `excerpt` is what stood around it."""
-    if text is None:
+def of_value(value: Any, source: str, excerpt: str) -> Document | Rejected:
+    """Return the document whose text is the value of a field; `excerpt` is the beginning of what holds the field."""
+    if value is None:
         return Rejected(source, "no text field", excerpt)
-    if not isinstance(text, str):
+    if not isinstance(value, str):
         return Rejected(source, "text is not a string", excerpt)
-    return Document(text, source)
+    return Document(value, source)
 
 
 def checked(document: Document, limit: int) -> Document | Rejected:
-    """The document, or the reason why its text cannot be tokenised and given back unchanged."""
+    """Return the document if its text has at most `limit` bytes and can be tokenised and decoded unchanged."""
     text, source = document
     if not text or text.isspace():
         return Rejected(source, "empty document", text[:EXCERPT])
@@ -141,3 +147,8 @@ def checked(document: Document, limit: int) -> Document | Rejected:
         except UnicodeEncodeError:
             return Rejected(source, "lone surrogate", excerpt_of(text[:EXCERPT].encode("utf-8", "surrogatepass")))
     return document if size <= limit else Rejected(source, "over the size limit", text[:EXCERPT])
+
+
+def excerpt_of(data: bytes) -> str:
+    """Return the beginning of bytes that may be no text at all, as text that can be printed and encoded."""
+    return data[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]

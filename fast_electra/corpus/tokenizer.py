@@ -1,4 +1,4 @@
-"""SentencePiece BPE over cased text: every text comes back unchanged, and no text can forge a special token."""
+"""SentencePiece BPE over cased text. Decoding returns every text unchanged, and no text can forge a special token."""
 
 import hashlib
 import heapq
@@ -17,14 +17,13 @@ from fast_electra.files import atomic_folder
 from fast_electra.settings import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-DEFAULT_MAX_TRAIN_BYTES = 2**28
 _MODEL, _CARD = "tokenizer.model", "tokenizer.json"
 _FORMAT = 1
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _SENTENCE_CHARACTERS = 1024
 
-# A word with the spaces before it, or one newline. No piece reaches over such a border: training sees no newline, and
-# lets a space stand only before a word or among spaces. So encoding word by word gives what encoding the whole gives.
+# A word with the spaces before it, or one newline. No piece crosses such a border, because training sees no newline and
+# allows a space only before a word or among spaces. So encoding word by word gives the ids of the whole text.
 _WORD = re.compile(r"\n| *[^ \n]+| +")
 _BORDER = re.compile(rf"[^{_SPACE}]{_SPACE}|\n")
 
@@ -34,11 +33,12 @@ class Tokenizer:
 
     Attributes:
         vocabulary_size: number of ids.
-        hash: sha256 of the model file: what shards, checkpoints and auxiliary models are checked against.
+        hash: sha256 of the model file. Shards, checkpoints and auxiliary models are checked against it.
+        special_ids: of [PAD] [UNK] [CLS] [SEP] [MASK]; each also has an attribute of its own, such as `pad_id`.
     """
 
     def __init__(self, model: bytes):
-        """Takes the bytes of a SentencePiece model; `load` reads a folder."""
+        """Open the bytes of a SentencePiece model; `load` reads a folder."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocabulary_size: int = self._processor.vocab_size()
         self.hash = hashlib.sha256(model).hexdigest()
@@ -48,10 +48,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Opens a folder written by `train_tokenizer`.
+        """Open a folder written by `train_tokenizer`.
 
         Raises:
-            UserError: when the folder is missing, incomplete, altered, or holds another kind of tokenizer.
+            UserError: the folder is missing, incomplete or altered, or holds another kind of tokenizer.
         """
         folder = Path(folder)
         try:
@@ -71,7 +71,7 @@ class Tokenizer:
         try:
             tokenizer = cls(model)
         except RuntimeError as error:
-            raise UserError(f"{folder / _MODEL} is no SentencePiece model ({error}): train it again") from None
+            raise UserError(f"{folder / _MODEL} is not a SentencePiece model ({error}): train it again") from None
         if tokenizer.special_ids != (0, 1, 2, 3, 4) or tokenizer.piece(5) != "<0x00>":
             raise UserError(
                 f"{folder / _MODEL} has other special tokens than {' '.join(SPECIAL_PIECES)}: "
@@ -80,22 +80,22 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without [CLS] or [SEP]. NUL and lone surrogates are refused by the readers."""
+        """Return the token ids of a text, without [CLS] and [SEP]. The text must hold no NUL and no lone surrogate."""
         return list(chain.from_iterable(map(self._words.__getitem__, _WORD.findall(text))))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens leave nothing behind, bytes that form no character become U+FFFD."""
+        """Return the text of token ids. Special tokens are left out; bytes that form no character become U+FFFD."""
         return str(self._processor.decode([int(i) for i in ids if i not in self.special_ids]))
 
     def piece(self, token: int) -> str:
-        """How a token is shown: a space is U+2581, a byte looks like `<0x0A>`, a special token like `[CLS]`."""
+        """Return a token as it is printed: a space is U+2581, a byte is like `<0x0A>`, a special token like `[CLS]`."""
         return str(self._processor.id_to_piece(int(token)))
 
 
 class _Words(dict[str, list[int]]):
-    """Word -> token ids, found by SentencePiece when first asked for: some four times as fast as asking each time."""
+    """Token ids by word. SentencePiece is asked for each word once, which makes encoding about four times as fast."""
 
-    _LIMIT, _LENGTH = 2**19, 64  # words kept, and characters of the longest kept
+    _LIMIT, _LENGTH = 2**19, 64  # number of words kept, and characters of the longest one
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor):
         super().__init__()
@@ -103,7 +103,7 @@ class _Words(dict[str, list[int]]):
         self._space = [5 + byte for byte in _SPACE.encode()]
 
     def __missing__(self, word: str) -> list[int]:
-        # SentencePiece reads its own sign for a space as a space: spelt in bytes, it stays itself.
+        # SentencePiece would read its own sign for a space as a space, so that sign is spelt in bytes.
         first, *others = word.split(_SPACE)
         ids: list[int] = self._processor.encode(first)
         for part in others:
@@ -121,27 +121,27 @@ def train_tokenizer(
     vocabulary: int,
     field: str = "text",
     max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
-    max_train_bytes: int = DEFAULT_MAX_TRAIN_BYTES,
+    max_train_bytes: int = 2**28,
     character_coverage: float = 0.99999,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Trains on the documents of `inputs` and writes the folder `output`; the same text gives the same bytes.
+    """Train a tokenizer and write its folder, complete or not at all. The same text gives the same bytes.
 
     Args:
         inputs: files, folders, globs, or `sample`.
-        output: the folder to write, whole or not at all.
+        output: the folder to write.
         vocabulary: exact number of ids, special tokens and bytes included.
         field: the key or column that holds the text.
         max_document_bytes: larger documents are left out.
-        max_train_bytes: of a longer text, only a random sample of documents of at most so many bytes is learnt from.
+        max_train_bytes: if there is more text, train on a random sample of documents that is not larger than this.
         character_coverage: share of all characters that get a token of their own; the rest is spelt in bytes.
-        overwrite: replace a tokenizer that exists.
+        overwrite: replace an existing tokenizer.
 
     Returns:
-        What was written to tokenizer.json.
+        The contents of tokenizer.json.
 
     Raises:
-        UserError: when the text cannot fill the vocabulary (the message says what it can), or the output exists.
+        UserError: the text cannot fill the vocabulary (the message says what it can), or the output exists.
     """
     floor = len(SPECIAL_PIECES) + 256
     if vocabulary <= floor:
@@ -155,12 +155,8 @@ def train_tokenizer(
         tokenizer = Tokenizer(model)
         assert tokenizer.vocabulary_size == vocabulary, (tokenizer.vocabulary_size, vocabulary)
         assert not any(_BORDER.search(tokenizer.piece(i)) for i in range(vocabulary))
-        options = {
-            "algorithm": "bpe",
-            "character_coverage": character_coverage,
-            "max_train_bytes": max_train_bytes,
-            "field": field,
-        }
+        options: dict[str, Any] = {"algorithm": "bpe", "character_coverage": character_coverage}
+        options |= {"max_train_bytes": max_train_bytes, "field": field}
         card = {"format": _FORMAT, "vocabulary_size": vocabulary, "sha256": tokenizer.hash, "options": options}
         card |= {"inputs": [str(file) for file in files], "text": counts, "sentencepiece": sentencepiece.__version__}
         (folder / _MODEL).write_bytes(model)
@@ -171,7 +167,7 @@ def train_tokenizer(
 def _sample(
     files: Sequence[Path], field: str, max_document_bytes: int, limit: int
 ) -> tuple[list[bytes], dict[str, int]]:
-    """Documents, UTF-8, in order: all of them, or those whose texts hash smallest and together fit in `limit` bytes."""
+    """Return documents in UTF-8 and in order, and counts. If not all fit in `limit` bytes, the smallest hashes win."""
     import xxhash
 
     kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top
@@ -216,7 +212,7 @@ def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: floa
             eos_piece=SPECIAL_PIECES[3],
             control_symbols=[SPECIAL_PIECES[4]],
             max_sentence_length=4 * _SENTENCE_CHARACTERS,  # bytes
-            num_threads=4,  # fixed, for it is written into the model
+            num_threads=4,  # fixed, because it is written into the model
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -227,17 +223,17 @@ def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: floa
 def _too_large_or_small(vocabulary: int, message: str) -> Exception:
     if found := re.search(r"set it to a value <= (\d+)", message):
         return UserError(
-            f"--vocabulary {vocabulary} is more than this text can fill: at most {found[1]}; take more text, or that"
+            f"--vocabulary {vocabulary} is more than this text can fill: at most {found[1]}; use that, or more text"
         )
     if found := re.search(r"required_chars.*?(\d+) vs (\d+)", message):
         return UserError(
-            f"--vocabulary {vocabulary} is too small for the characters of this text: take more than {found[2]}"
+            f"--vocabulary {vocabulary} is too small for the characters of this text: use more than {found[2]}"
         )
     return RuntimeError(message)
 
 
 def _sentences(documents: Iterable[bytes]) -> Iterator[str]:
-    """Lines, the long ones cut before a space, for SentencePiece skips what is too long."""
+    """Yield lines. Long ones are cut before a space, because SentencePiece skips what is too long."""
     for document in documents:
         for line in document.decode().replace(_SPACE, "\n").split("\n"):
             start = 0

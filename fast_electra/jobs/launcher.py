@@ -1,4 +1,4 @@
-"""What all launch scripts share: their arguments, and one voice for users' mistakes. Imports nothing heavy."""
+"""What all launch scripts share: their arguments, and how a user's mistake is reported. Imports nothing heavy."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from fast_electra.settings import UserError
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments of every script that the `deepspeed` launcher starts."""
+    """Return a parser with the arguments of every script that the `deepspeed` launcher starts."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra"
@@ -22,11 +22,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(name: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a user's mistake becomes one line on stderr, by one rank of each machine, and exit code 2."""
+    """Run a job. A user's mistake becomes exit code 2 and one line on stderr, from one rank of each machine.
+
+    Args:
+        name: of the script, the beginning of that line.
+        main: the job.
+    """
     try:
         main()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice a machine
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of this machine
             where = "" if os.environ.get("RANK", "0") == "0" else f" on {socket.gethostname()}"
-            sys.stderr.write(f"{name}: error{where}: {error}\n")  # in one piece: ranks share the pipe
+            sys.stderr.write(f"{name}: error{where}: {error}\n")  # in one write, because ranks share the pipe
         sys.exit(2)

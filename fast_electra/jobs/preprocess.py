@@ -1,9 +1,9 @@
-"""Offline preprocessing: the draws of a whole run, written before it trains (section 4).
+"""Offline preprocessing: write the draws of a whole run before it trains (section 4).
 
-    main -> write: begin (plan the store, see what is there) -> write_parts -> finish (write the manifest)
+    main -> write: begin (plan the store, see what exists) -> write_parts -> finish (write the manifest)
 
-The draws are those of online training from the same seed, because they depend on the noise of each position alone.
-They agree up to rounding: batches of other sizes may add in another order.
+The draws are those of online training with the same seed, because they depend on the noise of each position alone.
+They agree up to rounding: sums in batches of other sizes may be added in another order.
 """
 
 import sys
@@ -36,15 +36,15 @@ from fast_electra.training.engines import Ranks, start_ranks, stop_ranks, wait_f
 from fast_electra.training.loop import evaluation_batch
 from fast_electra_kernels import Pieces, concatenate
 
-# Sequences of a part. A crash can cost each rank one part: at most 47 MB at 512 positions and 128,000 tokens.
+# Sequences of a part. A crash costs each rank at most one part: 47 MB at 512 positions and 128,000 tokens.
 LEAST, MOST = 4096, 65_536
-PARTS = 8  # of each rank, if they are large enough: the ranks then have about as much to do
-PROGRESS = 10.0  # seconds between two lines
+PARTS = 8  # for each rank, if they are large enough: the ranks then have about the same work
+PROGRESS = 10.0  # seconds between two lines about progress
 PAPER = 256_000_000  # sequences that the paper pre-trains on: 125,000 updates of 2,048
 
 
 def main(config: Config, output: Path | None, part: int | None = None) -> None:
-    """Join the launcher's process group, write the store, and leave it; see `write`."""
+    """Join the launcher's process group, write the store, and leave the group; see `write`."""
     folder = destination(config, output, part)
     operators.ensure(fused_adam=False)
     ranks = start_ranks()
@@ -53,7 +53,11 @@ def main(config: Config, output: Path | None, part: int | None = None) -> None:
 
 
 def destination(config: Config, output: Path | None, part: int | None) -> Path:
-    """Return the folder to write: `output`, or the one that the config names. Check what can be checked before work."""
+    """Return the folder to write: `output`, or the one that the config names.
+
+    Raises:
+        UserError: there is no such folder, or an argument is wrong. This is found before any work.
+    """
     if output is None and config.run.replacement.store is not None:
         output = Path(config.run.replacement.store)
     if output is None:
@@ -68,15 +72,17 @@ def destination(config: Config, output: Path | None, part: int | None) -> Path:
 
 
 def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -> None:
-    """Writes the store of a run, or what is missing of it.
+    """Write the store of a run, or what is missing of it.
 
     Args:
-        output: its folder.
-        part: sequences of a file; by default such that each rank writes PARTS of them, from LEAST to MOST. A store
-            that was begun keeps its own.
+        config: of the run.
+        output: folder of the store.
+        ranks: this process's place among all.
+        part: sequences of a file, from LEAST to MOST; by default, each rank writes PARTS files. An unfinished store
+            keeps its own number.
 
     Raises:
-        UserError: the run cannot be stored so, or the folder holds something else.
+        UserError: the run cannot be stored in this way, or the folder holds something else.
     """
     corpus = open_run_corpus(config.run, ranks)
     if (output / MANIFEST).exists():
@@ -91,7 +97,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
     try:
         write_parts(store, ranks)
     except UserError as error:
-        if ranks.rank != 0:  # perhaps this rank alone meets it, and the launch script would be silent
+        if ranks.rank != 0:  # the launch script prints errors of rank 0 alone, and perhaps only this rank has one
             sys.stderr.write(f"rank {ranks.rank}: {error}\n")
         raise
     _wait(ranks)
@@ -102,7 +108,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
 
 @dataclass(frozen=True)
 class Store:
-    """A store that is being written, and everything that its tokens come from."""
+    """A store that is being written, and everything that determines its tokens."""
 
     folder: Path
     plan: StorePlan
@@ -110,7 +116,7 @@ class Store:
     corpus: Corpus
     distribution: Distribution
     strengths: list[float]  # at each update, for kind `fixed`
-    micro_batch: int  # sequences that are drawn for together
+    micro_batch: int  # sequences of one call of the distribution
 
     def micro_batches(self, part: Part) -> Iterator[tuple[TokenBatch, float | None]]:
         """Yield the sequences of a part, and for kind `fixed` the strength at which they are drawn."""
@@ -124,7 +130,7 @@ class Store:
                 samples = torch.arange(start, stop)
                 yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), strength
             else:
-                if self.strengths:  # a micro-batch has one strength, so it ends with its update
+                if self.strengths:  # a micro-batch has one strength, so it does not cross an update's end
                     update = start // batch
                     stop, strength = min(stop, (update + 1) * batch), self.strengths[update]
                 which, epochs = sequences.order(self.config.run.seed, start, stop)
@@ -140,7 +146,7 @@ def begin(
     ranks: Ranks,
     part: int | None = None,
 ) -> Store:
-    """Plan the store; see `write`. The folder must be new, or hold an unfinished store of the same plan.
+    """Plan the store and make its folder, which must be new or hold an unfinished store of the same plan.
 
     Args:
         config: of the run.
@@ -148,7 +154,10 @@ def begin(
         drawn_by: the distribution, and facts about its auxiliary.
         folder: of the store.
         ranks: this process's place among all.
-        part: number of sequences of a file.
+        part: number of sequences of a file; see `write`.
+
+    Raises:
+        UserError: the run cannot be stored in this way, or the folder holds something else.
     """
     distribution, auxiliary_facts = drawn_by
     if part is None:
@@ -161,7 +170,7 @@ def begin(
         plan = before
     elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(_unfinished(folder))):
         raise UserError(f"{folder} holds something else than a store ({PLAN} is missing): choose another --output")
-    _wait(ranks)  # all have looked
+    _wait(ranks)  # until all have looked
     if ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for file in _unfinished(folder):
@@ -173,49 +182,40 @@ def begin(
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """Files that a killed preprocessing had not yet moved to their places."""
+    """Return the temporary files that a killed preprocessing left."""
     return [file for pattern in (".*.partial", f".{PLAN}.*", f".{MANIFEST}.*") for file in folder.glob(pattern)]
 
 
 def write_parts(store: Store, ranks: Ranks) -> None:
-    """Writes this rank's share of the parts, but for those that are whole."""
+    """Write this rank's share of the parts, except those that are already complete.
+
+    Rank 0 reports progress for all ranks, because their shares have about the same size.
+    """
     mine = list(store.plan.parts())[ranks.rank :: ranks.world]
-    missing = [part for part in mine if not _is_whole(store, part)]
+    missing = [part for part in mine if not _is_complete(store, part)]
     if ranks.rank == 0:
         print(_headline(store, ranks, len(mine) - len(missing)), flush=True)
-    progress = Progress(sum(part.stop - part.first for part in missing), ranks)
+    total, done, size = sum(part.stop - part.first for part in missing), 0, ""
+    began = reported = time.perf_counter()
+    written = 0  # bytes
     for part in missing:
         counts, pieces = [], []
         for batch, strength in store.micro_batches(part):
             counts.append(masked_counts(batch.lengths_B, store.config.run.corruption.mask_fraction))
             pieces.append(_draw(store, batch.to(ranks.device), strength))
-            progress.advance(len(batch.lengths_B))
+            done += len(batch.lengths_B)
+            if ranks.rank == 0 and (now := time.perf_counter()) - reported > PROGRESS:
+                reported, rate = now, done / (now - began)
+                speed, left = f"{rate * ranks.world:,.0f} sequences/s", timedelta(seconds=round((total - done) / rate))
+                print(f"preprocessed {done / total:.1%}, {speed}{size}, {left} left", flush=True)
         path = store.folder / part.name
         write_part(path, store.plan, part, torch.cat(counts), concatenate(pieces))
-        progress.written, progress.bytes = progress.done, progress.bytes + path.stat().st_size
-
-
-class Progress:
-    """A line on rank 0 now and then, for all ranks: their shares are alike."""
-
-    def __init__(self, total: int, ranks: Ranks) -> None:
-        self.total, self.ranks = total, ranks
-        self.done = self.written = self.bytes = 0
-        self.began = self.told = time.perf_counter()
-
-    def advance(self, sequences: int) -> None:
-        self.done += sequences
-        now = time.perf_counter()
-        if self.ranks.rank == 0 and now - self.told > PROGRESS:
-            self.told, rate = now, self.done / (now - self.began)
-            left = timedelta(seconds=round((self.total - self.done) / rate))
-            share, rate = 100 * self.done / self.total, rate * self.ranks.world
-            size = f", {self.bytes / self.written:.0f} bytes a sequence" if self.written else ""
-            print(f"preprocessed {share:.1f}%, {rate:,.0f} sequences/s{size}, {left} left", flush=True)
+        written += path.stat().st_size
+        size = f", {written / done:.0f} bytes a sequence"
 
 
 def _draw(store: Store, batch: TokenBatch, strength: float | None) -> Pieces:
-    """Every draw along the axis, or for kind `fixed` the one at `strength`; on the CPU."""
+    """Return every draw along the axis, or for kind `fixed` the one at `strength`; on the CPU."""
     distribution, plan = store.distribution, store.plan
     masked = mask(batch, masking(store.config.run, store.corpus.tokenizer))
     if strength is None and plan.low != plan.high:
@@ -225,8 +225,8 @@ def _draw(store: Store, batch: TokenBatch, strength: float | None) -> Pieces:
     return Pieces(torch.ones_like(tokens_M), tokens_M, torch.full(tokens_M.shape, -torch.inf))
 
 
-def _is_whole(store: Store, part: Part) -> bool:
-    """Whether the part is there; files appear whole, but one that was put there by hand may belong to another store."""
+def _is_complete(store: Store, part: Part) -> bool:
+    """Return whether the part exists. Its file appears complete, but may have been copied from another store."""
     try:
         return PartFile(store.folder / part.name).label.get("store") == store.plan.fingerprint
     except (OSError, SafetensorError, ValueError):
@@ -234,7 +234,7 @@ def _is_whole(store: Store, part: Part) -> bool:
 
 
 def finish(store: Store) -> StoreManifest:
-    """Hashes all parts and writes the manifest: from here on the store is complete."""
+    """Hash all parts and write the manifest, which makes the store complete."""
     parts = list(store.plan.parts())
     paths = [store.folder / part.name for part in parts]
     positions = pieces = 0
@@ -262,7 +262,7 @@ def _headline(store: Store, ranks: Ranks, kept: int) -> str:
 
 
 def summary(folder: Path, manifest: StoreManifest) -> str:
-    """One line: what was written, and what the paper's run would take."""
+    """Return one line about what was written, with the size that the paper's run would have."""
     sequences = manifest.plan.sequences
     each = manifest.bytes / sequences
     pieces = f", {manifest.pieces / manifest.positions:.2f} pieces a position" if manifest.plan.kind == "axis" else ""

@@ -1,4 +1,4 @@
-"""Dropout in a model that is not being trained: the augmentations `dropout` and `attention_dropout` of E.2."""
+"""Dropout in a frozen model: the augmentations `dropout` and `attention_dropout` of E.2."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,23 +12,30 @@ from fast_electra_kernels.noise import random_bits
 
 @dataclass(frozen=True)
 class KeyedDropout:
-    """Rates, and keys that make what is dropped a pure function of (key of the sequence, layer, position, feature).
+    """Dropout whose choices are a function of (key of the sequence, layer, position, feature).
 
-    So a sequence is perturbed alike in any batch and on any rank, online and offline. What is kept is scaled by
-    1 / (1 - rate), as in training.
+    A sequence is therefore perturbed alike in any batch, on any rank, online and offline. Numbers that are kept are
+    scaled by 1 / (1 - rate), as in training.
     """
 
     keys_B: Tensor  # int64, one for each sequence, on the model's device
-    hidden_rate: float = 0.0  # of the embedding's output and of each residual branch
-    attention_rate: float = 0.0  # of the attention probabilities
-    site: int = 0  # which layer's
+    hidden_rate: float = 0.0  # for the embedding's output and each residual branch
+    attention_rate: float = 0.0  # for the attention probabilities
+    site: int = 0  # number of the layer's first site; a layer has three
 
     def of_layer(self, layer: int) -> "KeyedDropout":
-        """The same for one encoder layer: 1, 2, ...; 0 is the embedding."""
+        """Return the dropout of one encoder layer: 1, 2, ...; 0 is the embedding."""
         return dataclasses.replace(self, site=3 * layer)
 
     def hidden(self, x: Tensor, branch: int, positions_M: Tensor | None, length: int) -> Tensor:
-        """Drops features of [B, L, D], or of the rows [M, D] at flat positions of sequences of `length`."""
+        """Drop features of hidden states.
+
+        Args:
+            x: [B, L, D]; or, if `positions_M` is given, the rows [M, D] at these flat positions.
+            branch: 0 or 1, the residual branch of the layer.
+            positions_M: int64, or None.
+            length: L.
+        """
         if self.hidden_rate == 0.0:
             return x
         if positions_M is None:
@@ -39,7 +46,7 @@ class KeyedDropout:
         return _drop(x, keys, self.hidden_rate)
 
     def attention(self, probabilities_BHLL: Tensor) -> Tensor:
-        """Drops attention probabilities."""
+        """Drop attention probabilities."""
         heads, length = probabilities_BHLL.shape[1:3]
         head_H1 = torch.arange(heads, device=probabilities_BHLL.device)[:, None]
         query_L = torch.arange(length, device=probabilities_BHLL.device)
@@ -48,7 +55,7 @@ class KeyedDropout:
 
 
 def _drop(x: Tensor, keys: Tensor, rate: float) -> Tensor:
-    """Zeroes each number of the last dimension with probability `rate`, by the key of its row."""
+    """Set each number of the last dimension to zero with probability `rate`, by the key of its row."""
     features = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
     bits = random_bits(keys.flatten(), features).view(x.shape)
     kept = bits >= round(rate * 2**32) - 2**31  # the bits are signed

@@ -14,14 +14,14 @@ from fast_electra.settings import Settings
 
 
 class EncoderSettings(Settings):
-    """Sizes of an encoder (Table 2) and its position encoding (Table 3)."""
+    """Sizes of an encoder (Table 2), its position encoding (Table 3), and how it starts and is regularised."""
 
     vocabulary_size: int = Field(ge=6)
     layers: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     ffn_size: int = Field(ge=1)
     heads: int = Field(ge=1)
-    embedding_size: int | None = Field(default=None, ge=1)  # None: hidden_size; smaller as in ELECTRA-small
+    embedding_size: int | None = Field(default=None, ge=1)  # None: hidden_size; ELECTRA-small has less
     relative_buckets: int = Field(default=32, ge=4)
     relative_max_distance: int = Field(default=128, ge=2)
     relative_start: Literal["zero", "local"] = "zero"
@@ -44,9 +44,10 @@ class EncoderSettings(Settings):
 
 
 class EncoderLayer(nn.Module):
-    """x = LN(x * omega + f(x)) for f attention, then feed-forward; omega is Admin's scale, 1 unless profiled."""
+    """x = LN(x * omega + f(x)), where f is attention, then feed-forward. Omega is Admin's scale, 1 unless profiled."""
 
     def __init__(self, settings: EncoderSettings) -> None:
+        """Make the weights; `initialize` fills them."""
         super().__init__()
         d = settings.hidden_size
         self.heads, self.dropout, self.attention_dropout = settings.heads, settings.dropout, settings.attention_dropout
@@ -60,7 +61,14 @@ class EncoderLayer(nn.Module):
         self.ffn_omega = nn.Parameter(torch.ones(d))
 
     def mix(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None, drop: KeyedDropout | None = None) -> Tensor:
-        """What each position attends to, [B, L, D]: the attention branch before its output projection."""
+        """Return the mixed values of the heads, [B, L, D]: the attention branch before its output projection.
+
+        Args:
+            x_BLD: hidden states.
+            bias: added to the attention scores, [1, H, L, L].
+            padding: the same for padding, [B, 1, 1, L]; None if there is none.
+            drop: what to drop in eval mode.
+        """
         b, length, d = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if self.training:
@@ -72,11 +80,11 @@ class EncoderLayer(nn.Module):
         return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
 
     def attend(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The attention branch, before dropout and residual."""
+        """Return the attention branch, before dropout and residual."""
         return self.attention_output(self.mix(x_BLD, bias, padding))
 
     def feed(self, x_BLD: Tensor) -> Tensor:
-        """The feed-forward branch, before dropout and residual."""
+        """Return the feed-forward branch, before dropout and residual."""
         return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))
 
     def forward(
@@ -87,7 +95,7 @@ class EncoderLayer(nn.Module):
         positions_M: Tensor | None = None,
         drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """[B, L, D] to [B, L, D]; with `positions_M`, to the rows [M, D] of these flat positions only."""
+        """Return [B, L, D]; with `positions_M`, only the rows [M, D] at these flat positions. See also `mix`."""
         length = x_BLD.shape[1]
 
         def dropout(x: Tensor, branch: int) -> Tensor:
@@ -103,9 +111,10 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states, [B, L] to [B, L, D]. Padding is never attended to; its own rows mean nothing."""
+    """Token ids [B, L] to hidden states [B, L, D]. Padding is never attended to; its own rows mean nothing."""
 
     def __init__(self, settings: EncoderSettings) -> None:
+        """Make the weights; `initialize` fills them."""
         super().__init__()
         self.settings = settings
         self.hidden_size, self.vocabulary_size = settings.hidden_size, settings.vocabulary_size
@@ -119,10 +128,11 @@ class Encoder(nn.Module):
             settings.relative_buckets, settings.relative_max_distance, settings.heads, settings.relative_start
         )
         self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
-        # Set by the training engine to its activation checkpointing; called as checkpoint(layer, *inputs).
+        # The training engine sets its activation checkpointing here. It is called as checkpoint(layer, *inputs).
         self.checkpoint: Callable[..., Any] | None = None
 
     def embed(self, tokens_BL: Tensor) -> Tensor:
+        """Return the input of the first layer, [B, L, D]."""
         x_BLD = self.embedding_norm(self.embedding_projection(self.embedding(tokens_BL)))
         return F.dropout(x_BLD, self.settings.dropout, self.training)
 
@@ -133,20 +143,20 @@ class Encoder(nn.Module):
         positions_M: Tensor | None = None,
         drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """Hidden states [B, L, D]; with `positions_M`, those of these flat positions only, [M, D].
+        """Return hidden states [B, L, D]; with `positions_M`, only those at these flat positions, [M, D].
 
         Args:
             tokens_BL: int64.
-            real_BL: bool, False at padding; None where there is none, which is faster.
-            positions_M: int64, where a head needs hidden states; the last layer then does no more than they need.
-            drop: what to drop of a model in eval mode, where an augmentation asks for it.
+            real_BL: bool, False at padding; None if there is none, which is faster.
+            positions_M: int64, positions whose hidden states are needed. The last layer then computes no others.
+            drop: what to drop in eval mode, if an augmentation asks for it.
         """
         x_BLD = self.embed(tokens_BL)
         if drop is not None:
             x_BLD = drop.hidden(x_BLD, 0, None, tokens_BL.shape[1])
         bias = self.relative_bias(tokens_BL.shape[1])[None]
         padding = None
-        if real_BL is not None:  # the lowest finite number, not -inf: a row of -inf alone would be NaN
+        if real_BL is not None:  # the lowest finite number, because a row of -inf alone would become NaN
             padding = torch.zeros_like(real_BL, dtype=bias.dtype)
             padding = padding.masked_fill_(~real_BL, torch.finfo(bias.dtype).min)[:, None, None]
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None

@@ -35,7 +35,7 @@ class MaskedLanguageModel(nn.Module):
 
         Args:
             settings: sizes.
-            seed: names the initial weights.
+            seed: determines the initial weights.
         """
         super().__init__()
         self.encoder = Encoder(settings)
@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
 
         Args:
             settings: sizes.
-            seed: names the initial weights.
+            seed: determines the initial weights.
         """
         encoder = Encoder(settings)
         model = cls(encoder)
@@ -113,5 +113,5 @@ class Discriminator(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones once: the figures of Table 2."""
+    """Return the number of parameters (Table 2). A tied one counts once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Initialisation: BERT's normal weights, and Admin's residual scales (Liu et al., 2020a) found by profiling."""
+"""Initialisation: BERT's normal weights, and Admin's residual scales from profiling (Liu et al., 2020a)."""
 
 import torch
 from torch import nn
@@ -10,10 +10,15 @@ PROFILE_SEQUENCES, PROFILE_LENGTH = 4, 128
 
 
 def initialize(model: nn.Module, encoder: Encoder, seed: int) -> None:
-    """Fills every weight of `model`, whose encoder is `encoder`, from `seed` alone: equal on every rank.
+    """Fill every weight of a model from the seed alone, so that all ranks have the same.
 
-    Linear and embedding weights are normal with the settings' standard deviation, biases 0, LayerNorms 1 and 0; the
+    Linear and embedding weights are normal with the settings' standard deviation. Biases are 0, LayerNorms 1 and 0. The
     relative bias keeps its start. With `admin`, the residual scales omega are then profiled.
+
+    Args:
+        model: the whole model.
+        encoder: its encoder.
+        seed: determines the weights.
     """
     std = encoder.settings.initial_std
     generator = torch.Generator().manual_seed(seed)
@@ -29,10 +34,10 @@ def initialize(model: nn.Module, encoder: Encoder, seed: int) -> None:
 
 @torch.no_grad()
 def profile(encoder: Encoder, seed: int) -> None:
-    """Sets omega_i = sqrt(sum over j < i of Var[f_j]), with the embedding's output as f_0, on random tokens.
+    """Set omega_i = sqrt(sum over j < i of Var[f_j]), where f_0 is the embedding's output and the tokens are random.
 
-    Admin sends one batch through the network with all omega = 1 and measures the variance of each residual branch:
-    each residual connection then weighs as much as all the branches that it carries.
+    Admin sends one batch through the network with all omega = 1 and measures the variance of each residual branch.
+    Each residual connection then weighs as much as all the branches that it carries.
     """
     was_training = encoder.training
     encoder.eval()

@@ -1,4 +1,4 @@
-"""The two models of joint training in one module, with their token embedding shared or not (section 2)."""
+"""Both models of joint training in one module. They may share their token embedding (section 2)."""
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,19 @@ SHARINGS = ("shared", "gradient_disentangled", "none")  # of the token embedding
 
 
 class JointModel(nn.Module):
-    """An auxiliary model and a main model, to be trained together by one optimizer.
-
-    `sharing` of the token embedding: "shared" (ELECTRA: one table, trained by both losses), "gradient_disentangled"
-    (DeBERTaV3: the main model reads the auxiliary's table as a constant, plus a table of its own that starts at zero),
-    or "none".
-    """
+    """An auxiliary model and a main model that one optimizer trains together."""
 
     def __init__(self, settings: EncoderSettings, auxiliary_layers: int, sharing: str, seed: int = 0) -> None:
+        """Build both models.
+
+        Args:
+            settings: sizes of the main model, and of the auxiliary except for its layers.
+            auxiliary_layers: layers of the auxiliary.
+            sharing: of the token embedding. "shared" is ELECTRA's: both losses train one table. With
+                "gradient_disentangled" (DeBERTaV3) the main model adds a table of its own, which starts at zero, to the
+                auxiliary's, which is a constant for it. "none" gives each model its own.
+            seed: determines the initial weights.
+        """
         super().__init__()
         self.sharing = sharing
         self.auxiliary = MaskedLanguageModel(settings.model_copy(update={"layers": auxiliary_layers}), seed)
@@ -32,7 +37,7 @@ class JointModel(nn.Module):
             encoder.embedding = DisentangledEmbedding(self.auxiliary.encoder.embedding)
 
     def forward(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor | None = None) -> Tensor:
-        """The auxiliary's logits [M, V] where `positions_M` are given; else the main model's [B, L]."""
+        """Return the auxiliary's logits [M, V] if `positions_M` are given; else the main model's logits [B, L]."""
         if positions_M is not None:
             logits_MV: Tensor = self.auxiliary(tokens_BL, real_BL, positions_M)
             return logits_MV
@@ -40,7 +45,7 @@ class JointModel(nn.Module):
         return logits_BL
 
     def split(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weights of the main model and of the auxiliary, each complete, from those of both by parameter name."""
+        """Return the complete weights of the main model and of the auxiliary from the module's weights by name."""
         main, auxiliary = (
             {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
             for part in ("main.", "auxiliary.")
@@ -53,13 +58,15 @@ class JointModel(nn.Module):
 
 
 class DisentangledEmbedding(nn.Embedding):
-    """E_main = stop_gradient(E_auxiliary) + E_own (He et al., 2021b): the losses do not pull on one table."""
+    """E_main = stop_gradient(E_auxiliary) + E_own (He et al., 2021b). No table gets gradients of both losses."""
 
     def __init__(self, base: nn.Embedding) -> None:
+        """Add to `base`, the embedding of the auxiliary."""
         super().__init__(base.num_embeddings, base.embedding_dim)
-        self._base = (base,)  # not a submodule: its parameter has one name, the auxiliary's
+        self._base = (base,)  # in a tuple, so that it is no submodule: its parameter has one name, the auxiliary's
         with torch.no_grad():
             self.weight.zero_()
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
+        """Return embeddings [B, L, E]."""
         return F.embedding(tokens_BL, self._base[0].weight.detach()) + super().forward(tokens_BL)

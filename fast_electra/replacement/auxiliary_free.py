@@ -1,20 +1,22 @@
-"""Replacements without an auxiliary model (D.1): uniform, term frequency, smoothed one-hot, and paths between (E.3).
+"""Replacements without an auxiliary model: uniform, term frequency, smoothed one-hot (D.1), and paths between (E.3).
 
-All five are p_v ~ q_v^gamma * s_v^(1 - gamma), where q is uniform or the term frequency, and s smoothed one-hot:
-s_x = 1 - alpha for the original token x, alpha / (V - 1) for each of the others. Footnote 7 and E.3 define the
-path between two distributions as this product. "Uniform" is over the entire vocabulary, special tokens included,
-as D.1 says; the term frequency of a special token, which no document holds, is 0, and 0^0 = 1 at gamma = 0.
+All five are geometric mixtures p_v ~ q_v^gamma * s_v^(1 - gamma). Here q is uniform or the term frequency, and s is
+smoothed one-hot: s_x = 1 - alpha for the original token x, and alpha / (V - 1) for each other token. Footnote 7 and E.3
+define the path between two distributions as this product. "Uniform" is over the entire vocabulary, special tokens
+included, as D.1 says. No document holds special tokens, so their term frequency is 0; at gamma = 0, 0^0 = 1.
 
-The draw is a race. The token with the highest line gamma * log q_v + (1 - gamma) * log s_v + (Gumbel noise of v) wins:
-that is exactly softmax, and one noise gives the draws at every gamma. V lines a position need not be made, for all
-but a few have no chance. Tokens are grouped so that q varies within a group by at most a factor 2. Token v's noise
-is -log of the first arrival of a Poisson process of rate 1; the processes of a group's n tokens together have arrivals
+A draw is a race. The token with the highest line gamma * log q_v + (1 - gamma) * log s_v + (Gumbel noise of v) wins.
+This is an exact draw from p, and one noise gives the draws at every gamma. Only a few of the V lines of a position
+have a chance, and only those are made. For this, tokens are grouped: within a group, q varies by at most a factor 2.
+The Gumbel noise of token v is -log of the first arrival of a Poisson process of rate 1. The processes of the n tokens
+of a group, taken together, have the arrivals
 
-    A_k = (E_1 + ... + E_k) / n,   E standard exponential, each the token's that is drawn uniformly from the group,
+    A_k = (E_1 + ... + E_k) / n,   with standard exponential E_j,
 
-where a later arrival of the same token simply loses. So the first K arrivals of each group are taken from the top. All
-that come later lie below the line -log A_K with the group's largest q, the group's bound. A position at which a
-bound wins is not decided yet, and is raced again with 2 K arrivals, the first K of which are the same.
+and each arrival belongs to a token that is drawn uniformly from the group. A later arrival of the same token simply
+loses. So only the first K arrivals of each group are made. All later ones lie below the group's bound: the line with
+the noise -log A_K and the largest q of the group. If a bound wins at a position, the race is repeated there with 2 K
+arrivals, of which the first K are the same.
 """
 
 import math
@@ -31,16 +33,16 @@ from fast_electra.settings import UserError
 from fast_electra_kernels import Pieces, concatenate, envelope
 from fast_electra_kernels.noise import exponential, random_bits
 
-_ARRIVALS = 4  # K of the first race: about one position in ten thousand needs another
-_BLOCK = 2**18  # lines of all positions together that are held at a time: some tens of MB
+_ARRIVALS = 4  # K of the first race: about one position in ten thousand needs a second race
+_BLOCK = 2**18  # number of lines held at a time, over all positions: some tens of MB
 
 
-class Recipe(NamedTuple):
-    """What a distribution's name means.
+class Mixture(NamedTuple):
+    """The geometric mixture that a name stands for.
 
     Attributes:
-        frequency: q is the term frequency; otherwise it is uniform.
-        gamma: the constant gamma of a distribution without a curriculum; None where the curriculum gives it.
+        frequency: True if q is the term frequency, False if it is uniform.
+        gamma: the constant gamma of a distribution without a curriculum; None if the curriculum gives it.
     """
 
     frequency: bool
@@ -48,16 +50,16 @@ class Recipe(NamedTuple):
 
 
 AUXILIARY_FREE = {
-    "uniform": Recipe(False, 1.0),
-    "term_frequency": Recipe(True, 1.0),
-    "smoothed_one_hot": Recipe(False, 0.0),
-    "uniform_to_smoothed_one_hot": Recipe(False, None),
-    "term_frequency_to_smoothed_one_hot": Recipe(True, None),
+    "uniform": Mixture(False, 1.0),
+    "term_frequency": Mixture(True, 1.0),
+    "smoothed_one_hot": Mixture(False, 0.0),
+    "uniform_to_smoothed_one_hot": Mixture(False, None),
+    "term_frequency_to_smoothed_one_hot": Mixture(True, None),
 }
 
 
 class _Lines(NamedTuple):
-    """The competitors at each position: x itself, K arrivals of each group, and a bound for the rest of each group."""
+    """The lines of each position: x itself, K arrivals of each group, and a bound for the rest of each group."""
 
     slopes_MC: Tensor  # float64, over gamma
     intercepts_MC: Tensor  # float64
@@ -65,36 +67,41 @@ class _Lines(NamedTuple):
 
 
 class AuxiliaryFree:
-    """x_hat ~ q^gamma * s^(1 - gamma), drawn exactly, without a [masked, vocabulary] matrix.
+    """x_hat ~ q^gamma * s^(1 - gamma), drawn without a [masked, vocabulary] matrix.
 
-    A draw is a function of the position's key, the original token and gamma. One bias remains: a token of a group of
-    n is taken with the 32-bit (bits * n) >> 32, which changes its share of the group by less than n / 2^32.
+    A draw is a function of the position's key, the original token and gamma. It is exact up to one bias: an arrival
+    belongs to token (bits * n) >> 32 of its group of n, with 32 random bits, so shares are off by less than n / 2^32.
+
+    Attributes:
+        parameter: "gamma"; None if gamma is constant.
+        floor: 0, to which gamma falls.
     """
 
     floor = 0.0
 
     def __init__(self, log_q_V: Tensor, alpha: float, gamma: float | None, arrivals: int = _ARRIVALS) -> None:
-        """
+        """Group the tokens by q.
+
         Args:
             log_q_V: log q, float64 [V] on the device of the batches, normalised, `NEVER` where q is 0; V >= 2.
-            alpha: the share of smoothed one-hot that is not the original token's, in (0, 1).
-            gamma: constant in place of the curriculum's value, or None.
+            alpha: share of smoothed one-hot that goes to other tokens than the original, in (0, 1).
+            gamma: a constant in place of the curriculum's strength, or None.
             arrivals: K of the first race; the draws do not depend on it.
 
         Raises:
-            UserError: when alpha is out of range.
+            UserError: alpha is out of range.
         """
         if not 0.0 < alpha < 1.0:
             raise UserError(
-                f"fast_electra.replacement.alpha is {alpha}: it must lie between 0 and 1; the paper's is 0.35"
+                f"fast_electra.replacement.alpha must lie between 0 and 1, not be {alpha}; the paper's is 0.35"
             )
         assert log_q_V.dtype == torch.float64 and len(log_q_V) >= 2
         self.gamma, self.arrivals = gamma, arrivals
         self.parameter = "gamma" if gamma is None else None
         self.log_q_V = log_q_V
         self.log_x, self.log_other = math.log1p(-alpha), math.log(alpha / (len(log_q_V) - 1))
-        # Groups are made on the CPU, so that every device has the same. Borders a fraction of an octave off the
-        # largest q keep clear of the ratios 1/2, 1/4, ... of small counts, which rounding could put on either side.
+        # Groups are made on the CPU, so that every device has the same. Their borders are a fraction of an octave off
+        # the largest q. At the ratios 1/2, 1/4, ... of small counts, rounding could decide for either side.
         log_q_V = log_q_V.cpu()
         octaves_V = ((log_q_V.max() - log_q_V) / math.log(2.0) + 0.3).floor()
         _, groups_V, sizes_G = torch.unique(octaves_V, return_inverse=True, return_counts=True)
@@ -108,10 +115,10 @@ class AuxiliaryFree:
 
     @torch.no_grad()
     def sample(self, masked: MaskedBatch, strength: float) -> Draws:
-        """Draw at gamma = `strength`, or at the constant gamma if there is one; the draws have both figures.
+        """Draw at gamma = `strength`, or at the constant gamma if there is one. The draws have both figures.
 
         Raises:
-            UserError: when gamma is not in [0, 1].
+            UserError: gamma is not in [0, 1].
         """
         gamma = self._gamma(strength) if self.gamma is None else self.gamma
         originals_M = masked.original_M
@@ -126,12 +133,12 @@ class AuxiliaryFree:
 
     def _gamma(self, strength: float) -> float:
         if not 0.0 <= strength <= 1.0:
-            raise UserError(f"gamma is {strength}: it must lie in [0, 1]; see fast_electra.curriculum.initial")
+            raise UserError(f"gamma must lie in [0, 1], not be {strength}; see fast_electra.curriculum.initial")
         return axis_position("gamma", strength)
 
     @torch.no_grad()
     def pieces(self, masked: MaskedBatch, low: float, high: float) -> Pieces:
-        """The draws at every gamma in [low, high], 0 <= low < high <= 1: the upper envelope of the lines."""
+        """Return the draws at every gamma in [low, high], 0 <= low < high <= 1: the upper envelope of the lines."""
         if self.gamma is not None:  # one piece for the whole axis
             tokens_M = self.sample(masked, self.gamma).tokens_M
             starts_M = torch.full(tokens_M.shape, -math.inf, device=tokens_M.device)
@@ -159,14 +166,14 @@ class AuxiliaryFree:
     def _race(
         self, keys_M: Tensor, originals_M: Tensor, rows_M: Tensor, arrivals: int
     ) -> Iterator[tuple[Tensor, _Lines]]:
-        """The lines of the given rows, block by block."""
+        """Yield the given rows and their lines, block by block."""
         lines = len(self.sizes_G) * (arrivals + 1) + 1
         for rows in rows_M.split(max(1, _BLOCK // lines)):
             yield rows, self._lines(keys_M[rows], originals_M[rows], arrivals)
 
     def _lines(self, keys_M: Tensor, originals_M: Tensor, arrivals: int) -> _Lines:
         m, g = len(keys_M), len(self.sizes_G)
-        # Number 0 is x's noise; then arrival by arrival, so that the first ones do not depend on how many there are.
+        # Number 0 is the noise of x. The others follow arrival by arrival, so the first ones do not depend on K.
         numbers = torch.arange(1 + 2 * arrivals * g, dtype=torch.int32, device=keys_M.device)
         bits = random_bits(keys_M, numbers)
         own_M1 = exponential(bits[:, :1], torch.float64)
@@ -174,7 +181,7 @@ class AuxiliaryFree:
         unsigned_MKG = (bits[:, 2::2].to(torch.int64) & 0xFFFFFFFF).view(m, arrivals, g)
         places_MKG = self.firsts_G + ((unsigned_MKG * self.sizes_G) >> 32)
         tokens_MA = self.members_V[places_MKG].flatten(1)
-        # x has a line of its own, so the arrivals that fell to it are void; a group of one token needs no bound.
+        # x has a line of its own, so its arrivals in the group are void. A group of one token needs no bound.
         void_MA = tokens_MA == originals_M[:, None]
         bound_G = self.largest_G - self.log_other
         slopes = (
@@ -191,9 +198,9 @@ class AuxiliaryFree:
         return _Lines(torch.cat(slopes, dim=1), torch.cat(intercepts, dim=1), torch.cat(tokens, dim=1))
 
     def _figures(self, originals_M: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-        """Entropy (nats) and probability of the original token, float32 [M] each, in closed form: O(V) for all rows.
+        """Return entropy (nats) and probability of the original token, float32 [M] each, in O(V) for all positions.
 
-        Divided by (alpha / (V - 1))^(1 - gamma), every token weighs q^gamma, but x weighs `ratio` times as much.
+        After division by (alpha / (V - 1))^(1 - gamma), each token weighs q^gamma, and x weighs exp(log_ratio) q^gamma.
         """
         log_V = gamma * self.log_q_V
         weight_V = log_V.exp()
@@ -212,14 +219,14 @@ def auxiliary_free(
     log_frequency_V: Tensor | None = None,
     device: torch.device | None = None,
 ) -> AuxiliaryFree:
-    """The distribution of that name.
+    """Return the distribution of a name.
 
     Args:
         name: one of `AUXILIARY_FREE`.
         vocabulary_size: V.
-        alpha: of smoothed one-hot; 0.35 is the paper's (D.1). Uniform and term frequency do not depend on it.
-        log_frequency_V: float64 [V], from `log_frequency`; needed by distributions with `frequency`.
-        device: of the batches; None is the CPU.
+        alpha: of smoothed one-hot; the paper's is 0.35 (D.1). Uniform and term frequency do not depend on it.
+        log_frequency_V: float64 [V], from `log_frequency`; needed if q is the term frequency.
+        device: of the batches; None for the CPU.
     """
     if AUXILIARY_FREE[name].frequency:
         assert log_frequency_V is not None and len(log_frequency_V) == vocabulary_size
@@ -230,12 +237,12 @@ def auxiliary_free(
 
 
 def _ordered(rows: list[Tensor], parts: list[Pieces]) -> Pieces:
-    """Pieces of positions 0 to M - 1 from those of the positions `rows`, found part by part."""
+    """Return the pieces of positions 0 to M - 1 from parts that hold those of the positions `rows`."""
     pieces = concatenate(parts)
     order_M = torch.cat(rows).argsort()
     counts_M = pieces.counts_M[order_M]
     firsts_M = (pieces.counts_M.cumsum(0) - pieces.counts_M)[order_M]
-    # Piece j of the result stands as far from its position's first one as it did before.
+    # Each piece keeps its distance from the first piece of its position.
     shifts_M = firsts_M - (counts_M.cumsum(0) - counts_M)
     index_P = torch.repeat_interleave(shifts_M, counts_M)
     index_P += torch.arange(len(index_P), device=index_P.device)

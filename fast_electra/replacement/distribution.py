@@ -1,7 +1,7 @@
-"""p(x_hat): the one interface that everything which draws replacements implements.
+"""p(x_hat): the interface of everything that draws replacements.
 
-The curriculum makes a distribution easier or harder. It does so by one number, its `strength`, which falls through
-training: the temperature T (Eq. 1), or gamma (E.2, E.3).
+The curriculum makes a distribution easier or harder by one number, its `strength`, which falls through training: the
+temperature T (Eq. 1), or gamma (E.2, E.3).
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -44,8 +44,8 @@ class Distribution(Protocol):
     """A distribution over replacements.
 
     Attributes:
-        parameter: what its strength is called, "temperature" or "gamma"; None if it has no curriculum. It then ignores
-            the strength.
+        parameter: name of its strength, "temperature" or "gamma"; None if it has no curriculum and ignores the
+            strength.
         floor: what its strength falls to: 1 for a temperature, 0 for a gamma.
     """
 

@@ -1,4 +1,4 @@
-"""The offline store as a distribution: what was drawn when it was written, without the model that drew it."""
+"""The offline store as a distribution: it returns the draws that it holds, without the model that made them."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,13 +20,13 @@ OPEN_PARTS = 16
 
 
 class Stored:
-    """Reads what was drawn for each sample of the training stream and of the evaluation sets.
+    """The draws for each sample of the training stream and of the evaluation sets.
 
-    Of kind `axis`, the draw at any strength that the store spans; of kind `fixed`, the one draw that there is.
+    A store of kind `axis` has the draw at every strength in its range. A store of kind `fixed` has one draw.
     """
 
     def __init__(self, folder: Path, manifest: StoreManifest) -> None:
-        """`open_store` makes one."""
+        """Read a checked store; `open_store` checks one."""
         plan = manifest.plan
         self.folder, self.plan = folder, plan
         self.parameter = plan.parameter
@@ -35,10 +35,10 @@ class Stored:
         self._part = lru_cache(maxsize=OPEN_PARTS)(self._open_part)
 
     def sample(self, masked: MaskedBatch, strength: float) -> Draws:
-        """The stored draws at the curriculum's `strength`; nothing but tokens is known of them.
+        """Return the stored draws at the curriculum's strength. They have tokens, and no figures.
 
         Raises:
-            UserError: when the store has no draw at this value, or a part cannot be read.
+            UserError: the store has no draw at this strength, or a part cannot be read.
         """
         batch = masked.original
         pieces = self._read(self._set(batch.source, strength), batch.samples_B)
@@ -58,11 +58,11 @@ class Stored:
             return record
         raise UserError(
             f"{self.folder} holds no draws at {self.parameter} {strength}: "
-            f"train by the curriculum that it was written for, or write another store: {COMMAND}"
+            f"train with the curriculum that it was written for, or write another store: {COMMAND}"
         )
 
     def _read(self, record: SetRecord, samples_B: Tensor) -> Pieces:
-        """One read for each run of neighbouring samples within a part: a micro-batch is one run or two."""
+        """Read each range of neighbouring samples in a part at once: a micro-batch has one or two of them."""
         samples = samples_B.numpy()
         assert samples.min() >= 0 and samples.max() < record.sequences, "samples beyond the store"
         part, place = np.divmod(samples, self.plan.part)
@@ -84,15 +84,16 @@ class Stored:
 
 
 def open_store(folder: Path, facts_of_run: Callable[[StoreKind], Facts], verify: bool) -> Stored:
-    """Opens a complete store after checking that it belongs to the run and is what was written.
+    """Open a complete store after checking that it belongs to the run and is undamaged.
 
     Args:
-        facts_of_run: what decides the tokens of the run, as far as a store of that kind depends on it. A fact that
-            the run does not know may be left out.
-        verify: also read and hash all contents; without it only the sizes are checked (for all ranks but one).
+        folder: of the store.
+        facts_of_run: returns what determines the tokens of the run, as far as a store of that kind depends on it. A
+            fact that the run does not know may be left out.
+        verify: also hash the contents; without it only the sizes are checked. One rank verifies for all.
 
     Raises:
-        UserError: it is not complete, belongs to another run, or was damaged.
+        UserError: the store is not complete, belongs to another run, or is damaged.
     """
     manifest = read_manifest(folder)
     check_belongs(folder, manifest.plan.facts, facts_of_run(manifest.plan.kind))
@@ -101,15 +102,16 @@ def open_store(folder: Path, facts_of_run: Callable[[StoreKind], Facts], verify:
 
 
 def read_manifest(folder: Path) -> StoreManifest:
+    """Return the manifest of a store. Raise a UserError if there is no store, or if it is not complete."""
     path = folder / MANIFEST
     missing = f"there is no store in {folder} ({path} is missing): write one with {COMMAND}"
     if (folder / PLAN).exists():
-        missing = f"the store {folder} is not complete: finish it with the command that began it ({COMMAND})"
+        missing = f"the store {folder} is not complete: finish it with the command that started it ({COMMAND})"
     return read_settings(path, StoreManifest, missing, remedy(folder))
 
 
 def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
-    """Raises a UserError that names the first fact in which a store and a run differ."""
+    """Raise a UserError that names the first fact in which a store and a run differ."""
     another = f"use another store, or write a new one: {COMMAND}"
     for name, value in run.exact.items():
         if (was := stored.exact.get(name)) != value:
@@ -126,9 +128,10 @@ def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
 
 
 def remedy(folder: Path) -> str:
+    """Return what to do about a damaged store, for an error message."""
     return f"remove that file and {folder / MANIFEST}, and start the preprocessing again, which writes what is missing"
 
 
 def _short(value: str | int | float | None) -> str:
-    """A hash by its first digits."""
+    """Return the first digits of a hash; any other value in full."""
     return value[:12] if isinstance(value, str) and len(value) >= 32 else str(value)

@@ -1,19 +1,18 @@
 """Global batch n is a function of n; ranks and accumulation only divide it."""
 
 import pytest
+import small
 import torch
 from conftest import Corpus
+from small import batches
 
 from fast_electra.batch import TokenBatch, masked_counts
-from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def sequences(tiny_corpus: Corpus) -> Sequences:
-    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 32)
+    return small.sequences(tiny_corpus, 32)
 
 
 def named(parts: list[TokenBatch]) -> dict[tuple[int, int], list[int]]:
@@ -27,14 +26,14 @@ def named(parts: list[TokenBatch]) -> dict[tuple[int, int], list[int]]:
 
 @pytest.mark.parametrize("n", [0, 3, 10_000])
 def test_any_division_gives_the_same_global_batch(sequences: Sequences, n: int) -> None:
-    whole = Loader(sequences, Share(24, 1), seed=1, mask_fraction=0.15).batch(n)
+    whole = batches(sequences, n)
     expected = named(whole)
     assert len(expected) == 24
     for micro, accumulation, ranks in ((12, 1, 2), (3, 4, 2), (6, 2, 2), (2, 3, 4), (1, 24, 1)):
         parts = [
             part
             for rank in range(ranks)
-            for part in Loader(sequences, Share(micro, accumulation, ranks, rank), 1, 0.15).batch(n)
+            for part in batches(sequences, n, micro_batch=micro, accumulation=accumulation, ranks=ranks, rank=rank)
         ]
         assert named(parts) == expected
         assert {(part.global_tokens, part.global_masked) for part in parts} == {
@@ -43,15 +42,14 @@ def test_any_division_gives_the_same_global_batch(sequences: Sequences, n: int) 
 
 
 def test_global_counts_are_those_of_the_batch(sequences: Sequences) -> None:
-    parts = Loader(sequences, Share(8, 3), seed=1, mask_fraction=0.15).batch(5)
+    parts = batches(sequences, 5, micro_batch=8, accumulation=3)
     assert parts[0].global_tokens == sum(int(part.real_BL.sum()) for part in parts)
     assert parts[0].global_masked == sum(int(masked_counts(part.lengths_B, 0.15).sum()) for part in parts)
 
 
 def test_one_epoch_reads_every_sequence_once(sequences: Sequences) -> None:
-    loader = Loader(sequences, Share(16, 1), seed=1, mask_fraction=0.15)
-    batches = -(-len(sequences) // 16)
-    seen = [key for n in range(batches) for key in named(loader.batch(n))]
+    count = -(-len(sequences) // 24)
+    seen = [key for n in range(count) for key in named(batches(sequences, n))]
     assert sorted(which for epoch, which in seen if epoch == 0) == list(range(len(sequences)))
 
 

@@ -109,13 +109,6 @@ def test_the_number_of_processes_changes_no_byte(
     assert Shards.open(tmp_path / "s").hash == Shards.open(built).hash
 
 
-def test_large_vocabularies_are_stored_in_four_bytes(tokenizer: Path) -> None:
-    from fast_electra.corpus.shards import indexed_dataset
-
-    optimal = indexed_dataset().DType.optimal_dtype
-    assert (optimal(4_096), optimal(128_000)) == (np.uint16, np.int32)
-
-
 @pytest.mark.parametrize("heldout", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("count", [2, 3])
 def test_small_corpora_have_documents_on_both_sides(

@@ -1,11 +1,11 @@
 """Initialisation: Admin's scales are what profiling by hand gives, and every rank gets the same weights."""
 
 import torch
+from small import sizes
 
-from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 
-DEEP = EncoderSettings(vocabulary_size=300, layers=6, hidden_size=64, ffn_size=256, heads=4, initial_std=0.08)
+DEEP = sizes(vocabulary_size=300, layers=6, hidden_size=64, ffn_size=256, heads=4, initial_std=0.08)
 
 
 def branch_variances(model: Discriminator) -> list[float]:

@@ -1,6 +1,7 @@
 """The models' sizes are the paper's, and the vocabulary head sees masked positions only."""
 
 import pytest
+import small
 import torch
 
 from fast_electra.config import RunConfig
@@ -40,10 +41,7 @@ def test_small_has_the_size_of_electra_small(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_vocabulary_head_is_tied_and_runs_at_masked_positions_only() -> None:
-    sizes = EncoderSettings(
-        vocabulary_size=70, layers=1, hidden_size=32, ffn_size=64, heads=2, embedding_size=16, dropout=0.0
-    )
-    model = MaskedLanguageModel(sizes).eval()
+    model = small.masked_lm(vocabulary_size=70, embedding_size=16)
     tokens = torch.randint(5, 70, (2, 12), generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([3, 12, 20])
     logits = model(tokens, None, positions)

@@ -115,7 +115,3 @@ def test_token_identity_auc_is_not_fooled_by_rare_tokens() -> None:
     heldout = counts(4000)
     assert abs(auc_token_identity(heldout, counts(40_000)) - 0.5) < 0.05
     assert auc_token_identity(heldout, 1e6 * heldout) > 0.9
-
-
-def test_curriculum_value_is_the_temperature_of_equation_2(rtd: RTD) -> None:
-    assert rtd.strength(0.1) == 1 + 1 * 2.718281828459045**-1

@@ -1,40 +1,34 @@
 """Each augmentation does to the auxiliary what E.2 says, decided by keys alone; its pieces are its draws."""
 
 import pytest
+import small
 import torch
 from conftest import Corpus
+from small import MASK, UNK
 from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import MaskedBatch
 from fast_electra.corpus.frequency import log_frequency, token_counts
-from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.corruption import Masking, mask
+from fast_electra.corruption import mask
 from fast_electra.model.dropout import KeyedDropout
-from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import AUGMENTATIONS, Auxiliary, DropToken
 from fast_electra.replacement.distribution import LinearDistribution, axis_position
 from fast_electra_kernels import winners
 
 LINEAR = ["temperature", "term_frequency_interpolation"]
-UNK, MASK = 1, 4
 
 
 @pytest.fixture(scope="module")
 def sequences(tiny_corpus: Corpus) -> Sequences:
-    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
+    return small.sequences(tiny_corpus)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_corpus: Corpus) -> MaskedLanguageModel:
-    sizes = EncoderSettings(
-        vocabulary_size=tiny_corpus.vocabulary_size, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4
-    )
-    return MaskedLanguageModel(sizes, seed=7).eval()
+def model() -> MaskedLanguageModel:
+    return small.masked_lm(layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +41,9 @@ def auxiliaries(model: MaskedLanguageModel, log_frequency_V: Tensor) -> dict[str
     return {name: kind(model, UNK, log_frequency_V) for name, kind in AUGMENTATIONS.items()}
 
 
-def masked_batch(sequences: Sequences, n: int = 0, **split: int) -> MaskedBatch:
-    (batch,) = Loader(sequences, Share(**({"micro_batch": 24, "accumulation": 1} | split)), 5, 0.15).batch(n)
-    return mask(batch, Masking(5, 0.15, MASK))
+def masked_batch(sequences: Sequences, n: int = 0, **share: int) -> MaskedBatch:
+    (batch,) = small.batches(sequences, n, **share)
+    return mask(batch, small.masking())
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

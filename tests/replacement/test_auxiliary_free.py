@@ -14,9 +14,9 @@ from fast_electra.batch import MaskedBatch, TokenBatch
 from fast_electra.corpus.frequency import log_frequency
 from fast_electra.replacement import auxiliary_free as module
 from fast_electra.replacement.auxiliary_free import AUXILIARY_FREE, AuxiliaryFree, auxiliary_free
-from fast_electra.replacement.distribution import LinearDistribution, axis_position
+from fast_electra.replacement.distribution import axis_position
 from fast_electra.settings import UserError
-from fast_electra_kernels import Pieces, winners
+from fast_electra_kernels import winners
 
 V, ALPHA = 120, 0.35
 # Zipf's law with ten absent tokens; the most frequent one is alone in its group, the next two share theirs.
@@ -86,21 +86,21 @@ def assert_follows(tokens: torch.Tensor, probability: torch.Tensor, original: in
     assert chi_square(classes[tokens], expected) > 1e-3
 
 
-@pytest.mark.parametrize("original", [FREQUENT, RARE, ABSENT])
 @pytest.mark.parametrize(
-    ("name", "gamma"),
+    ("name", "gamma", "original"),
     [
-        ("uniform", 1.0),
-        ("term_frequency", 1.0),
-        ("smoothed_one_hot", 0.0),
-        ("uniform_to_smoothed_one_hot", 0.3),
-        ("term_frequency_to_smoothed_one_hot", 0.0),
-        ("term_frequency_to_smoothed_one_hot", 0.3),
+        ("uniform", 1.0, RARE),
+        ("term_frequency", 1.0, FREQUENT),
+        ("smoothed_one_hot", 0.0, FREQUENT),
+        ("uniform_to_smoothed_one_hot", 0.3, RARE),
+        ("term_frequency_to_smoothed_one_hot", 0.0, ABSENT),
+        ("term_frequency_to_smoothed_one_hot", 0.3, FREQUENT),
+        ("term_frequency_to_smoothed_one_hot", 0.3, ABSENT),
     ],
 )
 def test_draws_follow_the_definition(name: str, gamma: float, original: int) -> None:
-    """100,000 draws. Error rate of each case: one in five hundred."""
-    draws = make(name).sample(masked(torch.full((100_000,), original), seed=1), gamma)
+    """20,000 draws. Error rate of each case: one in five hundred."""
+    draws = make(name).sample(masked(torch.full((20_000,), original), seed=1), gamma)
     assert_follows(draws.tokens_M, dense(name, original, gamma), original)
 
 
@@ -111,7 +111,7 @@ def test_draws_follow_the_definition(name: str, gamma: float, original: int) -> 
 def test_a_million_draws_follow_the_definition(name: str, gamma: float) -> None:
     """They see an error of 1% in any class's probability above 0.25, or errors of 1% in all single tokens at once.
 
-    Error rate of each case: one in five hundred.
+    Uniform and term frequency are ends of the two paths, see below. Error rate of each case: one in five hundred.
     """
     draws = make(name).sample(masked(torch.full((1_000_000,), RARE), seed=2), gamma)
     assert_follows(draws.tokens_M, dense(name, RARE, gamma), RARE)
@@ -129,12 +129,11 @@ def test_ends_of_the_paths_are_the_distributions_themselves() -> None:
     assert draws("term_frequency_to_smoothed_one_hot", 1.0) == draws("term_frequency", 7.0)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0])
-def test_tail_of_a_large_vocabulary(gamma: float) -> None:
-    """Ranks together by octave, and the rarest half. Error rate: one in a thousand for each gamma."""
+def test_tail_of_a_large_vocabulary() -> None:
+    """Ranks together by octave, and the rarest half. Error rate: one in a thousand."""
     counts = (2e8 / torch.arange(1.0, 128_001)).long()
     counts[-1000:] = 0
-    original, name = 70_000, "term_frequency_to_smoothed_one_hot"
+    original, name, gamma = 70_000, "term_frequency_to_smoothed_one_hot", 0.5
     lump = octaves(128_000)
     lump[64_000:], lump[-1000:], lump[original] = 16, 17, 18
     tokens = make(name, counts).sample(masked(torch.full((100_000,), original)), gamma).tokens_M
@@ -252,10 +251,3 @@ def test_a_gamma_out_of_range_is_refused(gamma: float) -> None:
 def test_an_alpha_out_of_range_is_refused(alpha: float) -> None:
     with pytest.raises(UserError, match=r"replacement\.alpha"):
         auxiliary_free("smoothed_one_hot", V, alpha)
-
-
-def test_is_a_linear_distribution() -> None:
-    distribution: LinearDistribution = make("uniform_to_smoothed_one_hot")  # for mypy, too
-    assert isinstance(distribution, LinearDistribution)
-    assert (distribution.parameter, distribution.floor) == ("gamma", 0.0)
-    assert isinstance(distribution.pieces(masked(all_over(V, 5)), 0.0, 1.0), Pieces)
