@@ -70,7 +70,7 @@ setup(
     package_dir={"fast_electra": "fast_electra", "fast_electra_kernels": f"{KERNELS}/fast_electra_kernels"},
     package_data={
         "fast_electra.calibration": ["reference.json"],
-        "fast_electra.corpus": ["sample/*"],
+        "fast_electra.text": ["sample/*"],
         "fast_electra.report": ["page.html.j2"],
     },
     install_requires=REQUIRES,

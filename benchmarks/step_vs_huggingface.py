@@ -23,12 +23,13 @@ import torch
 from contenders import ours
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step, machine, sizes, summary
 
-from fast_electra.corpus.build import build_shards
 from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
+from fast_electra.text.build import build_shards
+from fast_electra.text.train_tokenizer import train_tokenizer
 from fast_electra.training.engines import DTYPES, best_dtype
 
 OURS, ENGINE = "fast_electra", "fast_electra, DeepSpeed"

@@ -46,7 +46,7 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 def _tokenizer(output: str, **options: Any) -> None:
-    from fast_electra.corpus.tokenizer import train_tokenizer
+    from fast_electra.text.train_tokenizer import train_tokenizer
 
     start = time.monotonic()
     card = train_tokenizer(output=output, **options)
@@ -70,8 +70,8 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 
 
 def _corpus(output: str, **options: Any) -> None:
-    from fast_electra.corpus.build import build_shards
     from fast_electra.corpus.shards import QUARANTINE, SPLITS
+    from fast_electra.text.build import build_shards
 
     start = reported = time.monotonic()
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from fast_electra.cli import COMMANDS, main
-from fast_electra.corpus.build import build_shards
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.text.build import build_shards
+from fast_electra.text.train_tokenizer import train_tokenizer
 
 
 def test_from_text_to_shards(

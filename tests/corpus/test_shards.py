@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fast_electra.corpus.build import build_shards
-from fast_electra.corpus.readers import Document, expand, read_documents
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer, train_tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
+from fast_electra.text.build import build_shards
+from fast_electra.text.readers import Document, expand, read_documents
+from fast_electra.text.train_tokenizer import train_tokenizer
 
 BAD = ['{"text": "cut', '{"text": ""}', '{"body": "no text"}', '{"text": "nul \\u0000 \\ud800"}', '{"text": ""}']
 
@@ -103,7 +104,7 @@ def test_counts_and_quarantine_account_for_everything(built: Path, tokenizer: Pa
 def test_the_number_of_processes_changes_no_byte(
     corpus: Path, tokenizer: Path, built: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fast_electra.corpus.build._BATCH_CHARACTERS", 50_000)
+    monkeypatch.setattr("fast_electra.text.build._BATCH_CHARACTERS", 50_000)
     build_shards([corpus], tokenizer, tmp_path / "s", heldout=0.1, shard_bytes=200_000, workers=workers)
     assert contents(tmp_path / "s") == contents(built)
     assert Shards.open(tmp_path / "s").hash == Shards.open(built).hash

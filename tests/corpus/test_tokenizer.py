@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fast_electra.corpus.readers import Document, expand, read_documents
-from fast_electra.corpus.tokenizer import _BORDER, Tokenizer, train_tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
+from fast_electra.text.readers import Document, expand, read_documents
+from fast_electra.text.train_tokenizer import _BORDER, train_tokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Text that has tried to break tokenizers before, learnt from as well as encoded.

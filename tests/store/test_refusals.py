@@ -106,7 +106,7 @@ def test_store_of_another_corpus_or_auxiliary_is_refused(lab: Lab, axis_store: P
     with pytest.raises(UserError, match=r"the corpus was [0-9a-f]{12} .* is bbbbbbbbbbbb here"):
         lab.read(lab.settings(), axis_store, dataclasses.replace(lab.corpus, hash="b" * 32))
     (tmp_path / "model").mkdir()
-    described = {"kind": "mlm", "encoder": lab.make().run.model.model_dump()}
+    described = {"kind": "mlm", "encoder": lab.settings().run.model.model_dump()}
     (tmp_path / "model" / "model.json").write_text(json.dumps(described | {"hash": "c" * 32}))
     with pytest.raises(UserError, match=r"the auxiliary model was aaaaaaaaaaaa .* is cccccccccccc here"):
         lab.read(lab.settings(auxiliary__run=str(tmp_path)), axis_store)

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from fast_electra.corpus.streams import (
+from fast_electra.settings import UserError
+from fast_electra.text.streams import (
     EXCERPT,
     OPENERS,
     Document,
@@ -26,7 +27,6 @@ from fast_electra.corpus.streams import (
     excerpt_of,
     of_value,
 )
-from fast_electra.settings import UserError
 
 SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
 DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20  # no book is longer, and a few of them in flight fit any memory

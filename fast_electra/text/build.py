@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fast_electra.corpus.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, Rejected, expand, read_documents
 from fast_electra.corpus.shards import (
     MANIFEST,
     QUARANTINE,
@@ -31,6 +30,7 @@ from fast_electra.corpus.shards import (
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
+from fast_electra.text.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, Rejected, expand, read_documents
 
 _BATCH_CHARACTERS = 2**20  # handed to a worker at a time
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from fast_electra.corpus.readers import Document, Rejected, expand, read_documents
 from fast_electra.settings import UserError
+from fast_electra.text.readers import Document, Rejected, expand, read_documents
 
 DOCUMENTS = ["One line.", "Two\n  lines,\tthe second indented.", "Größe, 東京, 🙂", " leading and trailing "]
 PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}

@@ -1,0 +1,150 @@
+"""Training a tokenizer: the same text gives the same bytes."""
+
+import heapq
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from fast_electra.corpus.tokenizer import CARD, MODEL, SPACE, SPECIAL_PIECES, Tokenizer
+from fast_electra.files import atomic_folder
+from fast_electra.settings import UserError
+from fast_electra.text.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, expand, read_documents
+
+_FORMAT = 1
+_SENTENCE_CHARACTERS = 1024
+_BORDER = re.compile(rf"[^{SPACE}]{SPACE}|\n")
+
+
+def train_tokenizer(
+    inputs: Iterable[str | Path],
+    output: str | Path,
+    vocabulary: int,
+    field: str = "text",
+    max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
+    max_train_bytes: int = 2**28,
+    character_coverage: float = 0.99999,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train a tokenizer and write its folder, complete or not at all. The same text gives the same bytes.
+
+    Args:
+        inputs: files, folders, globs, or `sample`.
+        output: the folder to write.
+        vocabulary: exact number of ids, special tokens and bytes included.
+        field: the key or column that holds the text.
+        max_document_bytes: larger documents are left out.
+        max_train_bytes: if there is more text, train on a random sample of documents that is not larger than this.
+        character_coverage: share of all characters that get a token of their own; the rest is spelt in bytes.
+        overwrite: replace an existing tokenizer.
+
+    Returns:
+        The contents of tokenizer.json.
+
+    Raises:
+        UserError: the text cannot fill the vocabulary (the message says what it can), or the output exists.
+    """
+    floor = len(SPECIAL_PIECES) + 256
+    if vocabulary <= floor:
+        raise UserError(f"--vocabulary {vocabulary} is too small: special tokens and bytes alone take {floor}")
+    with atomic_folder(Path(output), marker=CARD, overwrite=overwrite) as folder:
+        files = expand(inputs)
+        sample, counts = _sample(files, field, max_document_bytes, max_train_bytes)
+        if not sample:
+            raise UserError(f"no documents to learn from in {', '.join(map(str, files[:3]))}: {counts}")
+        model = _train(sample, vocabulary, character_coverage)
+        tokenizer = Tokenizer(model)
+        assert tokenizer.vocabulary_size == vocabulary, (tokenizer.vocabulary_size, vocabulary)
+        assert not any(_BORDER.search(tokenizer.piece(i)) for i in range(vocabulary))
+        options: dict[str, Any] = {"algorithm": "bpe", "character_coverage": character_coverage}
+        options |= {"max_train_bytes": max_train_bytes, "field": field}
+        card = {"format": _FORMAT, "vocabulary_size": vocabulary, "sha256": tokenizer.hash, "options": options}
+        card |= {"inputs": [str(file) for file in files], "text": counts, "sentencepiece": sentencepiece.__version__}
+        (folder / MODEL).write_bytes(model)
+        (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _sample(
+    files: Sequence[Path], field: str, max_document_bytes: int, limit: int
+) -> tuple[list[bytes], dict[str, int]]:
+    """Return documents in UTF-8 and in order, and counts. If not all fit in `limit` bytes, the smallest hashes win."""
+    import xxhash
+
+    kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top
+    counts = {"documents": 0, "bytes": 0, "rejected": 0, "sampled_documents": 0, "sampled_bytes": 0}
+    held = 0
+    for item in read_documents(files, field, max_document_bytes):
+        if not isinstance(item, Document):
+            counts["rejected"] += 1
+            continue
+        text = item.text.encode()
+        counts["documents"] += 1
+        counts["bytes"] += len(text)
+        heapq.heappush(kept, (-xxhash.xxh3_64_intdigest(text), counts["documents"], text))
+        held += len(text)
+        while held > limit and len(kept) > 1:
+            held -= len(heapq.heappop(kept)[2])
+    counts |= {"sampled_documents": len(kept), "sampled_bytes": held}
+    return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])], counts
+
+
+def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: float) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(documents),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocabulary,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=SPECIAL_PIECES[0],
+            unk_piece=SPECIAL_PIECES[1],
+            bos_piece=SPECIAL_PIECES[2],
+            eos_piece=SPECIAL_PIECES[3],
+            control_symbols=[SPECIAL_PIECES[4]],
+            max_sentence_length=4 * _SENTENCE_CHARACTERS,  # bytes
+            num_threads=4,  # fixed, because it is written into the model
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _too_large_or_small(vocabulary, str(error)) from None
+    return model.getvalue()
+
+
+def _too_large_or_small(vocabulary: int, message: str) -> Exception:
+    if found := re.search(r"set it to a value <= (\d+)", message):
+        return UserError(
+            f"--vocabulary {vocabulary} is more than this text can fill: at most {found[1]}; use that, or more text"
+        )
+    if found := re.search(r"required_chars.*?(\d+) vs (\d+)", message):
+        return UserError(
+            f"--vocabulary {vocabulary} is too small for the characters of this text: use more than {found[2]}"
+        )
+    return RuntimeError(message)
+
+
+def _sentences(documents: Iterable[bytes]) -> Iterator[str]:
+    """Yield lines. Long ones are cut before a space, because SentencePiece skips what is too long."""
+    for document in documents:
+        for line in document.decode().replace(SPACE, "\n").split("\n"):
+            start = 0
+            while start < len(line):
+                stop = start + _SENTENCE_CHARACTERS
+                space = line.rfind(" ", start + 1, stop) if stop < len(line) else -1
+                stop = space if space > 0 else stop
+                yield line[start:stop]
+                start = stop
