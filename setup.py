@@ -21,6 +21,7 @@ REQUIRES = [
     "matplotlib",
     "safetensors",
     "xxhash>=3",
+    "filelock",
     "psutil",
     "ninja",
 ]

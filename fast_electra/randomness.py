@@ -24,7 +24,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """Apply a bijection of 64-bit integers in which each output bit depends on all input bits (SplitMix64's last step)."""
+    """Apply SplitMix64's last step: a bijection of 64-bit integers, each output bit of which depends on all input."""
     x = (x ^ _shift(x, 30)) * _MULTIPLY_1
     x = (x ^ _shift(x, 27)) * _MULTIPLY_2
     return x ^ _shift(x, 31)
