@@ -74,7 +74,7 @@ def job_of(
             dtype=dtype,
             gradient_dtype=deepspeed["data_types"]["grad_accum_dtype"],
             bucket=int(zero.get("reduce_bucket_size", Zero._field_defaults["bucket"])),
-            buckets=(2 if zero.get("overlap_comm") else 1) if contiguous else 0,
+            buckets=(2 if zero.get("overlap_comm") and world > 1 else 1) if contiguous else 0,
         ),
         auxiliary_dtype=auxiliary_dtype or dtype,
     )

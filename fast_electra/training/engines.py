@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import deepspeed.comm
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_module_flops
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import groups, safe_get_full_fp32_param
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from fast_electra.model.encoder import Encoder
 from fast_electra.settings import UserError
@@ -24,6 +26,8 @@ from fast_electra.training.graphs import Captured
 from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
+START_LIMIT = timedelta(hours=2)  # rank 0 may build an operator or hash a large corpus while the others wait
+UPDATE_LIMIT = timedelta(minutes=30)  # ample for rank 0 to write or hash a checkpoint; ends the job when a host is lost
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Ranks:
 
 
 def start_ranks() -> Ranks:
-    """Joins the process group that the launcher describes in the environment; alone without a launcher."""
+    """Join the process group that the launcher describes in the environment, or be alone if there is no launcher."""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
         if "RANK" not in os.environ and int(os.environ.get(name, "1")) > 1:
             raise UserError(
@@ -45,26 +49,59 @@ def start_ranks() -> Ranks:
             )
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else str(_free_port()))
     local_rank = int(os.environ["LOCAL_RANK"])
     if operators.on_gpu():
         torch.cuda.set_device(local_rank)
-    # What DeepSpeed tells at each start is in the run's config.json; warnings about its own use of torch are not ours.
+        torch.cuda.init()  # CUDA has read the variable now, and only DeepSpeed reads it again
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = numbered_devices(visible, torch.cuda.device_count())
+    # The run's config.json holds what DeepSpeed prints at each start. Warnings about its own use of torch are not ours.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # Rank 0 may hash a large corpus while the others wait: the default of ten minutes is too short for that.
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(hours=2))
+    deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
     deepspeed.comm.barrier()  # the ranks have their shared buffers
     operators.unlink_shared_buffers(deepspeed.comm.get_rank())
     device = torch.device(get_accelerator().device_name(local_rank) if operators.on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 
 
+def numbered_devices(visible: str, count: int) -> str:
+    """Return CUDA_VISIBLE_DEVICES as numbers, because DeepSpeed fails where it holds anything else, such as UUIDs.
+
+    Args:
+        visible: its value.
+        count: number of devices that CUDA has made visible.
+    """
+    numbers = [number.strip() for number in visible.split(",")]
+    return visible if all(number.isdecimal() for number in numbers) else ",".join(map(str, range(count)))
+
+
+def choose_adam(params: dict[str, Any], ranks: Ranks) -> None:
+    """Set `torch_adam` in the config's `optimizer.params`, unless every rank can load DeepSpeed's fused Adam."""
+    if not params.get("torch_adam"):
+        ready = torch.tensor(int(operators.ops_ready(("fused_adam",))), device=ranks.device)
+        if int(sum_over_ranks(ready)) < ranks.world:
+            params["torch_adam"] = True
+
+
+def limit_waits(limit: timedelta) -> None:
+    """Let a rank that waits for another give up after `limit`: in the group of all, and in DeepSpeed's copy of it."""
+    for group in (None, groups._get_data_parallel_group()):
+        _set_pg_timeout(limit, group)
+
+
 def stop_ranks() -> None:
-    """Leaves the process group. The pause lets gloo's threads end before the interpreter, which else may abort."""
+    """Leave the process group. gloo's threads end during the pause; without it the interpreter may abort."""
     deepspeed.comm.barrier()
     deepspeed.comm.destroy_process_group()
     time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -85,21 +122,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
-    """A ZeRO engine that trains `model` under a resolved DeepSpeed config.
+    """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config.
 
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
+    From now on a rank that waits for another gives up after UPDATE_LIMIT.
     """
     params = config["optimizer"].get("params", {})
+    # DeepSpeed's throughput timer, which nobody reads, and a lone rank's overlap of a reduction that is none would each
+    # make the host wait for the GPU in every micro-batch.
+    config = config | {"timers": {"throughput": {"enabled": False}}}
+    if deepspeed.comm.get_world_size() == 1:
+        config["zero_optimization"] = config["zero_optimization"] | {"overlap_comm": False}
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
         config=config,
         dist_init_required=False,
     )
-    # In fp32 the norm is checked, which costs less; in 16 bit each gradient is, whatever the config says.
+    limit_waits(UPDATE_LIMIT)
+    # In fp32 DeepSpeed checks the norm, which costs less. In 16 bit it checks each gradient, whatever the config says.
     if engine.optimizer.dtype != torch.float32 or not engine.optimizer.compute_grad_norm:
         engine.optimizer.check_grad_overflow = True
-    engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts and ends such runs itself
+    engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts such updates and ends the run
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:
             deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
@@ -108,10 +152,10 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
 
 
 def inference_engine(model: nn.Module, dtype: str, cuda_graph: bool = True) -> Captured:
-    """Freezes `model`, puts it in eval mode and in `dtype`, and gives it to DeepSpeed's inference engine.
+    """Freeze `model`, put it in eval mode and in `dtype`, and give it to DeepSpeed's inference engine.
 
-    That engine's own CUDA graph has one shape for ever, so it stays off: `Captured` has one for each, or none where
-    `cuda_graph` is False.
+    The CUDA graph of that engine serves a single shape, so it stays off. `Captured` has one for each shape, or
+    none if `cuda_graph` is False.
     """
     model.requires_grad_(False)
     model.eval()
