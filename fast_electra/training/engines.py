@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from fast_electra.model.encoder import Encoder
 from fast_electra.settings import UserError
 from fast_electra.training import operators
-from fast_electra.training.graphs import Captured
+from fast_electra.training.graphs import ReplayedModel
 from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
@@ -151,17 +151,17 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     return engine
 
 
-def inference_engine(model: nn.Module, dtype: str, cuda_graph: bool = True) -> Captured:
+def inference_engine(model: nn.Module, dtype: str, cuda_graph: bool = True) -> ReplayedModel:
     """Freeze `model`, put it in eval mode and in `dtype`, and give it to DeepSpeed's inference engine.
 
-    The CUDA graph of that engine serves a single shape, so it stays off. `Captured` has one for each shape, or
+    The CUDA graph of that engine serves a single shape, so it stays off. `ReplayedModel` has one for each shape, or
     none if `cuda_graph` is False.
     """
     model.requires_grad_(False)
     model.eval()
     config = {"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}}
     engine = deepspeed.init_inference(model, config=config)
-    return Captured(engine) if cuda_graph else Captured(engine, limit=0)
+    return ReplayedModel(engine) if cuda_graph else ReplayedModel(engine, limit=0)
 
 
 def skipped(engine: Engine) -> bool:

@@ -1,6 +1,6 @@
-"""What `Captured` answers is what the model answers; a graph serves a shape, whatever lengths and temperatures come.
+"""A `ReplayedModel` answers what its model answers. One graph serves a shape, whatever lengths and temperatures come.
 
-Without a GPU a pass of the same kind stands in for the graph: fixed inputs, an output that each replay overwrites.
+Without a GPU a pass of the same kind replaces the graph: its inputs are fixed, and each replay overwrites its output.
 """
 
 import pytest
@@ -16,15 +16,15 @@ from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import Dropout, DropToken, Temperature
 from fast_electra.training.engines import forward_flops, inference_engine
-from fast_electra.training.graphs import LIMIT, ROWS, Captured, Graph, Inputs, padded
+from fast_electra.training.graphs import LIMIT, ROWS, Graph, Inputs, ReplayedModel, padded
 
 SIZES = EncoderSettings(vocabulary_size=200, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4)
 FULL, SHORTER = [64] * 6, [64, 60, 51, 64, 33, 20]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-class Emulated(Captured):
-    """All of `Captured` but the graph itself, on any device; counts captures."""
+class Emulated(ReplayedModel):
+    """All of `ReplayedModel` except the graph itself, on any device."""
 
     def _on_gpu(self, tokens_BL: Tensor) -> bool:
         return True
@@ -35,7 +35,7 @@ class Emulated(Captured):
         return Graph(lambda: output_ME.copy_(self.engine(*static, hidden_only=True)), static, output_ME, [])
 
 
-only_on_a_gpu = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)  # what only a real graph could get wrong
+only_on_a_gpu = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)  # faults that only a real graph has
 
 
 @pytest.fixture(params=DEVICES)
@@ -48,13 +48,13 @@ def model(device: str) -> MaskedLanguageModel:
     return MaskedLanguageModel(SIZES, seed=7).requires_grad_(False).eval().to(device)
 
 
-def captured(model: nn.Module, limit: int = LIMIT) -> Captured:
+def captured(model: nn.Module, limit: int = LIMIT) -> ReplayedModel:
     on_gpu = next(model.parameters()).is_cuda
-    return (Captured if on_gpu else Emulated)(model, limit)
+    return (ReplayedModel if on_gpu else Emulated)(model, limit)
 
 
 def masked_batch(lengths: list[int], device: str, seed: int = 0) -> MaskedBatch:
-    """Random tokens; as wide as the longest sequence."""
+    """Return random tokens; the batch is as wide as its longest sequence."""
     lengths_B, width = torch.tensor(lengths), max(lengths)
     real_BL = torch.arange(width) < lengths_B[:, None]
     tokens_BL = torch.randint(5, SIZES.vocabulary_size, real_BL.shape, generator=torch.Generator().manual_seed(seed))
@@ -71,7 +71,7 @@ def arguments(masked: MaskedBatch) -> Inputs:
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
-    """Up to the rounding of products of another shape."""
+    """Compare up to the rounding of products of another shape."""
     exact = 1e-6 if found.device.type == "cpu" else 1e-4
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=exact, atol=exact)
 
@@ -85,7 +85,7 @@ def test_on_a_cpu_the_engine_is_called_once_with_what_came(lengths: list[int], d
     if dropping:
         more = {"drop": KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), hidden_rate=0.3)}
     expected = model(*arguments(masked), hidden_only=True, **more)
-    called = Captured(model)
+    called = ReplayedModel(model)
     model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
     given = arguments(masked)
     found = called(*given, hidden_only=True, **more)
@@ -101,12 +101,12 @@ def test_deepspeed_hosts_what_is_captured() -> None:
     engine = inference_engine(model, "fp32")
     assert type(engine.engine).__name__ == "InferenceEngine" and engine.engine.module is model
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    assert not engine._hooked()  # else no graph would ever be used
+    assert not engine._hooked()  # with hooks no graph would ever be used
 
 
 @pytest.mark.parametrize(("b", "length"), [(1, 16), (8, 128), (16, 512), (32, 512), (128, 512), (128, 128)])
 def test_padding_leaves_few_lengths_and_costs_little(b: int, length: int) -> None:
-    """Whatever the sequences' lengths, from an eighth of the width on."""
+    """This holds for sequences of any length from an eighth of the width on."""
     positions = b * length
     counts = {min(positions, 1 + positions * part // 1000) for part in range(15, 151)}
     lengths = {len(padded(torch.ones(count, dtype=torch.int64), positions)) for count in counts}
@@ -127,7 +127,7 @@ def test_padded_positions_leave_the_others_alone(lengths: list[int], model: Mask
 
 
 def test_one_graph_serves_all_batches_of_a_shape(model: MaskedLanguageModel, device: str) -> None:
-    """Other lengths and other M, and a graph of its own where nothing is padding; a result stays what it was."""
+    """It serves other lengths and other M; batches without padding have another graph. No later call changes a result."""
     called = captured(model)
     batches = [
         masked_batch([64, *(64 - (seed * 7 + row * 5) % 40 for row in range(5))], device, seed) for seed in range(6)
@@ -141,7 +141,7 @@ def test_one_graph_serves_all_batches_of_a_shape(model: MaskedLanguageModel, dev
 
 
 @only_on_a_gpu
-def test_a_longer_batch_leaves_graphs_of_shorter_ones_sound(model: MaskedLanguageModel, device: str) -> None:
+def test_a_longer_batch_does_not_break_graphs_of_shorter_ones(model: MaskedLanguageModel, device: str) -> None:
     """The table of relative positions grows with the longest batch, and the old one must not be freed."""
     called = captured(model)
     widths = [8, 40, 200, 24, 8, 40]
