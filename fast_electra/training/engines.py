@@ -23,6 +23,7 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.settings import UserError
 from fast_electra.training import operators
 from fast_electra.training.graphs import ReplayedModel
+from fast_electra.training.machine import numbered_devices
 from fast_electra.training.precision import DTYPES
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
@@ -64,17 +65,6 @@ def start_ranks() -> Ranks:
     operators.unlink_shared_buffers(deepspeed.comm.get_rank())
     device = torch.device(get_accelerator().device_name(local_rank) if operators.on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
-
-
-def numbered_devices(visible: str, count: int) -> str:
-    """Return CUDA_VISIBLE_DEVICES as numbers, because DeepSpeed fails where it holds anything else, such as UUIDs.
-
-    Args:
-        visible: its value.
-        count: number of devices that CUDA has made visible.
-    """
-    numbers = [number.strip() for number in visible.split(",")]
-    return visible if all(number.isdecimal() for number in numbers) else ",".join(map(str, range(count)))
 
 
 def choose_adam(params: dict[str, Any], ranks: Ranks) -> None:

@@ -31,6 +31,17 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or platform.processor()
 
 
+def numbered_devices(visible: str, count: int) -> str:
+    """Return CUDA_VISIBLE_DEVICES as numbers, because DeepSpeed fails where it holds anything else, such as UUIDs.
+
+    Args:
+        visible: its value.
+        count: number of devices that CUDA has made visible.
+    """
+    numbers = [number.strip() for number in visible.split(",")]
+    return visible if all(number.isdecimal() for number in numbers) else ",".join(map(str, range(count)))
+
+
 def prepare_compilers() -> None:
     """Let torch find this environment's ninja and, on a GPU, a CUDA toolkit that can compile.
 

@@ -14,7 +14,8 @@ import pytest
 
 from fast_electra.settings import UserError
 from fast_electra.training import operators
-from fast_electra.training.engines import numbered_devices, start_ranks
+from fast_electra.training.engines import start_ranks
+from fast_electra.training.machine import numbered_devices
 
 SCRIPT = Path(__file__).parent / "ranks.py"
 

@@ -127,7 +127,7 @@ def test_padded_positions_leave_the_others_alone(lengths: list[int], model: Mask
 
 
 def test_one_graph_serves_all_batches_of_a_shape(model: MaskedLanguageModel, device: str) -> None:
-    """It serves other lengths and other M; batches without padding have another graph. No later call changes a result."""
+    """It serves all lengths and M; batches without padding have another graph. No later call changes a result."""
     called = captured(model)
     batches = [
         masked_batch([64, *(64 - (seed * 7 + row * 5) % 40 for row in range(5))], device, seed) for seed in range(6)
