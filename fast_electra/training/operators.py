@@ -162,9 +162,10 @@ def _build(name: str) -> None:
 
     accelerator, folder = get_accelerator(), op_folder(name)
     came_built = git_version_info.installed_ops.get(name) and git_version_info.accelerator_name == accelerator._name
-    if not came_built and (problems := toolchain_problems()):
-        raise UserError(f"cannot build DeepSpeed's operator {name}: {'; '.join(problems)}")
-    print(f"building DeepSpeed's operator {name} in {folder} (once; a minute or more)", flush=True)
+    if not came_built:
+        if problems := toolchain_problems():
+            raise UserError(f"cannot build DeepSpeed's operator {name}: {'; '.join(problems)}")
+        print(f"building DeepSpeed's operator {name} in {folder} (once; a minute or more)", flush=True)
     started = time.monotonic()
     write_text(folder / HOST, socket.gethostname())
     try:

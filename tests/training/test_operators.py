@@ -271,7 +271,7 @@ def test_no_shared_buffer_outlives_its_run(tmp_path: Path, launch: Callable[...,
 
 
 PREBUILD = [sys.executable, "-m", "fast_electra.training.operators"]
-LOAD = "from deepspeed.operators.op_builder import FusedAdamBuilder; FusedAdamBuilder().load(verbose=False)"
+LOAD = "from deepspeed.ops.op_builder import FusedAdamBuilder; FusedAdamBuilder().load(verbose=False)"
 
 
 @pytest.mark.slow
