@@ -1,13 +1,12 @@
-"""First contact with a machine, in seconds: versions, operators, communication, and Adam. `gpu.sh` runs it first."""
+"""First contact with a machine, in seconds: versions, toolchain, communication, and Adam. `gpu.sh` runs it early."""
 
 import importlib.metadata
 import os
 import sys
-import time
 
 import torch
 
-from fast_electra.training import engines, machine, operators
+from fast_electra.training import engines, machine
 from fast_electra.training.precision import best_dtype
 
 PACKAGES = ("torch", "triton", "deepspeed", "megatron-core", "pydantic", "numpy", "transformers", "filelock")
@@ -20,9 +19,6 @@ def main() -> None:
     problems = "; ".join(machine.toolchain_problems()) or "none"  # the call also sets variables
     print(f"python {sys.version.split()[0]}, {machine.cpu_name()}, {os.cpu_count()} cores, auto means {best_dtype()}")
     print(f"toolchain problems: {problems}", {name: os.environ.get(name) for name in variables}, flush=True)
-    began = time.monotonic()
-    operators.ensure()
-    print(f"operators built or found in {time.monotonic() - began:.1f} s", flush=True)
     ranks = engines.start_ranks()
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else machine.cpu_name()
     print(f"{ranks} on {device}", flush=True)
