@@ -118,8 +118,8 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     From now on a rank that waits for another gives up after UPDATE_LIMIT.
     """
     params = config["optimizer"].get("params", {})
-    # DeepSpeed's throughput timer, which nobody reads, and a lone rank's overlap of a reduction that is none would each
-    # make the host wait for the GPU in every micro-batch.
+    # By default the host would wait for the GPU in every micro-batch: for a throughput timer that nobody reads, and for
+    # the reduction even of a single rank.
     config = config | {"timers": {"throughput": {"enabled": False}}}
     if deepspeed.comm.get_world_size() == 1:
         config["zero_optimization"] = config["zero_optimization"] | {"overlap_comm": False}
