@@ -22,6 +22,7 @@ REQUIRES = [
     "matplotlib",
     "safetensors",
     "xxhash>=3",
+    "filelock",
     "psutil",
     "ninja",
     "filelock",

@@ -1,34 +1,85 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under ten minutes: the tests marked `gpu`, the benchmarks, a short real run in 16 bit.
-# Run in the repository's root, in an environment with the package's requirements. Results go to OUT (default: gpu_results/).
-set -euo pipefail
-out=${OUT:-gpu_results}
-mkdir -p "$out"
-export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-nvidia-smi | tee "$out/nvidia-smi.txt"
+# Everything that needs a GPU, the most valuable first. Each step has a time limit, and none stops another. Run in the
+# repository's root; no installation is needed:
+#   DEADLINE=560 benchmarks/gpu.sh
+# OUT       folder for results.tgz, which is packed anew after each step (default: gpu_results)
+# DEADLINE  seconds after which no step begins or goes on (default: 560)
+# STEPS     names of the steps to run (default: all, see below)
+# WHEELS    folder with wheels of packages that the machine lacks, such as deepspeed and megatron-core (default: none)
+# DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
+set -uo pipefail
+all='operators:150 smoke:60 data:180 sampler:60 base:170 tests:150 kernels:90 learn:110 resume:80 huggingface:90 whole:120 tiles:60 large:60'
 
-failed=0  # a failure is reported at the end: the time on a GPU is used for the rest
-python3 -m pytest -q -m gpu tests/test_gpu.py tests/training/test_graphs.py | tee "$out/tests.txt" || failed=1
-python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py | tee "$out/tests_sampler.txt" || failed=1
-# The sampler: ratios, memory, and other tiles than those in use; then whole steps.
-python3 benchmarks/sampler.py --tune --json "$out/sampler.json" | tee "$out/sampler.txt" || failed=1
-python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$out/sampler_large.json" | tee "$out/sampler_large.txt" || failed=1
-python3 benchmarks/step_vs_huggingface.py --recipe small --json "$out/step_vs_huggingface.json" | tee "$out/step_vs_huggingface.txt" || failed=1
+operators() { python3 -m fast_electra.training.operators; }
+smoke() { python3 benchmarks/gpu_smoke.py; }
+sampler() { python3 benchmarks/sampler.py --rounds 15 --json "$LOG/sampler.json"; }
+tiles() { python3 benchmarks/sampler.py --rounds 3 --tune --json "$LOG/sampler_tiles.json"; }
+large() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_large.json"; }
+huggingface() { python3 benchmarks/step_vs_huggingface.py --recipe small --rounds 5 --json "$LOG/step_vs_huggingface.json"; }
+tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model/test_attention.py tests/training/test_graphs.py; }
+kernels() { python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py; }
+data() {  # two vocabularies, if no data are given; the corpus that ships fills 120,000 tokens
+  local name input="--input sample --output $DATA"
+  [ -d "$DATA" ] && return
+  for name in small:8000 base:120000; do
+    python3 -m fast_electra.cli tokenizer $input/${name%:*}/tokenizer --vocabulary ${name#*:} &&
+      python3 -m fast_electra.cli corpus $input/${name%:*}/shards --tokenizer "$DATA/${name%:*}/tokenizer" --heldout 0.05 || return
+  done
+}
+on_data() {  # small or base, script, config, run's name, further arguments
+  local size tokenizer=$DATA/$1/tokenizer
+  size=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["vocabulary_size"])' "$tokenizer/tokenizer.json") || return
+  python3 "$2" --deepspeed_config "$3" --set "fast_electra.run=$WORK/$4" --set "fast_electra.corpus.shards=$DATA/$1/shards" \
+    --set "fast_electra.corpus.tokenizer=$tokenizer" --set "fast_electra.model.vocabulary_size=$size" "${@:5}" ${ADAM:-}
+}
+base() {  # Table 7 at the base size: seconds, memory, share of the GPU's peak
+  on_data base launch/measure.py ds_configs/base.json base --updates 3 --warmup 2 --rounds 2 --json "$LOG/base${1:-}.json" \
+    --set fast_electra.auxiliary.run="$WORK/none" --set train_batch_size=256 --set train_micro_batch_size_per_gpu=64 "${@:2}"
+}
+whole() { base _whole --set fast_electra.model.activation_checkpointing=false; }
+train() {  # config, run's name, updates, further arguments
+  on_data small launch/pretrain.py "$1" "$2" --set scheduler.params.warmup_num_steps=50 --set "fast_electra.updates=$3" "${@:4}"
+}
+learn() {  # a short real run in the precision that `auto` finds
+  train ds_configs/small_auxiliary.json auxiliary 400 && cp "$WORK/auxiliary/metrics.jsonl" "$LOG/auxiliary.jsonl" &&
+    train ds_configs/small.json main 400 --set "fast_electra.auxiliary.run=$WORK/auxiliary" &&
+    cp "$WORK/main/metrics.jsonl" "$LOG/main.jsonl" && cp "$WORK/main/report.html" "$WORK/main/config.json" "$LOG/"
+}
+resume() {  # does a run from checkpoint 30 of 60 end exactly as the one that was not interrupted?
+  train ds_configs/small_auxiliary.json one 60 --set fast_electra.checkpoint.every=30 && cp -r "$WORK/one" "$WORK/other" &&
+    echo update-00000030 >"$WORK/other/checkpoints/latest" && rm "$WORK/other/status.json" &&
+    train ds_configs/small_auxiliary.json other 60 --set fast_electra.checkpoint.every=30 && python3 - "$WORK" <<'PYTHON'
+import sys
+from safetensors.torch import load_file
+one, other = (load_file(f"{sys.argv[1]}/{name}/model/model.safetensors") for name in ("one", "other"))
+difference = max(float((one[name] - other[name]).abs().max()) for name in one)
+print(f"a resumed run {'equals' if difference == 0 else 'differs from'} the uninterrupted one: {difference:.1e} at most")
+PYTHON
+}
 
-# The quickstart's job with ELECTRA-small's layers, in the precision that `auto` finds.
-run=$(mktemp -d)
-python3 -m fast_electra.cli tokenizer --input sample --output "$run/tokenizer" --vocabulary 8000
-python3 -m fast_electra.cli corpus --input sample --tokenizer "$run/tokenizer" --output "$run/shards" --heldout 0.05
-common=(--set "fast_electra.corpus.shards=$run/shards" --set "fast_electra.corpus.tokenizer=$run/tokenizer"
-        --set fast_electra.model.vocabulary_size=8000 --set scheduler.params.warmup_num_steps=50 --set fast_electra.updates=400)
-command -v nvcc >/dev/null || common+=(--set optimizer.params.torch_adam=true)  # DeepSpeed's own is compiled
-for name in auxiliary discriminator; do
-    config=ds_configs/small.json
-    [ $name = auxiliary ] && config=ds_configs/small_auxiliary.json
-    more=(--set "fast_electra.run=$run/$name")
-    [ $name = auxiliary ] || more+=(--set "fast_electra.auxiliary.run=$run/auxiliary")
-    python3 launch/pretrain.py --deepspeed_config $config "${common[@]}" "${more[@]}" || failed=1
-    cp "$run/$name/metrics.jsonl" "$out/$name.jsonl" || failed=1
+if [ $# -gt 0 ]; then "$1"; exit; fi  # one step, in a process of its own that `timeout` can end
+
+out=${OUT:-gpu_results} deadline=${DEADLINE:-560} failed=0
+WORK=$(mktemp -d) && export WORK LOG=$WORK/results DATA=${DATA:-$WORK/data} && mkdir -p "$LOG" "$out" || exit 1
+trap 'rm -rf "$WORK"' EXIT
+if [ -n "${WHEELS:-}" ]; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$WHEELS"/*.whl || exit 1
+fi
+export PYTHONPATH=$WORK/site:$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+nvidia-smi >"$LOG/nvidia-smi.txt" 2>&1
+for entry in $all; do
+  name=${entry%:*} limit=${entry#*:} left=$((deadline - SECONDS)) began=$SECONDS
+  [[ " ${STEPS:-$name} " == *" $name "* ]] || continue
+  if [ $left -lt 15 ]; then
+    result='skipped: no time is left'
+  elif timeout -k 5 $((limit < left ? limit : left)) bash "$0" "$name" >"$LOG/$name.txt" 2>&1; then
+    result="passed in $((SECONDS - began)) s" && tail -n 12 "$LOG/$name.txt"
+  else
+    result="FAILED with exit code $? after $((SECONDS - began)) s" failed=1 && tail -n 25 "$LOG/$name.txt"
+    [ "$name" = operators ] && export ADAM='--set optimizer.params.torch_adam=true'  # runs need not try to build it again
+  fi
+  echo "$name $result" | tee -a "$LOG/summary.txt"
+  tar -czf "$out/results.tgz" -C "$WORK" results
 done
-cp "$run/discriminator/config.json" "$run/discriminator/report.html" "$out/" || failed=1
+cat "$LOG/summary.txt"
 exit $failed

@@ -26,7 +26,8 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.cost.measure import tensor_memory
 from fast_electra.model.files import load_model
 from fast_electra.replacement import auxiliary
-from fast_electra.training.engines import DTYPES, best_dtype
+from fast_electra.training.engines import DTYPES
+from fast_electra.training.machine import best_dtype
 from fast_electra_kernels import default_implementation, sample, sample_with_statistics
 from fast_electra_kernels.contract import Request
 

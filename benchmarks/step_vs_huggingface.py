@@ -30,7 +30,8 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.text.train_tokenizer import train_tokenizer
-from fast_electra.training.engines import DTYPES, best_dtype
+from fast_electra.training.engines import DTYPES
+from fast_electra.training.machine import best_dtype
 
 OURS, ENGINE = "fast_electra", "fast_electra, DeepSpeed"
 JOINT, FROZEN = "Hugging Face, joint ELECTRA", "Hugging Face, frozen generator"

@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import socket
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +36,7 @@ from fast_electra.text.build import build_shards
 from fast_electra.text.train_tokenizer import train_tokenizer
 from fast_electra.training import checkpoint, operators
 from fast_electra.training.engines import Ranks, start_ranks
+from fast_electra.training.machine import cpu_name
 
 RESULTS = ROOT / "experiments" / "results" / "curricula.json"
 REFERENCES = ("untrained", "auxiliary_1", "auxiliary_3")  # scored next to the variants
@@ -202,8 +202,7 @@ def machine() -> dict[str, Any]:
     """Describe the hardware and the versions that the figures depend on."""
     packages = {name: version(name) for name in ("torch", "deepspeed", "fast_electra")}
     return {
-        # LEAD: "cpu": cpu_name(), and the import of re goes
-        "cpu": (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.processor()])[0],
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version()} | packages,
     }

@@ -23,7 +23,8 @@ from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
 from fast_electra.settings import UserError
 from fast_electra.store.match import open_for_run
-from fast_electra.training.engines import FrozenModel, Ranks, inference_engine, sum_over_ranks, training_engine
+from fast_electra.training.engines import Ranks, choose_adam, inference_engine, sum_over_ranks, training_engine
+from fast_electra.training.graphs import ReplayedModel
 from fast_electra.training.loop import Run
 
 
@@ -37,6 +38,7 @@ def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Run:
     """
     corpus = open_run_corpus(config.run, ranks) if corpus is None else corpus
     objective, facts = build_objective(config, corpus, ranks)
+    choose_adam(config.deepspeed["optimizer"]["params"], ranks)
     engine = training_engine(objective.model, config.deepspeed)
     engine.train()
     share = Share(
@@ -102,7 +104,7 @@ def term_frequency(corpus: Corpus, ranks: Ranks) -> Tensor:
     return log_frequency(sum_over_ranks(counts_V))
 
 
-def load_auxiliary(config: Config, tokenizer: Tokenizer, ranks: Ranks) -> tuple[FrozenModel, dict[str, Any]]:
+def load_auxiliary(config: Config, tokenizer: Tokenizer, ranks: Ranks) -> tuple[ReplayedModel, dict[str, Any]]:
     """Load the frozen auxiliary model into its inference engine, and return it with facts about it."""
     model, description = open_auxiliary(config.run, tokenizer)
     assert config.run.auxiliary is not None

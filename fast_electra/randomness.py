@@ -1,16 +1,16 @@
-"""Counter-based randomness: every random choice is a pure function of what it is about.
+"""Counter-based randomness: every random choice is a pure function of its counters.
 
-Which positions are masked, which token replaces them and in which order sequences come depend on (seed, epoch,
-sequence, position) and on nothing else: not on rank, batch, device, or on what was drawn before. So one process and
-sixty-four, online and offline, resumed and uninterrupted runs see the same corrupted tokens.
+Which positions are masked, which token replaces each of them, and in which order sequences come depend on (seed, epoch,
+sequence, position) and on nothing else. They do not depend on the rank, the batch, the device or on earlier draws. So
+one process and sixty-four, online and offline, resumed and uninterrupted runs see the same corrupted tokens.
 
-All keys are int64 tensors used as 64 random bits; arithmetic wraps.
+All keys are int64 tensors that hold 64 random bits; their arithmetic wraps around.
 """
 
 import torch
 from torch import Tensor
 
-# Streams keep the uses of one position apart.
+# Each use of randomness has a stream of its own, so that two uses of one position draw different bits.
 ORDER, MASK, REPLACEMENT, MASK_OF_MLM, DROPOUT, DROP_TOKEN = 1, 2, 3, 4, 5, 6
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -19,34 +19,39 @@ _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of 64-bit integers."""
+    """Return the logical right shift of 64-bit integers."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of 64-bit integers whose output bits each depend on all input bits (the SplitMix64 finaliser)."""
+    """Apply SplitMix64's last step: a bijection of 64-bit integers, each output bit of which depends on all input."""
     x = (x ^ _shift(x, 30)) * _MULTIPLY_1
     x = (x ^ _shift(x, 27)) * _MULTIPLY_2
     return x ^ _shift(x, 31)
 
 
 def key(*counters: int | Tensor) -> Tensor:
-    """A 64-bit key for the tuple of counters, which broadcast against each other."""
+    """Return a 64-bit key for the tuple of counters, which broadcast against each other.
+
+    An int stays on the CPU as a tensor without dimensions: it mixes with tensors of any device, and no copy to the
+    device or back is needed. Tensors with dimensions must share one device.
+    """
     state = torch.zeros((), dtype=torch.int64)
     for counter in counters:
         value = torch.as_tensor(counter, dtype=torch.int64)
-        state = mix((state.to(value.device) + _GOLDEN) ^ mix(value + _GOLDEN))
+        state = mix((state + _GOLDEN) ^ mix(value + _GOLDEN))
     return state
 
 
 def permute(index: Tensor, size: int, rounds: Tensor) -> Tensor:
-    """Image of each index under a pseudo-random permutation of range(size), in constant memory.
+    """Return the image of each index under a pseudo-random permutation of range(size), in constant memory.
 
-    A four-round Feistel network on the smallest even number of bits that holds `size`, walked until it falls inside
-    the range: on average fewer than four steps, and exact for every size.
+    A four-round Feistel network permutes the smallest even number of bits that holds `size`. It is applied again until
+    the image falls inside the range. This takes fewer than four steps on average and is exact for every size.
 
     Args:
         index: int64 [B], values in [0, size).
+        size: length of the range.
         rounds: int64 [B, 4] or [1, 4], keys that name the permutation of each index.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)

@@ -28,7 +28,7 @@ def main() -> None:
         os.environ.setdefault(name, level)  # before torch is imported: its profiler writes of itself on stderr
     from fast_electra import config  # here: --help answers at once
     from fast_electra.jobs import measure
-    from fast_electra.training.engines import this_machine
+    from fast_electra.training.machine import this_machine
 
     path, overrides = arguments.deepspeed_config, arguments.set
     options = measure.Options(

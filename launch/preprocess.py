@@ -23,7 +23,7 @@ def main() -> None:
 
     from fast_electra import config  # here: --help answers at once
     from fast_electra.jobs import preprocess
-    from fast_electra.training.engines import this_machine
+    from fast_electra.training.machine import this_machine
 
     # The config is resolved for one process: how training divides its batch says nothing about who may write.
     machine = this_machine()._replace(processes=1)

@@ -14,7 +14,7 @@ def main() -> None:
 
     from fast_electra import config  # here: --help answers at once
     from fast_electra.jobs import pretrain
-    from fast_electra.training.engines import this_machine
+    from fast_electra.training.machine import this_machine
 
     pretrain.main(config.load(arguments.deepspeed_config, arguments.set, this_machine()))
 

@@ -17,8 +17,9 @@ from fast_electra.jobs import preprocess, pretrain
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.training import engines
-from fast_electra.training.engines import Ranks, this_machine
+from fast_electra.training.engines import Ranks
 from fast_electra.training.loop import Run
+from fast_electra.training.machine import this_machine
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 UPDATES = 12

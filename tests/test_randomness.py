@@ -1,8 +1,10 @@
-"""Keys and permutations are pure functions, and good ones."""
+"""Keys and permutations are pure functions, and statistically sound."""
 
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_electra import randomness
 
@@ -33,6 +35,26 @@ def test_keys_broadcast_and_separate_every_counter() -> None:
     assert grid[7, 9] == randomness.key(1, 7, 9)
     assert randomness.key(1, 7, 9) != randomness.key(1, 9, 7)
     assert randomness.key(2, 7, 9) != randomness.key(1, 7, 9)
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies, which are what moves a tensor to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_keys_on_a_gpu_are_never_copied_to_the_cpu() -> None:
+    """A copy to the CPU would make it wait for the GPU, in every layer."""
+    with FakeTensorMode():  # knows shapes and devices, and computes nothing
+        keys, scalar = torch.empty(5, 1, dtype=torch.int64, device="cuda"), torch.empty((), device="cuda").long()
+        with Copies() as copies:
+            found = [randomness.key(3, keys, 4, torch.arange(7, device="cuda"), 5), randomness.key(3, scalar, 4)]
+    assert [(tuple(key.shape), key.device.type) for key in found] == [((5, 7), "cuda"), ((), "cuda")]
+    assert copies.count == 0
 
 
 def test_definition_is_pinned() -> None:

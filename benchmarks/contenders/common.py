@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from fast_electra import recipes
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.training import operators
+from fast_electra.training.machine import cpu_flags, cpu_name
 
 Step = Callable[[TokenBatch], Tensor]  # one update of the weights from one batch; returns the discriminator's loss
 
@@ -103,11 +102,10 @@ def machine(*packages: str) -> dict[str, Any]:
         *packages: whose versions to name.
     """
     return {
-        # LEAD: "cpu": cpu_name(), and the import of re goes
-        "cpu": (re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.processor()])[0],
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
-        "flags": sorted(flag for flag in operators.cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
+        "flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma"))),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}

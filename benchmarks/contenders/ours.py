@@ -1,8 +1,5 @@
 """Our own step for replaced-token detection, in plain PyTorch and in the DeepSpeed engine."""
 
-import os
-import socket
-
 import torch
 from torch import Tensor
 
@@ -69,12 +66,10 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
     """Return the step of a real run in one process, with ZeRO-2, DeepSpeed's fused Adam and its inference engine."""
     from fast_electra import deepspeed_config
     from fast_electra.training import engines
+    from fast_electra.training.machine import this_machine
 
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        os.environ.setdefault("MASTER_PORT", str(listener.getsockname()[1]))
     operators.ensure()
-    engines.start_ranks()
+    ranks = engines.start_ranks()
     name = next(name for name in DTYPES if DTYPES[name] == dtype)
     rtd = objective(size, torch.float32)
     assert isinstance(rtd.distribution, Auxiliary)
@@ -88,7 +83,8 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
         "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
         "bf16": {"enabled": name == "bf16"},
     }
-    config = deepspeed_config.resolve(tree, updates=1000, machine=engines.this_machine(), where="benchmark")
+    config = deepspeed_config.resolve(tree, updates=1000, machine=this_machine(), where="benchmark")
+    engines.choose_adam(config["optimizer"]["params"], ranks)
     deepspeed_engine = engines.training_engine(rtd.model, config)
     deepspeed_engine.train()
 

@@ -1,4 +1,4 @@
-"""`fast-electra doctor`: what this machine has, what it lacks for a run, and the remedy for each lack."""
+"""`fast-electra doctor`: what this machine has, what a run needs besides, and how to get it."""
 
 import importlib.metadata
 import importlib.util
@@ -17,8 +17,7 @@ import psutil
 import torch
 from torch.utils import cpp_extension
 
-from fast_electra.training import operators
-from fast_electra.training.engines import best_dtype
+from fast_electra.training import machine, operators
 from fast_electra_kernels import default_implementation
 
 REQUIRED = ("torch", "deepspeed", "megatron-core", "sentencepiece", "pydantic", "numpy", "safetensors", "matplotlib")
@@ -27,18 +26,19 @@ OPTIONAL = {
     "pyarrow": ".parquet files",
     "zstandard": ".zst files",
 }
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what the speed of each precision hangs on
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # features that determine the speed of each precision
 DISK_NEEDED = 10**9  # bytes, for the quickstart
 SHARED_MEMORY_NEEDED = 2 * 66 * 2**20  # bytes, for the buffers of two ranks on the CPU
 DEFAULT_PORT = 29500
+INTERPRETER_NUMPY = (2, 4)  # the first numpy with which Triton's interpreter does not run
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """Weight of a finding."""
 
     OK = "ok"
-    NOTE = "note"  # something may be wanting, some day
-    FAULT = "FAULT"  # the quickstart cannot run
+    NOTE = "note"  # something is missing that some uses need
+    PROBLEM = "PROBLEM"  # the quickstart cannot run
 
 
 class Finding(NamedTuple):
@@ -50,35 +50,43 @@ class Finding(NamedTuple):
 
 
 def main() -> int:
-    """Print all findings; 0 if the quickstart can run here, else 1."""
-    faults = 0
+    """Print all findings; return 0 if the quickstart can run here, else 1."""
+    problems = 0
     for level, what, value in findings():
-        print(f"{level:<6}{what:<20}{value}", flush=True)
-        faults += level is Level.FAULT
-    print(f"{faults} fault{'s' * (faults > 1)}: mend them first" if faults else "ready for `make quickstart`")
-    return int(faults > 0)
+        print(f"{level:<8}{what:<20}{value}", flush=True)
+        problems += level is Level.PROBLEM
+    if problems:
+        print("1 problem: fix it before running" if problems == 1 else f"{problems} problems: fix them before running")
+    else:
+        print("ready for `make quickstart`")
+    return int(problems > 0)
 
 
 def findings() -> Iterator[Finding]:
-    """All that is known of this machine, in the order of the report."""
+    """Yield all findings about this machine, in the order of the report."""
     for part in (_packages, _apex, _device, _operators, _space, _network):
         yield from part()
 
 
 def _packages() -> Iterator[Finding]:
-    level = Level.OK if sys.version_info >= (3, 11) else Level.FAULT
+    level = Level.OK if sys.version_info >= (3, 11) else Level.PROBLEM
     yield Finding(level, "python", f"{platform.python_version()} in {sys.prefix}")
     for name in REQUIRED:
         version = _version(name)
         missing = "missing: run `make setup`, or pip install -e . -c constraints.txt"
-        yield Finding(Level.OK if version else Level.FAULT, name, version or missing)
+        yield Finding(Level.OK if version else Level.PROBLEM, name, version or missing)
     for name, use in OPTIONAL.items():
         version = _version(name)
-        yield Finding(Level.OK if version else Level.NOTE, name, version or f"missing; for {use}: pip install {name}")
+        missing = f"missing, needed only for {use}: pip install {name}"
+        yield Finding(Level.OK if version else Level.NOTE, name, version or missing)
+    numpy = tuple(map(int, (_version("numpy") or "0").split(".")[:2]))
+    if numpy >= INTERPRETER_NUMPY and not torch.cuda.is_available():
+        value = "too new for Triton's interpreter, in which the tests run the kernels: pip install 'numpy<2.4'"
+        yield Finding(Level.NOTE, "numpy", value)
 
 
 def _apex() -> Iterator[Finding]:
-    """NVIDIA's apex, which some set-ups of DeepSpeed use; the package of that name on PyPI is something else."""
+    """Tell NVIDIA's apex, which nothing here needs, from the package of that name on PyPI."""
     spec = importlib.util.find_spec("apex")
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
     if any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):
@@ -87,46 +95,48 @@ def _apex() -> Iterator[Finding]:
         value = "PyPI's unrelated web toolkit, not NVIDIA's: pip uninstall apex"
         yield Finding(Level.NOTE, "apex", value)
     elif torch.cuda.is_available():
-        value = "missing (optional): build NVIDIA's from its source; pip install apex fetches an unrelated package"
-        yield Finding(Level.NOTE, "apex", value)
+        value = "NVIDIA's is not needed. Never `pip install apex`: the PyPI package of that name is unrelated"
+        yield Finding(Level.OK, "apex", value)
 
 
 def _device() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(Level.OK, f"gpu {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    flags = operators.cpu_flags()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if visible and machine.numbered_devices(visible, torch.cuda.device_count()) != visible:
+        value = f"{visible}: the `deepspeed` launcher can read only numbers, see nvidia-smi -L; torchrun reads all"
+        yield Finding(Level.NOTE, "visible devices", value)
+    flags = machine.cpu_flags()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     known = ", ".join(flag for flag in CPU_FLAGS if flag in flags) or "none of " + ", ".join(CPU_FLAGS)
-    yield Finding(Level.OK, "cpu", f"{cores} cores, {known}")
+    yield Finding(Level.OK, "cpu", f"{machine.cpu_name()}: {cores} cores, {known}")
     yield Finding(Level.OK, "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
-    yield Finding(Level.OK, "precision", f"auto means {best_dtype()} here")
+    yield Finding(Level.OK, "precision", f"auto means {machine.best_dtype()} here")
     sampler = default_implementation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if torch.cuda.is_available() and sampler != "triton":
-        yield Finding(Level.NOTE, "sampler", f"{sampler}; pip install triton makes drawing faster")
+        yield Finding(Level.NOTE, "sampler", f"{sampler} draws the replacements: pip install triton, which is faster")
     else:
         yield Finding(Level.OK, "sampler", f"{sampler} draws the replacements")
     if torch.version.cuda and not torch.cuda.is_available():
-        value = f"torch is a CUDA {torch.version.cuda} build but finds no device: see nvidia-smi; runs use the CPU"
+        value = f"torch, built for CUDA {torch.version.cuda}, finds no device, so runs use the CPU: see nvidia-smi"
         yield Finding(Level.NOTE, "gpu", value)
 
 
 def _operators() -> Iterator[Finding]:
-    """DeepSpeed's operators, and what is needed to build them."""
+    """Look for DeepSpeed's operators and for what builds them. A GPU can do without: it has torch's Adam."""
     ready = operators.ops_ready()
     for name in operators.needed_ops():
-        built = operators.ops_ready((name,))
-        value = (
-            f"built, in {operators.op_folder(name)}"
-            if built
-            else "not built: run `make setup`, or the first run does it"
-        )
-        yield Finding(Level.OK if built else Level.NOTE, name, value)
-    if problems := operators.toolchain_problems():
-        yield from (Finding(Level.NOTE if ready else Level.FAULT, "compiler", problem) for problem in problems)
+        if operators.ops_ready((name,)):
+            yield Finding(Level.OK, name, f"built, in {operators.op_folder(name)}")
+        else:
+            yield Finding(Level.NOTE, name, "not built: run `make setup`, or let the first run build it")
+    if problems := machine.toolchain_problems():
+        level = Level.NOTE if ready or operators.on_gpu() else Level.PROBLEM
+        yield from (Finding(level, "compiler", problem) for problem in problems)
     else:
-        yield Finding(Level.OK, "compiler", f"{_first_line(cpp_extension.get_cxx_compiler())}; Python.h is there")
+        yield Finding(Level.OK, "compiler", f"{_first_line(cpp_extension.get_cxx_compiler())}; Python.h is installed")
         yield Finding(Level.OK, "ninja", f"{_first_line('ninja')} ({shutil.which('ninja')})")
 
 
@@ -134,7 +144,7 @@ def _space() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
     if free < DISK_NEEDED:
-        yield Finding(Level.FAULT, "disk", f"{text}: the quickstart needs {DISK_NEEDED / 1e9:.0f} GB")
+        yield Finding(Level.PROBLEM, "disk", f"{text}: the quickstart needs {DISK_NEEDED / 1e9:.0f} GB")
     else:
         yield Finding(Level.OK, "disk", text)
     if not operators.SHARED_MEMORY.exists():
@@ -142,8 +152,8 @@ def _space() -> Iterator[Finding]:
     free = shutil.disk_usage(operators.SHARED_MEMORY).free
     text = f"{free / 1e6:,.0f} MB free in {operators.SHARED_MEMORY}"
     if free < SHARED_MEMORY_NEEDED and not operators.on_gpu():
-        remedy = f"two ranks need {SHARED_MEMORY_NEEDED / 1e6:.0f}: enlarge it (docker run --shm-size 1g)"
-        yield Finding(Level.FAULT, "shared memory", f"{text}, {remedy}")
+        remedy = f"but two ranks need {SHARED_MEMORY_NEEDED / 1e6:.0f} MB: enlarge it (docker run --shm-size 1g)"
+        yield Finding(Level.PROBLEM, "shared memory", f"{text}, {remedy}")
     else:
         yield Finding(Level.OK, "shared memory", text)
     left = list(operators.SHARED_MEMORY.glob(f"{operators.SHARED_BUFFER}_{os.getuid()}_*"))
@@ -157,7 +167,7 @@ def _space() -> Iterator[Finding]:
 def _network() -> Iterator[Finding]:
     for program, package in (("ssh", "openssh-client"), ("pdsh", "pdsh")):
         path = shutil.which(program)
-        value = path or f"missing; for runs on several machines: apt-get install {package}"
+        value = path or f"missing, needed only for runs on several machines: apt-get install {package}"
         yield Finding(Level.OK if path else Level.NOTE, program, value)
     with socket.socket() as listener:
         try:
@@ -179,6 +189,6 @@ def _version(package: str) -> str | None:
 
 
 def _first_line(program: str) -> str:
-    """What `program --version` says first; it exists."""
+    """Return the first line of `program --version`; the program exists."""
     result = subprocess.run([*program.split(), "--version"], capture_output=True, text=True, timeout=30, check=False)
     return (result.stdout.splitlines() or [program])[0]

@@ -36,7 +36,6 @@ from fast_electra.replacement.auxiliary import Auxiliary
 from fast_electra.settings import UserError
 from fast_electra.training import operators
 from fast_electra.training.engines import (
-    FrozenModel,
     Ranks,
     forward_flops,
     start_ranks,
@@ -44,6 +43,7 @@ from fast_electra.training.engines import (
     sum_over_ranks,
     wait_for_ranks,
 )
+from fast_electra.training.graphs import ReplayedModel
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _deepspeed_flops(build: Build, job: Job, ranks: Ranks) -> dict[str, dict[str
     run = build()
     assert isinstance(run.objective, RTD) and isinstance(run.objective.distribution, Auxiliary)
     auxiliary = run.objective.distribution.model
-    assert isinstance(auxiliary, FrozenModel)
+    assert isinstance(auxiliary, ReplayedModel)
     models = {"main model": run.engine.module, "auxiliary": auxiliary.model}
     counted = forward_flops(models, lambda: measurement.finished_update(run, 1))
     own = job.sequences / ranks.world

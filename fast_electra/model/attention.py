@@ -8,15 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Dropout = float | Callable[[Tensor], Tensor]  # a rate, or what drops attention probabilities itself
-START_SLOPE, START_SIDE = 2.0, 8.0  # of the `local` start, see docs/tiny.md for what was tried
+Dropout = float | Callable[[Tensor], Tensor]  # a rate, or a function that drops attention probabilities itself
+START_SLOPE, START_SIDE = 2.0, 8.0  # values of the `local` start; docs/tiny.md says which others were tried
+# Kernels that return the gradient of a mask. cuDNN's, which torch prefers on Hopper GPUs, does not.
+TRAINING_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+FROZEN_KERNELS = [SDPBackend.CUDNN_ATTENTION, *TRAINING_KERNELS]  # flash attention takes no mask at all
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
-    """T5's bidirectional bucket of every (query, key) pair, int64 [L, L].
+    """Return T5's bidirectional bucket of every (query, key) pair, int64 [L, L].
 
-    Half of the buckets serve keys to the right of the query. In each half, half of the buckets hold one distance each;
-    the others grow logarithmically up to `max_distance`, beyond which all distances share the last.
+    Half of the buckets serve keys to the right of the query. In each half, half of the buckets hold one distance each.
+    The others grow logarithmically up to `max_distance`. All longer distances share the last bucket.
     """
     position = torch.arange(length)
     offset = position[None, :] - position[:, None]  # key - query
@@ -29,12 +32,10 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """One table of biases, [buckets, H], shared by all layers (Table 3 gives buckets and maximal distance).
-
-    `start` chooses its values before training: `zero` as in T5, or `local`, see `_local_start`.
-    """
+    """One table of biases, [buckets, H], that all layers share (Table 3 gives buckets and maximal distance)."""
 
     def __init__(self, buckets: int, max_distance: int, heads: int, start: str) -> None:
+        """Make the table. `start` chooses its values before training: `zero` as in T5, or `local` (`_local_start`)."""
         super().__init__()
         self.buckets, self.max_distance, self.start = buckets, max_distance, start
         self.table = nn.Parameter(torch.zeros(buckets, heads))
@@ -43,7 +44,7 @@ class RelativePositionBias(nn.Module):
             _local_start(self.table, max_distance)
 
     def forward(self, length: int) -> Tensor:
-        """The bias of every (query, key) pair: [H, L, L], dtype of the table."""
+        """Return the bias of every (query, key) pair: [H, L, L], in the dtype of the table."""
         if self._bucket_LL is None or len(self._bucket_LL) < length or self._bucket_LL.device != self.table.device:
             self._bucket_LL = relative_buckets(length, self.buckets, self.max_distance).to(self.table.device)
         return F.embedding(self._bucket_LL[:length, :length], self.table).permute(2, 0, 1).contiguous()
@@ -51,11 +52,11 @@ class RelativePositionBias(nn.Module):
 
 @torch.no_grad()
 def _local_start(table: Tensor, max_distance: int) -> None:
-    """Starts each head near its query, on one side: even heads look left, odd heads right.
+    """Make each head start by looking near its query, on one side: even heads look left, odd heads right.
 
-    The bias of a head falls by `slope` whenever the distance doubles, and starts START_SIDE lower on the head's other
-    side and at the query itself; each further pair of heads looks further. A small model that starts from zero spends
-    over a thousand updates before it finds out that near tokens matter most.
+    The bias of a head falls by `slope` whenever the distance doubles. It is START_SIDE lower on the head's other side
+    and at the query itself. Each further pair of heads looks further. A small model that starts from zero needs over a
+    thousand updates to learn that near tokens matter most.
     """
     buckets, heads = table.shape
     bucket_L = relative_buckets(2 * max_distance + 1, buckets, max_distance)[max_distance]
@@ -71,8 +72,10 @@ def _local_start(table: Tensor, max_distance: int) -> None:
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: Dropout) -> Tensor:
     assert isinstance(dropout, float), "fused kernels drop at random only"
     mask = bias if padding is None else bias + padding
-    # The kernels that take a mask which wants a gradient: cuDNN's, which torch may prefer on a GPU, does not.
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    # Not `torch.is_grad_enabled()`: activation checkpointing runs the forward pass without gradients and repeats it
+    # with them. Both must use the same kernel, or they drop different probabilities.
+    trained = any(tensor.requires_grad for tensor in (q, k, v, bias))
+    with sdpa_kernel(TRAINING_KERNELS if trained else FROZEN_KERNELS):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
@@ -100,15 +103,18 @@ def attention(
     dropout: Dropout = 0.0,
     backend: str | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head size) + bias + padding) v, with dropout on the probabilities.
+    """Return softmax(q k^T / sqrt(head size) + bias + padding) v, with dropout on the probabilities: [B, H, L, D/H].
 
     Args:
-        q, k, v: [B, H, L, D/H].
+        q: queries [B, H, L, D/H].
+        k: keys, same shape and dtype.
+        v: values, same shape and dtype.
         bias: [1, H, L, L], same dtype, differentiable: the relative positions.
-        padding: [B, 1, 1, L], same dtype: 0 at real keys, the lowest finite number at padding; None for no padding.
-            Apart from the bias, so that the bias's gradient is summed over the batch only once.
+        padding: [B, 1, 1, L], same dtype: 0 at real keys, the lowest finite number at padding; None if there is none.
+            It is not part of the bias because the bias's gradient is then summed over the batch only once.
         dropout: a rate, or a function of the probabilities [B, H, L, L] that drops some (backend `matmul` only).
-        backend: a key of BACKENDS. By default `sdpa` on a GPU, whose memory-efficient kernel takes a differentiable
-            bias; `matmul` on a CPU, where it is the faster of the two in training (`sdpa` is, without gradients).
+        backend: a key of BACKENDS. The default is `sdpa` on a GPU, because its memory-efficient kernel takes a
+            differentiable bias. On a CPU it is `matmul`, the faster of the two in training (without gradients, `sdpa`
+            is faster).
     """
     return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, padding, dropout)

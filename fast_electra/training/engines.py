@@ -2,58 +2,35 @@
 
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import deepspeed
 import deepspeed.comm
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_module_flops
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import groups, safe_get_full_fp32_param
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from fast_electra.deepspeed_config import Machine
-from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
 from fast_electra.training import operators
-from fast_electra.training.graphs import Captured
+from fast_electra.training.graphs import ReplayedModel
+from fast_electra.training.machine import numbered_devices
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FORCED_DTYPE = "FAST_ELECTRA_DTYPE"  # environment variable: the precision that `auto` means, whatever the machine is
-
-
-def this_machine() -> Machine:
-    """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
-    return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), operators.on_gpu())
-
-
-def best_dtype() -> str:
-    """Return bf16 if the device multiplies matrices in it, fp16 on older GPUs, fp32 on other CPUs.
-
-    A CPU without bf16 instructions computes bf16 products many times slower than fp32 ones. The environment variable
-    FAST_ELECTRA_DTYPE overrides the choice.
-
-    Raises:
-        UserError: the variable holds something else.
-    """
-    if forced := os.environ.get(FORCED_DTYPE):
-        if forced not in DTYPES:
-            raise UserError(f"{FORCED_DTYPE} must be one of {', '.join(DTYPES)}, not {forced!r}")
-        return forced
-    if operators.on_gpu():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    capability = torch.backends.cpu.get_cpu_capability()
-    has_bf16 = "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if has_bf16 or torch.cpu._is_amx_tile_supported() else "fp32"
+START_LIMIT = timedelta(hours=2)  # rank 0 may build an operator or hash a large corpus while the others wait
+UPDATE_LIMIT = timedelta(minutes=30)  # ample for rank 0 to write or hash a checkpoint; ends the job when a host is lost
 
 
 @dataclass(frozen=True)
@@ -66,7 +43,7 @@ class Ranks:
 
 
 def start_ranks() -> Ranks:
-    """Joins the process group that the launcher describes in the environment; alone without a launcher."""
+    """Join the process group that the launcher describes in the environment, or be alone if there is no launcher."""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
         if "RANK" not in os.environ and int(os.environ.get(name, "1")) > 1:
             raise UserError(
@@ -75,26 +52,48 @@ def start_ranks() -> Ranks:
             )
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else str(_free_port()))
     local_rank = int(os.environ["LOCAL_RANK"])
     if operators.on_gpu():
         torch.cuda.set_device(local_rank)
-    # What DeepSpeed tells at each start is in the run's config.json; warnings about its own use of torch are not ours.
+        torch.cuda.init()  # CUDA has read the variable now, and only DeepSpeed reads it again
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = numbered_devices(visible, torch.cuda.device_count())
+    # The run's config.json holds what DeepSpeed prints at each start. Warnings about its own use of torch are not ours.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # Rank 0 may hash a large corpus while the others wait: the default of ten minutes is too short for that.
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(hours=2))
+    deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
     deepspeed.comm.barrier()  # the ranks have their shared buffers
     operators.unlink_shared_buffers(deepspeed.comm.get_rank())
     device = torch.device(get_accelerator().device_name(local_rank) if operators.on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
 
 
+def choose_adam(params: dict[str, Any], ranks: Ranks) -> None:
+    """Set `torch_adam` in the config's `optimizer.params`, unless every rank can load DeepSpeed's fused Adam."""
+    if not params.get("torch_adam"):
+        ready = torch.tensor(int(operators.ops_ready(("fused_adam",))), device=ranks.device)
+        if int(sum_over_ranks(ready)) < ranks.world:
+            params["torch_adam"] = True
+
+
+def limit_waits(limit: timedelta) -> None:
+    """Let a rank that waits for another give up after `limit`: in the group of all, and in DeepSpeed's copy of it."""
+    for group in (None, groups._get_data_parallel_group()):
+        _set_pg_timeout(limit, group)
+
+
 def stop_ranks() -> None:
-    """Leaves the process group. The pause lets gloo's threads end before the interpreter, which else may abort."""
+    """Leave the process group. gloo's threads end during the pause; without it the interpreter may abort."""
     deepspeed.comm.barrier()
     deepspeed.comm.destroy_process_group()
     time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -116,32 +115,37 @@ def add_over_ranks(rows: list[Sums]) -> list[Sums]:
 
 
 def wait_for_ranks() -> None:
+    """Wait until every rank has come here."""
     deepspeed.comm.barrier()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for the optimizer: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
+    """Return two parameter groups: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
     decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "relative_bias" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() <= 1 or "relative_bias" in name]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
-    """A ZeRO engine that trains `model` under a resolved DeepSpeed config.
+    """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config.
 
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
+    From now on a rank that waits for another gives up after UPDATE_LIMIT.
     """
     params = config["optimizer"].get("params", {})
+    # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
+    config = config | {"timers": {"throughput": {"enabled": False}}}
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
         config=config,
         dist_init_required=False,
     )
-    # In fp32 the norm is checked, which costs less; in 16 bit each gradient is, whatever the config says.
+    limit_waits(UPDATE_LIMIT)
+    # In fp32 DeepSpeed checks the norm, which costs less. In 16 bit it checks each gradient, whatever the config says.
     if engine.optimizer.dtype != torch.float32 or not engine.optimizer.compute_grad_norm:
         engine.optimizer.check_grad_overflow = True
-    engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts and ends such runs itself
+    engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts such updates and ends the run
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:
             deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
@@ -149,28 +153,10 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     return engine
 
 
-class FrozenModel(NamedTuple):
-    """The auxiliary in its inference engine: a `replacement.auxiliary.FrozenMaskedLM`."""
-
-    engine: Captured
-    model: MaskedLanguageModel
-
-    @property
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Weight [V, E] and bias [V] of the vocabulary head."""
-        return self.model.head
-
-    def hidden(
-        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
-    ) -> Tensor:
-        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`."""
-        return self.engine(tokens_BL, attended_BL, positions_M, hidden_only=True, drop=drop)
-
-
-def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = True) -> FrozenModel:
+def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = True) -> ReplayedModel:
     """Freeze a model and give it to DeepSpeed's inference engine, in eval mode.
 
-    That engine's own CUDA graph would have one shape for ever, so it stays off. `Captured` has a graph for each shape.
+    The CUDA graph of that engine serves a single shape, so it stays off. `ReplayedModel` has one for each shape.
 
     Args:
         model: on its device; it is changed.
@@ -181,16 +167,16 @@ def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = 
     model.eval()
     config = {"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}}
     engine = deepspeed.init_inference(model, config=config)
-    return FrozenModel(Captured(engine) if cuda_graph else Captured(engine, limit=0), model)
+    return ReplayedModel(engine, model) if cuda_graph else ReplayedModel(engine, model, limit=0)
 
 
 def skipped(engine: Engine) -> bool:
-    """Whether the last step found gradients that are not finite and left the weights alone."""
+    """Return whether the last step found gradients that are not finite and left the weights alone."""
     return bool(engine.optimizer.overflow)
 
 
 def full_weights(engine: Engine) -> dict[str, Tensor]:
-    """Every parameter in fp32, gathered from the ranks' master copies. All ranks must call this; CPU tensors."""
+    """Return every parameter in fp32 on the CPU, from the ranks' master copies. All ranks must call this."""
     weights = {}
     for name, parameter in engine.module.named_parameters():
         full = safe_get_full_fp32_param(parameter)
@@ -199,7 +185,7 @@ def full_weights(engine: Engine) -> dict[str, Tensor]:
 
 
 def forward_flops(models: dict[str, nn.Module], work: Callable[[], object]) -> dict[str, int]:
-    """FLOPs of each model's own forward passes while `work` runs, as DeepSpeed's flops profiler counts them."""
+    """Return the FLOPs of each model's own forward passes while `work` runs, as DeepSpeed's profiler counts them."""
     profiler = FlopsProfiler(nn.ModuleDict(models))
     profiler.start_profile()
     try:

@@ -1,6 +1,6 @@
-"""The frozen auxiliary's forward pass as CUDA graphs: one launch where there were hundreds.
+"""The frozen auxiliary's forward pass as CUDA graphs: one launch in place of hundreds.
 
-A graph fixes shapes and addresses. Sampling, where the temperature enters, is no part of it: a new temperature needs no
+A graph fixes shapes and addresses. It ends before sampling, where the temperature enters, so a new temperature needs no
 new graph.
 """
 
@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_electra.model.dropout import KeyedDropout
+from fast_electra.model.heads import MaskedLanguageModel
 
 LIMIT = 8  # graphs; they share their working memory
-ROWS = 256  # masked positions are padded to a multiple of this, or of some 1/16 of all positions if that is more
-WARM_UP = 3  # passes before a capture: libraries get their handles and workspaces, modules fill their caches
+ROWS = 256  # masked positions are padded to a multiple of this, or of about 1/16 of all positions if that is more
+WARM_UP = 3  # passes before a capture, in which libraries make their workspaces and modules fill their caches
 
 Inputs = tuple[Tensor, Tensor | None, Tensor]  # tokens_BL, attended_BL, positions_M
 Key = tuple[tuple[int, ...], bool, int]
 
 
 class Graph(NamedTuple):
-    """A captured pass: `replay` reads `inputs` and writes `output_ME`, all of them at fixed addresses."""
+    """A captured pass: `replay` reads `inputs` and writes `output_ME`, all at fixed addresses."""
 
     replay: Callable[[], None]
     inputs: Inputs
@@ -31,47 +32,45 @@ class Graph(NamedTuple):
     kept: list[Tensor]  # what else the graph reads, besides the weights
 
 
-class Captured:
-    """Calls an inference engine around a frozen model in eval mode; on a GPU, by replaying a graph for each shape.
+class ReplayedModel:
+    """A frozen model in an inference engine, in eval mode. On a GPU it replays one CUDA graph for each shape.
 
-    On a CPU every call is handed through as it is, and on a GPU those are that need something else than the plain
-    pass to the hidden states: logits, dropout, or the hooks of a profiler, which a replay would pass by.
+    The engine itself answers every call on a CPU. On a GPU it answers calls that need more than the plain pass to the
+    hidden states: dropout, or the hooks of a profiler, which a replay would not call.
 
-    Weights that change in place are seen by the next replay; to put others in their place needs a new `Captured`.
-    All calls must come from one stream.
+    The next replay sees weights that were changed in place. Other weight tensors need a new `ReplayedModel`. All calls
+    must come from one stream.
     """
 
-    def __init__(self, engine: nn.Module, limit: int = LIMIT) -> None:
-        """
+    def __init__(self, engine: nn.Module, model: MaskedLanguageModel, limit: int = LIMIT) -> None:
+        """Keep the engine; graphs are captured when their shapes come.
+
         Args:
-            engine: called as `MaskedLanguageModel` is, and without a wait for the device in it.
-            limit: graphs to keep, those of the first shapes that come; the engine itself does the others.
+            engine: called as `model` is; it must never wait for the device.
+            model: what the engine runs.
+            limit: number of graphs to keep, those of the first shapes that come. The engine answers all others.
         """
-        self.engine, self.limit = engine, limit
+        self.engine, self.model, self.limit = engine, model, limit
         self.graphs: dict[Key, Graph] = {}
         self._all_modules = list(engine.modules())
 
-    def __call__(
-        self,
-        tokens_BL: Tensor,
-        attended_BL: Tensor | None,
-        positions_M: Tensor,
-        hidden_only: bool = False,
-        drop: KeyedDropout | None = None,
-    ) -> Tensor:
-        """What the model returns: [M, E] with `hidden_only`, of the model's dtype; the caller's own, never overwritten.
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight [V, E] and bias [V] of the vocabulary head."""
+        return self.model.head
 
-        Args:
-            tokens_BL: int64.
-            attended_BL: bool, False at padding; None where there is none, which has a graph of its own.
-            positions_M: int64, flat positions. They are padded here even where no graph is used, so that results do
-                not depend on which shapes came first: products of other shapes may round otherwise.
-            hidden_only, drop: as the model's own.
+    def hidden(
+        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
+    ) -> Tensor:
+        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`. No later call overwrites it.
+
+        On a GPU positions are padded even where no graph is used, because products of other shapes may round
+        differently: results must not depend on which shapes came first.
         """
-        if not self._on_gpu(tokens_BL) or not hidden_only or drop is not None or self._hooked():
+        if not self._on_gpu(tokens_BL) or drop is not None or self._hooked():
             more: dict[str, Any] = {} if drop is None else {"drop": drop}
-            result: Tensor = self.engine(tokens_BL, attended_BL, positions_M, hidden_only=hidden_only, **more)
-            return result
+            hidden_ME: Tensor = self.engine(tokens_BL, attended_BL, positions_M, hidden_only=True, **more)
+            return hidden_ME
         inputs = (tokens_BL, attended_BL, padded(positions_M, tokens_BL.numel()))
         key = (tuple(tokens_BL.shape), attended_BL is not None, len(inputs[2]))
         with torch.no_grad():
@@ -87,12 +86,12 @@ class Captured:
         return tokens_BL.is_cuda
 
     def _hooked(self) -> bool:
-        """Whether somebody wants to see the modules called: DeepSpeed's flops profiler, or its engine's timers."""
+        """Return whether something watches the modules' calls: DeepSpeed's flops profiler, or its engine's timers."""
         return any(module._forward_hooks or module._forward_pre_hooks for module in self._all_modules)
 
     @cached_property
     def _place(self) -> tuple[torch.cuda.Stream, Any]:
-        """The stream of all captures, and the memory pool that they share: graphs never run at the same time."""
+        """Stream of all captures, and the memory pool that they share, because no two graphs run at the same time."""
         return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def _capture(self, inputs: Inputs) -> Graph:
@@ -105,29 +104,30 @@ class Captured:
                 self.engine(*static, hidden_only=True)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Thread by thread: what NCCL's watchdog asks of the device meanwhile is no error.
+        # "thread_local": NCCL's watchdog thread may use the device meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             output_ME = self.engine(*static, hidden_only=True)
-        # What a module caches beside its weights it may replace, as the relative bias does when a longer batch comes.
+        # A module may replace what it caches beside its weights, as the relative bias does for a longer batch.
         kept = [value for module in self._all_modules for value in vars(module).values() if isinstance(value, Tensor)]
         return Graph(graph.replay, static, output_ME, kept)
 
 
 def padded(positions_M: Tensor, positions: int) -> Tensor:
-    """int64: `positions_M` and zeros up to one of a few lengths, so that M, which varies, needs few graphs.
+    """Return `positions_M` (int64) with zeros up to one of a few lengths, so that the varying M needs few graphs.
 
-    Position 0 always exists, each position is a row of its own in all that follows, and the caller drops the last
-    rows: padding costs a little of the last layer and changes nothing else.
+    Position 0 always exists, every position is a separate row in all that follows, and the caller drops the last rows.
+    So padding costs a little time in the last layer and changes nothing else.
 
     Args:
-        positions: B * L, of all sequences.
+        positions_M: flat positions of masked tokens.
+        positions: B * L, the number of all positions.
     """
     multiple = ROWS * max(1, positions // (16 * ROWS))
     return F.pad(positions_M, (0, -len(positions_M) % multiple))
 
 
 def _replay(graph: Graph, inputs: Inputs) -> Tensor:
-    """Hidden states [padded M, E], which the next replay overwrites."""
+    """Return hidden states [padded M, E], which the next replay overwrites."""
     for static, given in zip(graph.inputs, inputs, strict=True):
         if static is not None and given is not None:
             static.copy_(given)

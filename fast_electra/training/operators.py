@@ -1,90 +1,94 @@
-"""DeepSpeed's C++ and CUDA operators are compiled on first use: build them once, in one process, before any launch.
+"""DeepSpeed's C++ and CUDA operators. They are compiled on first use; here that happens once, before any launch.
 
-torch guards such a build by a file named `lock` in the operator's folder, and every other loader waits until that file
-is gone. A killed build leaves it behind, and then every later run would wait for ever. So `prebuild` (part of
-`make setup`) compiles ahead of training, and `ensure` (first thing in a launch script) makes sure that what follows
-can only load.
+torch guards such a build by a file named `lock` in the operator's folder. Every other loader waits until that file is
+gone. A killed build leaves it behind, and then every later run would wait for ever. So `prebuild` (part of
+`make setup`) compiles ahead of training, and `ensure` (the first call of a launch script) makes sure that what follows
+only loads. A builder keeps its `lock` open while it works: a lock that no living process holds open is stale.
 
-A builder keeps its `lock` open while it works. Hence the rule: a lock that no living process of this machine holds
-open is stale. Our own builds hold an flock besides, which the kernel releases when a process dies, however it dies.
-
-An operator is rebuilt whenever the compiler's command line or the version of ninja changes, so two environments that
-share a folder would rebuild at each other's every run. Hence each virtual environment has a folder of its own.
+An operator fits one Python, torch, DeepSpeed, ninja and processor. Each combination has a folder of its own, so
+environments and hosts that share a disk never rebuild each other's operators.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
+import socket
 import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import filelock
 import psutil
 import torch
 from torch.utils import cpp_extension
 
+from fast_electra.files import write_json, write_text
 from fast_electra.settings import UserError
+from fast_electra.training.machine import cpu_flags, on_gpu, prepare_compilers, toolchain_problems
 
 BUILDERS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "fused_adam": "FusedAdamBuilder"}
 SHARED_MEMORY, SHARED_BUFFER = Path("/dev/shm"), "deepspeed_allreduce_buffer"
-STAMP = "fast_electra.json"
 BUILD_TIMEOUT = 1200.0  # seconds; both operators take about 70 s on two idle cores, several minutes on busy ones
-
-
-def on_gpu() -> bool:
-    """Whether DeepSpeed will use a CUDA device, which decides what has to be built."""
-    return os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" and torch.cuda.is_available()
+PREFIX = "fast_electra-"  # of the folder for one environment and processor
+STAMP, HOST = "fast_electra.json", "fast_electra.host"  # files in an operator's folder: it is complete; who builds it
+WAITING = "waiting for another process to build DeepSpeed's operators ..."
+FALLS_BACK = 3  # exit code on a GPU without DeepSpeed's fused Adam, where training uses torch's
 
 
 def needed_ops(fused_adam: bool = True) -> tuple[str, ...]:
-    """Names of the operators that a training run loads on this machine; `fused_adam` is False for torch's own Adam."""
+    """Return the operators that a training run loads on this machine; `fused_adam` is False for torch's own Adam."""
     shared_memory = not on_gpu() and sys.platform == "linux"
     return ("deepspeed_shm_comm",) * shared_memory + ("fused_adam",) * fused_adam
 
 
 def op_folder(name: str) -> Path:
-    """Where torch builds an operator: in TORCH_EXTENSIONS_DIR, which `prepare_environment` may set."""
+    """Make and return the folder in which torch builds an operator."""
     prepare_environment()
     return Path(cpp_extension._get_build_directory(name, verbose=False))
 
 
 def ops_ready(names: tuple[str, ...] | None = None) -> bool:
-    """Whether the operators (default: all that are needed) are built for this Python, torch, DeepSpeed and CPU."""
+    """Return whether the operators (default: all that are needed) are built for this environment and processor."""
     return all(_is_built(op_folder(name)) for name in (needed_ops() if names is None else names))
 
 
 def ensure(fused_adam: bool = True, timeout: float = BUILD_TIMEOUT) -> None:
-    """Make sure that the operators can be loaded at once: a launch script calls it before any process group starts.
+    """Build the operators that are not built yet, before a process group starts. Takes milliseconds after `make setup`.
 
-    Takes milliseconds when `make setup` has built them. Otherwise the first rank of each machine builds and the others
-    wait.
+    The first rank of each machine builds. On a CPU the others wait, because the process group loads an operator. On a
+    GPU nothing is loaded until the ranks have met, and a failed build is no error: `engines.choose_adam` then makes all
+    ranks use torch's Adam.
 
     Args:
         fused_adam: whether the run uses DeepSpeed's FusedAdam.
         timeout: seconds to wait for another process's build.
 
     Raises:
-        UserError: no compiler, the build failed, or another process's build did not end in time.
+        UserError: on a CPU, if there is no compiler, the build failed, or another process's build did not end in time.
     """
     names = needed_ops(fused_adam)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        prebuild(names, timeout)
-        return
-    message = f"the first rank has not built DeepSpeed's operators within {timeout:.0f} s: run `make setup` first"
-    _wait_until(lambda: ops_ready(names), timeout, message)
+        try:
+            prebuild(names, timeout)
+        except UserError as error:
+            if not on_gpu():
+                raise
+            print(f"note: training uses torch's Adam, because DeepSpeed's is not available: {error}", flush=True)
+    elif not on_gpu():
+        late = f"the first rank has not built DeepSpeed's operators within {timeout:.0f} s: run `make setup` first"
+        _wait_until(partial(ops_ready, names), timeout, late)
 
 
 def prebuild(names: tuple[str, ...] | None = None, timeout: float = BUILD_TIMEOUT) -> None:
     """Build the operators (default: all that this machine needs) that are not built yet, one after the other.
 
     Raises:
-        UserError: as in `ensure`.
+        UserError: there is no compiler, the build failed, or another process's build did not end in time.
     """
     names = needed_ops() if names is None else names
     if ops_ready(names) and not any((op_folder(name) / "lock").exists() for name in names):
@@ -92,8 +96,8 @@ def prebuild(names: tuple[str, ...] | None = None, timeout: float = BUILD_TIMEOU
     with _only_builder(timeout):
         for name in names:
             folder = op_folder(name)
-            message = f"{folder / 'lock'} has been held for {timeout:.0f} s: if nothing is being built, remove it"
-            _wait_until(lambda folder=folder: remove_stale_lock(folder), timeout, message)  # type: ignore[misc]
+            late = f"{folder / 'lock'} has been held for {timeout:.0f} s: remove it if {_host(folder)} builds nothing"
+            _wait_until(partial(remove_stale_lock, folder), timeout, late)
             if not _is_built(folder):
                 _build(name)
 
@@ -101,20 +105,19 @@ def prebuild(names: tuple[str, ...] | None = None, timeout: float = BUILD_TIMEOU
 def remove_stale_lock(folder: Path) -> bool:
     """Remove what a killed build left in an operator's folder; never while a build is alive.
 
-    An unfinished folder goes as a whole: compilers that outlived the kill then write into a folder that is no more,
-    not into the next build.
+    An unfinished folder is removed as a whole: compilers that outlived the kill then write into a folder that is gone,
+    and not into the next build.
 
     Returns:
         True if the folder is free (there was no lock, or it was stale), False if a living process holds the lock.
     """
     lock = folder / "lock"
     try:
-        first = lock.stat()
+        made = lock.stat().st_mtime_ns
         if _is_held(lock):
             return False
         time.sleep(1.0)  # a builder closes the lock just before it removes it
-        second = lock.stat()
-        if (first.st_ino, first.st_mtime_ns) != (second.st_ino, second.st_mtime_ns) or _is_held(lock):
+        if _is_held(lock) or lock.stat().st_mtime_ns != made:
             return False
     except FileNotFoundError:
         return True
@@ -126,55 +129,27 @@ def remove_stale_lock(folder: Path) -> bool:
     return True
 
 
-def toolchain_problems() -> list[str]:
-    """What keeps this machine from compiling operators, each with its remedy; empty if nothing does."""
-    prepare_environment()
-    problems = []
-    compiler = cpp_extension.get_cxx_compiler().split()[0]
-    if shutil.which(compiler) is None:
-        problems.append(f"no C++ compiler ({compiler}): install g++ (Debian: apt-get install g++), or set CXX")
-    if shutil.which("ninja") is None:
-        problems.append("no ninja on PATH: pip install ninja, and activate the environment (. .venv/bin/activate)")
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not header.exists():
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        problems.append(f"no {header}: install Python's headers (Debian: apt-get install python{version}-dev)")
-    if on_gpu() and cpp_extension.CUDA_HOME is None:
-        problems.append(
-            f"no nvcc: install the CUDA toolkit {torch.version.cuda} and set CUDA_HOME, or use torch's Adam "
-            '("optimizer": {"params": {"torch_adam": true}} in the DeepSpeed config)'
-        )
-    return problems
-
-
-def cpu_flags() -> set[str]:
-    """The CPU's features, in the kernel's words; empty where there is no /proc."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return set(line.partition(":")[2].split())
-
-
 def prepare_environment() -> None:
-    """Let torch find this environment's ninja first, and build into this environment, unless the user said where.
+    """Let torch find its compilers, and build into a folder for this environment and processor.
 
-    A python that was called by its full path has neither its script folder nor, maybe, any ninja on PATH.
+    The folder is in TORCH_EXTENSIONS_DIR if the user has set it, else in the virtual environment, else where torch
+    builds by default.
     """
-    scripts = sysconfig.get_path("scripts")
-    ninja = shutil.which("ninja", path=scripts)
-    if ninja and shutil.which("ninja") != ninja:
-        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
+    prepare_compilers()
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    if root.name.startswith(PREFIX):  # set by an earlier call, perhaps in another process
+        root = root.parent
+    digest = hashlib.sha256(json.dumps(_built_for()).encode()).hexdigest()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(root / f"{PREFIX}{digest[:12]}")
 
 
 def unlink_shared_buffers(rank: int) -> None:
     """Free deepspeed_shm_comm's 66 MiB of shared memory when this rank ends, however it ends; DeepSpeed never does.
 
-    Call it on every rank once all have joined the process group and passed a barrier: by then each has mapped the
-    buffers of all, and the names are needed no more. Without it every run leaves its buffers in /dev/shm.
+    Call it on every rank once all have joined the process group and passed a barrier. By then each has mapped all
+    buffers, and their names are not needed again. Without this call every run leaves its buffers in /dev/shm.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     buffer = SHARED_MEMORY / f"{SHARED_BUFFER}_{os.getuid()}_{address}_{port}_{rank}"
@@ -182,91 +157,92 @@ def unlink_shared_buffers(rank: int) -> None:
 
 
 def _build(name: str) -> None:
-    if problems := toolchain_problems():
-        raise UserError(f"cannot build DeepSpeed's operator {name}: {'; '.join(problems)}")
-    print(f"building DeepSpeed's operator {name} in {op_folder(name)} (once; a minute or more)", flush=True)
-    started = time.monotonic()
-    if (op_folder(name) / STAMP).exists():  # built for something else; ninja does not notice another CPU
-        shutil.rmtree(op_folder(name))
-    from deepspeed.accelerator import get_accelerator  # slow to import, and not needed when all is built
+    from deepspeed import git_version_info  # slow to import, and not needed when all is built
+    from deepspeed.accelerator import get_accelerator
 
+    accelerator, folder = get_accelerator(), op_folder(name)
+    came_built = git_version_info.installed_ops.get(name) and git_version_info.accelerator_name == accelerator._name
+    if not came_built:
+        if problems := toolchain_problems():
+            raise UserError(f"cannot build DeepSpeed's operator {name}: {'; '.join(problems)}")
+        print(f"building DeepSpeed's operator {name} in {folder} (once; a minute or more)", flush=True)
+    started = time.monotonic()
+    write_text(folder / HOST, socket.gethostname())
     try:
-        module = get_accelerator().create_op_builder(BUILDERS[name]).load(verbose=False)
+        module = accelerator.create_op_builder(BUILDERS[name]).load(verbose=False)
     except Exception as error:
-        log = op_folder(name) / "build.log"
+        log = folder / "build.log"
         log.write_text(str(error), encoding="utf-8")
         raise UserError(f"DeepSpeed's operator {name} did not build: see {log}, try `fast-electra doctor`") from error
-    stamp = {"library": module.__file__, "built_for": _fingerprint()}
-    partial = op_folder(name) / f"{STAMP}.partial"
-    partial.write_text(json.dumps(stamp), encoding="utf-8")
-    partial.replace(op_folder(name) / STAMP)
+    write_json(folder / STAMP, {"library": module.__file__, "built_for": _built_for()})
     print(f"built {name} in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _is_built(folder: Path) -> bool:
-    """Whether `_build` finished in this folder, for what runs now."""
+    """Return whether `_build` finished in this folder."""
     try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        return bool(stamp["built_for"] == _fingerprint() and Path(stamp["library"]).exists())
+        return Path(json.loads((folder / STAMP).read_text(encoding="utf-8"))["library"]).exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _fingerprint() -> dict[str, str | None]:
-    """What an operator is built for. The compiler uses all that this CPU has, and a home folder may move to another."""
+def _built_for() -> dict[str, object]:
+    """Return what an operator is built for. The compiler uses every instruction of this CPU, or of these GPUs."""
+    gpus = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
     return {
         "python": f"{sys.prefix} {sys.version}",
         "ninja": shutil.which("ninja"),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda if on_gpu() else None,
         "deepspeed": importlib.metadata.version("deepspeed"),
-        "cpu": hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest(),
+        "cuda": [torch.version.cuda, cpp_extension.CUDA_HOME] if on_gpu() else None,
+        "processor": gpus if on_gpu() else sorted(cpu_flags()),
     }
 
 
-def _is_held(lock: Path) -> bool:
-    """Whether a living process has the file open; that of another user, whose processes are hidden, counts as held."""
-    if os.getuid() not in (0, lock.stat().st_uid):
-        return True
-    return any(_has_open(process, lock) for process in psutil.process_iter())
-
-
-def _has_open(process: psutil.Process, lock: Path) -> bool:
+def _host(folder: Path) -> str:
+    """Return the host that builds in this folder."""
     try:
-        paths = [Path(file.path) for file in process.open_files()]
-    except psutil.Error:  # it ended, or it belongs to somebody else
-        return False
-    return any(path.name == lock.name and path.exists() and path.samefile(lock) for path in paths)
+        return (folder / HOST).read_text(encoding="utf-8")
+    except OSError:
+        return socket.gethostname()
 
 
-@contextmanager
-def _only_builder(timeout: float) -> Iterator[None]:
-    """Hold the flock that makes this process the only builder among ours; it ends with the process."""
+def _is_held(lock: Path) -> bool:
+    """Return whether a living process has the file open; one of another user or host is hidden and counts as alive."""
+    if os.getuid() not in (0, lock.stat().st_uid) or _host(lock.parent) != socket.gethostname():
+        return True
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it ended, or it belongs to somebody else
+            paths = [Path(file.path) for file in process.open_files()]
+            if any(path.name == lock.name and path.exists() and path.samefile(lock) for path in paths):
+                return True
+    return False
+
+
+def _only_builder(timeout: float) -> filelock.AcquireReturnProxy:
+    """Take the lock that makes this process the only builder. The kernel releases it when the process dies."""
     path = op_folder("fused_adam").parent / "fast_electra.flock"
-
-    def acquired() -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            return False
-
-    with path.open("w") as file:
-        _wait_until(acquired, timeout, f"{path} has been held for {timeout:.0f} s: end the build that holds it")
-        yield
+    lock = filelock.FileLock(path)
+    try:
+        with suppress(filelock.Timeout):
+            return lock.acquire(timeout=min(timeout, 5.0))
+        print(WAITING, flush=True)
+        return lock.acquire(timeout=timeout)
+    except filelock.Timeout:
+        raise UserError(f"{path} has been held for {timeout:.0f} s: end the build that holds it") from None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot lock {path} ({error}): set TORCH_EXTENSIONS_DIR to a folder on a local disk") from None
 
 
 def _wait_until(done: Callable[[], bool], timeout: float, message: str) -> None:
-    """Poll `done`; say after five seconds that there is a wait, and raise UserError(message) when time is up."""
-    started = time.monotonic()
-    told = False
+    """Poll `done`, and say so; raise UserError(message) when time is up."""
+    deadline = time.monotonic() + timeout
+    if done():
+        return
+    print(WAITING, flush=True)
     while not done():
-        waited = time.monotonic() - started
-        if waited > timeout:
+        if time.monotonic() > deadline:
             raise UserError(message)
-        if waited > 5 and not told:
-            print("waiting for another process to build DeepSpeed's operators ...", flush=True)
-            told = True
         time.sleep(0.2)
 
 
@@ -274,8 +250,7 @@ if __name__ == "__main__":
     try:
         prebuild()
     except UserError as error:
-        if not on_gpu():
-            sys.exit(f"error: {error}")
-        print(f"warning: {error}\nTraining on the GPU will need it and try again.")  # all else works without
-        sys.exit()
+        instead = "; training uses torch's Adam instead" if on_gpu() else ""
+        print(f"DeepSpeed's operators are not ready{instead}: {error}", file=sys.stderr)
+        sys.exit(FALLS_BACK if on_gpu() else 1)
     print(f"DeepSpeed's operators are ready: {', '.join(needed_ops())}")

@@ -1,13 +1,20 @@
-"""T5's buckets, the agreement of the backends, and padding that is never attended to."""
+"""T5's buckets, the agreement of backends and devices, the choice of kernels, and padding that nothing attends to."""
 
+from contextlib import AbstractContextManager
+from typing import Any
+
+import deepspeed
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from fast_electra.model import attention as attention_module
 from fast_electra.model.attention import BACKENDS, RelativePositionBias, attention, relative_buckets
 from fast_electra.model.encoder import Encoder, EncoderSettings
 
 SMALL = EncoderSettings(vocabulary_size=50, layers=2, hidden_size=32, ffn_size=64, heads=4)
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (128, 256)])  # Table 3, base and large
@@ -32,6 +39,59 @@ def test_backends_agree_in_value_and_gradient(dtype: torch.dtype) -> None:
         results.append([attention(q, k, v, bias, padding, backend=backend)] + [leaf.grad for leaf in leaves])
     for found, expected in zip(results[0], results[1], strict=True):
         assert torch.allclose(found.float(), expected.float(), atol=1e-5 if dtype is torch.float32 else 0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_device_and_dtype_agrees_with_fp32_on_the_cpu(device: str, backend: str, dtype: torch.dtype) -> None:
+    """In value and in all gradients."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, 4, 128, 64, generator=generator) for _ in range(3)]
+    tensors.append(torch.randn(1, 4, 128, 128, generator=generator))
+    results = []
+    for to, kind in (("cpu", torch.float32), (device, dtype)):
+        leaves = [tensor.to(to, kind, copy=True).requires_grad_() for tensor in tensors]
+        out = attention(*leaves, backend=backend)
+        out.float().square().sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    tolerance = 2e-3 if dtype is torch.float32 else 4e-2
+    for expected, found in zip(*results, strict=True):
+        assert found.dtype == dtype
+        assert float((found.float().cpu() - expected).abs().max()) < tolerance * float(expected.abs().max())
+
+
+@pytest.fixture
+def allowed(monkeypatch: pytest.MonkeyPatch) -> list[set[SDPBackend]]:
+    """Kernels that each call of attention allows. Attention is fused in training too, as on a GPU."""
+    seen: list[set[SDPBackend]] = []
+
+    def record(kernels: list[SDPBackend]) -> AbstractContextManager[Any]:
+        seen.append(set(kernels))
+        return sdpa_kernel(kernels)
+
+    monkeypatch.setattr(attention_module, "sdpa_kernel", record)
+    monkeypatch.setitem(BACKENDS, "matmul", BACKENDS["sdpa"])
+    return seen
+
+
+def test_a_frozen_model_may_use_kernels_without_a_gradient_of_the_bias(allowed: list[set[SDPBackend]]) -> None:
+    encoder, tokens = Encoder(SMALL).eval(), torch.randint(5, 50, (2, 24))
+    trained = encoder(tokens)
+    assert SDPBackend.CUDNN_ATTENTION not in set.union(*allowed)
+    allowed.clear()
+    frozen = encoder.requires_grad_(False)(tokens)
+    assert all(SDPBackend.CUDNN_ATTENTION in kernels for kernels in allowed) and allowed
+    assert torch.equal(trained, frozen)
+
+
+def test_activation_checkpointing_uses_the_same_kernels_in_both_forward_passes(allowed: list[set[SDPBackend]]) -> None:
+    """The first runs without gradients. Under another kernel, dropout would drop other probabilities."""
+    encoder, tokens = Encoder(SMALL).train(), torch.randint(5, 50, (2, 24))
+    encoder.checkpoint = deepspeed.checkpointing.checkpoint
+    encoder(tokens).sum().backward()
+    assert len(allowed) == 2 * SMALL.layers
+    assert SDPBackend.CUDNN_ATTENTION not in set.union(*allowed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

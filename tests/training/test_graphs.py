@@ -1,11 +1,11 @@
-"""What `Captured` answers is what the model answers; a graph serves a shape, whatever lengths and temperatures come.
+"""A `ReplayedModel` answers what its model answers. One graph serves a shape, whatever lengths and temperatures come.
 
-Without a GPU a pass of the same kind stands in for the graph: fixed inputs, an output that each replay overwrites.
+Without a GPU a pass of the same kind replaces the graph: its inputs are fixed, and each replay overwrites its output.
 """
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import MaskedBatch, TokenBatch
@@ -14,16 +14,16 @@ from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import Dropout, DropToken, Temperature
-from fast_electra.training.engines import FrozenModel, forward_flops, inference_engine
-from fast_electra.training.graphs import LIMIT, ROWS, Captured, Graph, Inputs, padded
+from fast_electra.training.engines import forward_flops, inference_engine
+from fast_electra.training.graphs import LIMIT, ROWS, Graph, Inputs, ReplayedModel, padded
 
 SIZES = EncoderSettings(vocabulary_size=200, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4)
 FULL, SHORTER = [64] * 6, [64, 60, 51, 64, 33, 20]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-class Emulated(Captured):
-    """All of `Captured` but the graph itself, on any device; counts captures."""
+class Emulated(ReplayedModel):
+    """All of `ReplayedModel` except the graph itself, on any device."""
 
     def _on_gpu(self, tokens_BL: Tensor) -> bool:
         return True
@@ -34,7 +34,7 @@ class Emulated(Captured):
         return Graph(lambda: output_ME.copy_(self.engine(*static, hidden_only=True)), static, output_ME, [])
 
 
-only_on_a_gpu = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)  # what only a real graph could get wrong
+only_on_a_gpu = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)  # faults that only a real graph has
 
 
 @pytest.fixture(params=DEVICES)
@@ -47,13 +47,13 @@ def model(device: str) -> MaskedLanguageModel:
     return MaskedLanguageModel(SIZES, seed=7).requires_grad_(False).eval().to(device)
 
 
-def captured(model: nn.Module, limit: int = LIMIT) -> Captured:
+def captured(model: MaskedLanguageModel, limit: int = LIMIT) -> ReplayedModel:
     on_gpu = next(model.parameters()).is_cuda
-    return (Captured if on_gpu else Emulated)(model, limit)
+    return (ReplayedModel if on_gpu else Emulated)(model, model, limit)
 
 
 def masked_batch(lengths: list[int], device: str, seed: int = 0) -> MaskedBatch:
-    """Random tokens; as wide as the longest sequence."""
+    """Return random tokens; the batch is as wide as its longest sequence."""
     lengths_B, width = torch.tensor(lengths), max(lengths)
     real_BL = torch.arange(width) < lengths_B[:, None]
     tokens_BL = torch.randint(5, SIZES.vocabulary_size, real_BL.shape, generator=torch.Generator().manual_seed(seed))
@@ -67,7 +67,7 @@ def arguments(masked: MaskedBatch) -> Inputs:
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
-    """Up to the rounding of products of another shape."""
+    """Compare up to the rounding of products of another shape."""
     exact = 1e-6 if found.device.type == "cpu" else 1e-4
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=exact, atol=exact)
 
@@ -81,28 +81,27 @@ def test_on_a_cpu_the_engine_is_called_once_with_what_came(lengths: list[int], d
     if dropping:
         more = {"drop": KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), hidden_rate=0.3)}
     expected = model(*arguments(masked), hidden_only=True, **more)
-    called = Captured(model)
+    called = ReplayedModel(model, model)
     model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
     given = arguments(masked)
-    found = called(*given, hidden_only=True, **more)
+    found = called.hidden(*given, **more)
     ((seen, named),) = calls
     assert all(one is other for one, other in zip(seen, given, strict=True)) and named == {"hidden_only": True, **more}
     assert torch.equal(found, expected)
-    assert torch.equal(called(*given), model(*given))  # logits
     assert not called.graphs
 
 
 def test_deepspeed_hosts_what_is_captured() -> None:
     model = MaskedLanguageModel(SIZES, seed=7)
-    engine = inference_engine(model, "fp32").engine
+    engine = inference_engine(model, "fp32")
     assert type(engine.engine).__name__ == "InferenceEngine" and engine.engine.module is model
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    assert not engine._hooked()  # else no graph would ever be used
+    assert not engine._hooked()  # with hooks no graph would ever be used
 
 
 @pytest.mark.parametrize(("b", "length"), [(1, 16), (8, 128), (16, 512), (32, 512), (128, 512), (128, 128)])
 def test_padding_leaves_few_lengths_and_costs_little(b: int, length: int) -> None:
-    """Whatever the sequences' lengths, from an eighth of the width on."""
+    """This holds for sequences of any length from an eighth of the width on."""
     positions = b * length
     counts = {min(positions, 1 + positions * part // 1000) for part in range(15, 151)}
     lengths = {len(padded(torch.ones(count, dtype=torch.int64), positions)) for count in counts}
@@ -123,28 +122,28 @@ def test_padded_positions_leave_the_others_alone(lengths: list[int], model: Mask
 
 
 def test_one_graph_serves_all_batches_of_a_shape(model: MaskedLanguageModel, device: str) -> None:
-    """Other lengths and other M, and a graph of its own where nothing is padding; a result stays what it was."""
+    """It serves all lengths and M; batches without padding have another graph. No later call changes a result."""
     called = captured(model)
     batches = [
         masked_batch([64, *(64 - (seed * 7 + row * 5) % 40 for row in range(5))], device, seed) for seed in range(6)
     ]
     batches += [masked_batch(FULL, device, seed) for seed in range(6, 9)]
     assert len({len(batch.positions_M) for batch in batches}) > 4
-    found = [called(*arguments(batch), hidden_only=True) for batch in batches]
+    found = [called.hidden(*arguments(batch)) for batch in batches]
     assert set(called.graphs) == {((6, 64), True, ROWS), ((6, 64), False, ROWS)}
     for hidden_ME, batch in zip(found, batches, strict=True):
         assert close(hidden_ME, model(*arguments(batch), hidden_only=True))
 
 
 @only_on_a_gpu
-def test_a_longer_batch_leaves_graphs_of_shorter_ones_sound(model: MaskedLanguageModel, device: str) -> None:
+def test_a_longer_batch_does_not_break_graphs_of_shorter_ones(model: MaskedLanguageModel, device: str) -> None:
     """The table of relative positions grows with the longest batch, and the old one must not be freed."""
     called = captured(model)
     widths = [8, 40, 200, 24, 8, 40]
     for turn in range(3):
         for width in widths:
             batch = masked_batch([width, width // 2, width], device, turn)
-            hidden_ME = called(*arguments(batch), hidden_only=True)
+            hidden_ME = called.hidden(*arguments(batch))
             litter = [torch.full((width, width), 10**9, device=device) for width in widths for _ in range(4)]
             assert close(hidden_ME, model(*arguments(batch), hidden_only=True))
             del litter
@@ -155,31 +154,31 @@ def test_beyond_the_limit_the_engine_itself_answers(model: MaskedLanguageModel, 
     called = captured(model, limit=2)
     batches = [masked_batch([width, width - 5], device) for width in (16, 24, 32, 40, 16, 32)]
     for batch in batches:
-        assert close(called(*arguments(batch), hidden_only=True), model(*arguments(batch), hidden_only=True))
+        assert close(called.hidden(*arguments(batch)), model(*arguments(batch), hidden_only=True))
     assert [shape for shape, *_ in called.graphs] == [(2, 16), (2, 24)]
 
 
 @only_on_a_gpu
 def test_results_do_not_depend_on_which_shapes_were_captured(model: MaskedLanguageModel, device: str) -> None:
     batch = masked_batch(SHORTER, device)
-    replayed, eager = (captured(model, limit)(*arguments(batch), hidden_only=True) for limit in (LIMIT, 0))
+    replayed, eager = (captured(model, limit).hidden(*arguments(batch)) for limit in (LIMIT, 0))
     assert torch.equal(replayed, eager)
 
 
 def test_weights_changed_in_place_are_seen(model: MaskedLanguageModel, device: str) -> None:
     called, given = captured(model), arguments(masked_batch(SHORTER, device))
-    before = called(*given, hidden_only=True)
+    before = called.hidden(*given)
     with torch.no_grad():
         model.transform.weight.mul_(-1.0)
         model.encoder.embedding.weight.add_(0.1)
-    after = called(*given, hidden_only=True)
+    after = called.hidden(*given)
     assert len(called.graphs) == 1 and not close(before, after)
     assert close(after, model(*given, hidden_only=True))
 
 
 def test_no_temperature_captures_anew(model: MaskedLanguageModel, device: str) -> None:
     called, batch = captured(model), masked_batch(SHORTER, device)
-    through, plain = Temperature(FrozenModel(called, model), 1), Temperature(model, 1)
+    through, plain = Temperature(called, 1), Temperature(model, 1)
     for value in torch.linspace(2.0, 1.0, 21).tolist():
         found, expected = through.sample(batch, value), plain.sample(batch, value)
         assert float((found.tokens_M != expected.tokens_M).float().mean()) < 0.05  # ties of rounding
@@ -190,17 +189,17 @@ def test_no_temperature_captures_anew(model: MaskedLanguageModel, device: str) -
 def test_dropped_tokens_are_replayed_and_dropped_activations_are_not(model: MaskedLanguageModel, device: str) -> None:
     called, batch = captured(model), masked_batch(SHORTER, device)
     for kind, graphs in ((Dropout, 0), (DropToken, 1)):
-        found, expected = kind(FrozenModel(called, model), 1).hidden(batch, 0.3), kind(model, 1).hidden(batch, 0.3)
+        found, expected = kind(called, 1).hidden(batch, 0.3), kind(model, 1).hidden(batch, 0.3)
         assert close(found, expected) and len(called.graphs) == graphs
 
 
 def test_a_profiler_sees_the_modules_called(model: MaskedLanguageModel, device: str) -> None:
     """A replay calls no module, and the auxiliary would seem to cost nothing."""
     called, given = captured(model), arguments(masked_batch(SHORTER, device))
-    called(*given, hidden_only=True)
+    called.hidden(*given)
     plain = forward_flops({"auxiliary": model}, lambda: model(*given, hidden_only=True))
     assert plain["auxiliary"] > 0
-    assert forward_flops({"auxiliary": model}, lambda: called(*given, hidden_only=True)) == plain
+    assert forward_flops({"auxiliary": model}, lambda: called.hidden(*given)) == plain
     assert not called._hooked()
 
 
@@ -208,9 +207,9 @@ def test_a_profiler_sees_the_modules_called(model: MaskedLanguageModel, device: 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_in_16_bit_and_in_deepspeeds_engine(dtype: str) -> None:
     model = MaskedLanguageModel(SIZES, seed=7).cuda()
-    engine = inference_engine(model, dtype).engine
+    engine = inference_engine(model, dtype)
     for seed in range(3):
         given = arguments(masked_batch(SHORTER, "cuda", seed))
-        found, expected = engine(*given, hidden_only=True), model(*given, hidden_only=True)
+        found, expected = engine.hidden(*given), model(*given, hidden_only=True)
         assert found.dtype == expected.dtype and torch.allclose(found.float(), expected.float(), atol=0.1)
     assert len(engine.graphs) == 1
