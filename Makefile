@@ -34,7 +34,7 @@ $(READY): setup.py constraints.txt
 	python -m pip install torch numpy -c constraints.txt
 	python -c 'import triton' 2>/dev/null || python -m pip install triton==$(TRITON)
 	python -m pip install -e '.[$(EXTRAS)]' -c constraints.txt
-	python -m fast_electra.training.operators || test $$? = 3  # 3: a GPU that cannot compile trains with torch's Adam
+	python -m fast_electra.hosts.operators || test $$? = 3  # 3: a GPU that cannot compile trains with torch's Adam
 	@touch $@
 
 # --- quickstart: what is finished is kept; what was interrupted goes on -------------------------------------------------

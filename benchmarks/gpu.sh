@@ -10,7 +10,7 @@
 set -uo pipefail
 all='operators:150 smoke:60 data:180 sampler:60 base:170 tests:150 kernels:90 learn:110 resume:80 huggingface:90 whole:120 tiles:60 large:60'
 
-operators() { python3 -m fast_electra.training.operators; }
+operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
 sampler() { python3 benchmarks/sampler.py --rounds 15 --json "$LOG/sampler.json"; }
 tiles() { python3 benchmarks/sampler.py --rounds 3 --tune --json "$LOG/sampler_tiles.json"; }

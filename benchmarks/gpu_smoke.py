@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from fast_electra.hosts import toolchain
 from fast_electra.training import engines, machine
 
 PACKAGES = ("torch", "triton", "deepspeed", "megatron-core", "pydantic", "numpy", "transformers", "filelock")
@@ -15,7 +16,7 @@ PARAMETERS, STEPS, TOLERANCE = 1_000_003, 5, 1e-5  # the number is odd on purpos
 def main() -> None:
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
     variables = ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CPATH", "CPLUS_INCLUDE_PATH")
-    problems = "; ".join(machine.toolchain_problems()) or "none"  # the call also sets variables
+    problems = "; ".join(toolchain.toolchain_problems()) or "none"  # the call also sets variables
     cpu = f"{machine.cpu_name()}, {os.cpu_count()} cores"
     print(f"python {sys.version.split()[0]}, {cpu}, auto means {machine.best_dtype()}")
     print(f"toolchain problems: {problems}", {name: os.environ.get(name) for name in variables}, flush=True)

@@ -27,6 +27,7 @@ import torch
 from variants import AUXILIARY_UPDATES, BATCH, JUDGE, JUDGE_SEED, ROOT, SHARED, VARIANTS, VOCABULARY, Study
 
 from fast_electra.files import write_json
+from fast_electra.hosts import operators
 from fast_electra.jobs.pretrain import train
 from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
@@ -34,7 +35,7 @@ from fast_electra.parts import open_run_corpus
 from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.text.train_tokenizer import train_tokenizer
-from fast_electra.training import checkpoint, operators
+from fast_electra.training import checkpoint
 from fast_electra.training.engines import Ranks, start_ranks
 from fast_electra.training.machine import cpu_name
 

@@ -23,7 +23,7 @@ from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
 from fast_electra.settings import UserError
 from fast_electra.store.match import open_for_run
-from fast_electra.training.engines import Ranks, choose_adam, inference_engine, sum_over_ranks, training_engine
+from fast_electra.training.engines import Ranks, inference_engine, sum_over_ranks, training_engine
 from fast_electra.training.graphs import ReplayedModel
 from fast_electra.training.loop import Run
 
@@ -38,7 +38,6 @@ def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Run:
     """
     corpus = open_run_corpus(config.run, ranks) if corpus is None else corpus
     objective, facts = build_objective(config, corpus, ranks)
-    choose_adam(config.deepspeed["optimizer"]["params"], ranks)
     engine = training_engine(objective.model, config.deepspeed)
     engine.train()
     share = Share(

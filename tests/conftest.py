@@ -22,7 +22,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run in Triton's interpreter
 
-from fast_electra.training import operators
+from fast_electra.hosts import operators
+from fast_electra.training import machine
 
 ROOT = Path(__file__).parent.parent
 operators.prepare_environment()
@@ -101,9 +102,7 @@ def _launch(
     finally:
         if process.returncode != 0:
             kill_group(process)  # the launcher can leave a rank behind
-        for buffer in operators.SHARED_MEMORY.glob(
-            f"{operators.SHARED_BUFFER}_*_{port}_*"
-        ):  # 66 MiB each, of killed ranks
+        for buffer in machine.SHARED_MEMORY.glob(f"{machine.SHARED_BUFFER}_*_{port}_*"):  # 66 MiB each, of killed ranks
             buffer.unlink(missing_ok=True)
     if check and process.returncode != 0:
         pytest.fail(f"{' '.join(command)} exited with {process.returncode}\n{output[-5000:]}")

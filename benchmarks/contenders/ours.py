@@ -22,10 +22,10 @@ from contenders.common import (
 from fast_electra.batch import TokenBatch
 from fast_electra.corruption import Masking
 from fast_electra.curriculum import CurriculumSettings
+from fast_electra.hosts import operators
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Auxiliary, Temperature
-from fast_electra.training import operators
 from fast_electra.training.engines import DTYPES
 
 
@@ -84,7 +84,7 @@ def engine(size: Sizes, dtype: torch.dtype) -> Step:
         "bf16": {"enabled": name == "bf16"},
     }
     config = deepspeed_config.resolve(tree, updates=1000, machine=this_machine(), where="benchmark")
-    engines.choose_adam(config["optimizer"]["params"], ranks)
+    operators.choose_adam(config["optimizer"]["params"], ranks)
     deepspeed_engine = engines.training_engine(rtd.model, config)
     deepspeed_engine.train()
 

@@ -17,7 +17,8 @@ import psutil
 import torch
 from torch.utils import cpp_extension
 
-from fast_electra.training import machine, operators
+from fast_electra.hosts import operators, toolchain
+from fast_electra.training import machine
 from fast_electra_kernels import default_implementation
 
 REQUIRED = ("torch", "deepspeed", "megatron-core", "sentencepiece", "pydantic", "numpy", "safetensors", "matplotlib")
@@ -132,7 +133,7 @@ def _operators() -> Iterator[Finding]:
             yield Finding(Level.OK, name, f"built, in {operators.op_folder(name)}")
         else:
             yield Finding(Level.NOTE, name, "not built: run `make setup`, or let the first run build it")
-    if problems := machine.toolchain_problems():
+    if problems := toolchain.toolchain_problems():
         level = Level.NOTE if ready or operators.on_gpu() else Level.PROBLEM
         yield from (Finding(level, "compiler", problem) for problem in problems)
     else:
@@ -147,19 +148,19 @@ def _space() -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, "disk", f"{text}: the quickstart needs {DISK_NEEDED / 1e9:.0f} GB")
     else:
         yield Finding(Level.OK, "disk", text)
-    if not operators.SHARED_MEMORY.exists():
+    if not machine.SHARED_MEMORY.exists():
         return
-    free = shutil.disk_usage(operators.SHARED_MEMORY).free
-    text = f"{free / 1e6:,.0f} MB free in {operators.SHARED_MEMORY}"
+    free = shutil.disk_usage(machine.SHARED_MEMORY).free
+    text = f"{free / 1e6:,.0f} MB free in {machine.SHARED_MEMORY}"
     if free < SHARED_MEMORY_NEEDED and not operators.on_gpu():
         remedy = f"but two ranks need {SHARED_MEMORY_NEEDED / 1e6:.0f} MB: enlarge it (docker run --shm-size 1g)"
         yield Finding(Level.PROBLEM, "shared memory", f"{text}, {remedy}")
     else:
         yield Finding(Level.OK, "shared memory", text)
-    left = list(operators.SHARED_MEMORY.glob(f"{operators.SHARED_BUFFER}_{os.getuid()}_*"))
+    left = list(machine.SHARED_MEMORY.glob(f"{machine.SHARED_BUFFER}_{os.getuid()}_*"))
     if left:
         size = sum(path.stat().st_size for path in left) / 1e6
-        remedy = f"unless one is running, rm {operators.SHARED_MEMORY / operators.SHARED_BUFFER}_*"
+        remedy = f"unless one is running, rm {machine.SHARED_MEMORY / machine.SHARED_BUFFER}_*"
         value = f"{len(left)} buffers left by DeepSpeed runs, {size:,.0f} MB: {remedy}"
         yield Finding(Level.NOTE, "shared memory", value)
 

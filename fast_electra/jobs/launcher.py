@@ -5,8 +5,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fast_electra.settings import UserError
+
+if TYPE_CHECKING:
+    from fast_electra.config import Config
+    from fast_electra.training.engines import Ranks
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -19,6 +24,23 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     parser.add_argument("--deepspeed", action="store_true", help="accepted for the launcher's sake; always on")
     return parser
+
+
+def begin(config: "Config", trains: bool = True) -> "Ranks":
+    """Build what DeepSpeed compiles, join the launcher's process group, and agree on an Adam that every rank has.
+
+    Args:
+        config: of the job; its `torch_adam` may change.
+        trains: whether the job has an optimizer.
+    """
+    from fast_electra.hosts import operators
+    from fast_electra.training.engines import start_ranks
+
+    operators.ensure(fused_adam=trains and not config.torch_adam)
+    ranks = start_ranks()
+    if trains:
+        operators.choose_adam(config.deepspeed["optimizer"]["params"], ranks)
+    return ranks
 
 
 def run(name: str, main: Callable[[], None]) -> None:

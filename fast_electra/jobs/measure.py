@@ -27,18 +27,16 @@ from fast_electra.cost.memory import reduction_buckets
 from fast_electra.cost.methods import METHODS, Job, moments, sequence_flops, trained_parameters
 from fast_electra.cost.tables import table
 from fast_electra.files import write_json
-from fast_electra.jobs import preprocess
+from fast_electra.jobs import launcher, preprocess
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import describe, save_model
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Auxiliary
 from fast_electra.settings import UserError
-from fast_electra.training import operators
 from fast_electra.training.engines import (
     Ranks,
     forward_flops,
-    start_ranks,
     stop_ranks,
     sum_over_ranks,
     wait_for_ranks,
@@ -85,8 +83,7 @@ def main(config: Config, path: str, overrides: list[str], options: Options) -> N
     """
     options.check()
     _check(config.run, path)
-    operators.ensure(fused_adam=not config.torch_adam)
-    ranks = start_ranks()
+    ranks = launcher.begin(config)
     with _scratch(Path(config.run.run).parent, ranks) as folder:
         result = {"config": path, "overrides": overrides, **_measure(config, options, folder, ranks)}
         wait_for_ranks()

@@ -25,14 +25,14 @@ from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.loader import read_batch
 from fast_electra.corruption import mask
 from fast_electra.files import FileRecord, check_files, read_settings, write_json
+from fast_electra.jobs import launcher
 from fast_electra.parts import build_distribution, masking, open_run_corpus
 from fast_electra.replacement.distribution import Distribution, LinearDistribution
 from fast_electra.settings import UserError
 from fast_electra.store.format import MANIFEST, PLAN, Part, PartFile, StoreManifest, StorePlan, write_part
 from fast_electra.store.match import check_same, facts_of_run, known_of_auxiliary, plan_store
 from fast_electra.store.reader import check_belongs, read_manifest, remedy
-from fast_electra.training import operators
-from fast_electra.training.engines import Ranks, start_ranks, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import evaluation_batch
 from fast_electra_kernels import Pieces, concatenate
 
@@ -46,8 +46,7 @@ PAPER = 256_000_000  # sequences that the paper pre-trains on: 125,000 updates o
 def main(config: Config, output: Path | None, part: int | None = None) -> None:
     """Join the launcher's process group, write the store, and leave the group; see `write`."""
     folder = destination(config, output, part)
-    operators.ensure(fused_adam=False)
-    ranks = start_ranks()
+    ranks = launcher.begin(config, trains=False)
     write(config, folder, ranks, part)
     stop_ranks()
 

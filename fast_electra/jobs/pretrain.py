@@ -8,14 +8,15 @@ from typing import Any
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
 from fast_electra.files import write_json
+from fast_electra.jobs import launcher
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import count_parameters
 from fast_electra.report.examples import write_examples
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
-from fast_electra.training import checkpoint, operators
+from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import Ranks, full_weights, start_ranks, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, full_weights, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
@@ -31,8 +32,7 @@ FREE = {
 
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
-    operators.ensure(fused_adam=not config.torch_adam)
-    ranks = start_ranks()
+    ranks = launcher.begin(config)
     train(config, ranks)
     stop_ranks()
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines. Nothing but this file, operators.py and deepspeed_config.py imports DeepSpeed."""
+"""DeepSpeed's engines. Only this file, hosts/operators.py and deepspeed_config.py import DeepSpeed."""
 
 import logging
 import os
@@ -23,9 +23,8 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
-from fast_electra.training import operators
 from fast_electra.training.graphs import ReplayedModel
-from fast_electra.training.machine import numbered_devices
+from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +53,7 @@ def start_ranks() -> Ranks:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else str(_free_port()))
     local_rank = int(os.environ["LOCAL_RANK"])
-    if operators.on_gpu():
+    if on_gpu():
         torch.cuda.set_device(local_rank)
         torch.cuda.init()  # CUDA has read the variable now, and only DeepSpeed reads it again
         if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -64,17 +63,9 @@ def start_ranks() -> Ranks:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
     deepspeed.comm.barrier()  # the ranks have their shared buffers
-    operators.unlink_shared_buffers(deepspeed.comm.get_rank())
-    device = torch.device(get_accelerator().device_name(local_rank) if operators.on_gpu() else "cpu")
+    unlink_shared_buffers(deepspeed.comm.get_rank())
+    device = torch.device(get_accelerator().device_name(local_rank) if on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
-
-
-def choose_adam(params: dict[str, Any], ranks: Ranks) -> None:
-    """Set `torch_adam` in the config's `optimizer.params`, unless every rank can load DeepSpeed's fused Adam."""
-    if not params.get("torch_adam"):
-        ready = torch.tensor(int(operators.ops_ready(("fused_adam",))), device=ranks.device)
-        if int(sum_over_ranks(ready)) < ranks.world:
-            params["torch_adam"] = True
 
 
 def limit_waits(limit: timedelta) -> None:

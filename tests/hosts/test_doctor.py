@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fast_electra import cli
-from fast_electra.hosts import doctor
+from fast_electra.hosts import doctor, operators
 from fast_electra.hosts.doctor import Finding, Level
-from fast_electra.training import operators
+from fast_electra.training import machine
 
 
 def found(what: str) -> list[Finding]:
@@ -102,7 +102,7 @@ def test_too_little_shared_memory_is_a_problem_and_leftovers_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operators, "on_gpu", lambda: False)
-    monkeypatch.setattr(operators, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(doctor, "SHARED_MEMORY_NEEDED", 2**62)
     (finding,) = found("shared memory")
     assert finding.level == Level.PROBLEM
@@ -111,11 +111,11 @@ def test_too_little_shared_memory_is_a_problem_and_leftovers_are_named(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1234")
     monkeypatch.setattr(doctor, "SHARED_MEMORY_NEEDED", 0)
-    left = tmp_path / f"{operators.SHARED_BUFFER}_{doctor.os.getuid()}_127.0.0.1_1234_0"
+    left = tmp_path / f"{machine.SHARED_BUFFER}_{doctor.os.getuid()}_127.0.0.1_1234_0"
     left.write_bytes(b"x" * 10**6)
     _, finding = found("shared memory")
     assert "1 buffers left by DeepSpeed runs, 1 MB" in finding.value
-    operators.unlink_shared_buffers(rank=0)
+    machine.unlink_shared_buffers(rank=0)
     assert len(found("shared memory")) == 1
 
 

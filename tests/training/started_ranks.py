@@ -20,7 +20,8 @@ from torch.distributed.distributed_c10d import _get_default_group
 
 from fast_electra import deepspeed_config
 from fast_electra.deepspeed_config import Machine
-from fast_electra.training import engines, operators
+from fast_electra.hosts import operators
+from fast_electra.training import engines
 
 CONFIG = {
     "train_batch_size": 2,
@@ -36,11 +37,11 @@ def main() -> None:
     params = config["optimizer"]["params"]
     found: dict[str, Any] = {"world": ranks.world, "port": int(os.environ["MASTER_PORT"])}
 
-    engines.choose_adam(params, ranks)
+    operators.choose_adam(params, ranks)
     found["torch_adam"] = params.get("torch_adam", False)
     ready = operators.ops_ready
     operators.ops_ready = lambda names=None: ranks.rank != 1 and ready(names)  # as if rank 1's host could not build
-    engines.choose_adam(params, ranks)
+    operators.choose_adam(params, ranks)
     found["torch_adam_if_one_is_not_ready"] = params.get("torch_adam", False)
 
     engine = engines.training_engine(torch.nn.Linear(4, 1), config)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from fast_electra.hosts import operators
 from fast_electra.settings import UserError
-from fast_electra.training import operators
 from fast_electra.training.engines import start_ranks
 from fast_electra.training.machine import numbered_devices
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -28,11 +29,12 @@ import torch
 from torch.utils import cpp_extension
 
 from fast_electra.files import write_json, write_text
+from fast_electra.hosts.toolchain import prepare_compilers, toolchain_problems
 from fast_electra.settings import UserError
-from fast_electra.training.machine import cpu_flags, on_gpu, prepare_compilers, toolchain_problems
+from fast_electra.training.engines import Ranks, sum_over_ranks
+from fast_electra.training.machine import cpu_flags, on_gpu
 
 BUILDERS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "fused_adam": "FusedAdamBuilder"}
-SHARED_MEMORY, SHARED_BUFFER = Path("/dev/shm"), "deepspeed_allreduce_buffer"
 BUILD_TIMEOUT = 1200.0  # seconds; both operators take about 70 s on two idle cores, several minutes on busy ones
 PREFIX = "fast_electra-"  # of the folder for one environment and processor
 STAMP, HOST = "fast_electra.json", "fast_electra.host"  # files in an operator's folder: it is complete; who builds it
@@ -61,7 +63,7 @@ def ensure(fused_adam: bool = True, timeout: float = BUILD_TIMEOUT) -> None:
     """Build the operators that are not built yet, before a process group starts. Takes milliseconds after `make setup`.
 
     The first rank of each machine builds. On a CPU the others wait, because the process group loads an operator. On a
-    GPU nothing is loaded until the ranks have met, and a failed build is no error: `engines.choose_adam` then makes all
+    GPU nothing is loaded until the ranks have met, and a failed build is no error: `choose_adam` then makes all
     ranks use torch's Adam.
 
     Args:
@@ -100,6 +102,14 @@ def prebuild(names: tuple[str, ...] | None = None, timeout: float = BUILD_TIMEOU
             _wait_until(partial(remove_stale_lock, folder), timeout, late)
             if not _is_built(folder):
                 _build(name)
+
+
+def choose_adam(params: dict[str, Any], ranks: Ranks) -> None:
+    """Set `torch_adam` in the config's `optimizer.params`, unless every rank can load DeepSpeed's fused Adam."""
+    if not params.get("torch_adam"):
+        ready = torch.tensor(int(ops_ready(("fused_adam",))), device=ranks.device)
+        if int(sum_over_ranks(ready)) < ranks.world:
+            params["torch_adam"] = True
 
 
 def remove_stale_lock(folder: Path) -> bool:
@@ -143,17 +153,6 @@ def prepare_environment() -> None:
         root = root.parent
     digest = hashlib.sha256(json.dumps(_built_for()).encode()).hexdigest()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(root / f"{PREFIX}{digest[:12]}")
-
-
-def unlink_shared_buffers(rank: int) -> None:
-    """Free deepspeed_shm_comm's 66 MiB of shared memory when this rank ends, however it ends; DeepSpeed never does.
-
-    Call it on every rank once all have joined the process group and passed a barrier. By then each has mapped all
-    buffers, and their names are not needed again. Without this call every run leaves its buffers in /dev/shm.
-    """
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    buffer = SHARED_MEMORY / f"{SHARED_BUFFER}_{os.getuid()}_{address}_{port}_{rank}"
-    buffer.unlink(missing_ok=True)
 
 
 def _build(name: str) -> None:

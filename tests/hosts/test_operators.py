@@ -19,8 +19,8 @@ import psutil
 import pytest
 import torch
 
+from fast_electra.hosts import operators
 from fast_electra.settings import UserError
-from fast_electra.training import operators
 
 # What DeepSpeed's builders do, with a source that compiles at once. A compiler that hangs stands for a slow build.
 BUILD = """
@@ -243,13 +243,14 @@ def test_a_build_that_fails_leaves_its_log(folder: Path, tmp_path: Path, monkeyp
 RANK = """
 import json, os
 import deepspeed, torch
-from fast_electra.training import operators
+from fast_electra.hosts import operators
+from fast_electra.training import machine
 
 operators.ensure(fused_adam=False)
 deepspeed.init_distributed(verbose=False)
 deepspeed.comm.barrier()
 rank = deepspeed.comm.get_rank()
-operators.unlink_shared_buffers(rank)
+machine.unlink_shared_buffers(rank)
 deepspeed.comm.barrier()
 left = [name for name in os.listdir("/dev/shm") if os.environ["MASTER_PORT"] in name]
 values = torch.full((3 << 20,), rank + 1.0)
@@ -270,7 +271,7 @@ def test_no_shared_buffer_outlives_its_run(tmp_path: Path, launch: Callable[...,
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {"left": [], "right": True}
 
 
-PREBUILD = [sys.executable, "-m", "fast_electra.training.operators"]
+PREBUILD = [sys.executable, "-m", "fast_electra.hosts.operators"]
 LOAD = "from deepspeed.ops.op_builder import FusedAdamBuilder; FusedAdamBuilder().load(verbose=False)"
 
 
