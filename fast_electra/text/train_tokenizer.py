@@ -17,9 +17,7 @@ from fast_electra.settings import UserError
 from fast_electra.text.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, expand, read_documents
 
 _SENTENCE_CHARACTERS = 1024
-_BORDER = re.compile(
-    rf"[^{SPACE}]{SPACE}|\n"
-)  # between two words: no piece crosses it, so `encode` may go word by word
+_BORDER = re.compile(rf"[^{SPACE}]{SPACE}|\n")  # between words, never inside a piece: see corpus/tokenizer.py
 
 
 def train_tokenizer(
@@ -47,8 +45,7 @@ def train_tokenizer(
     Raises:
         UserError: the text cannot fill the vocabulary (the message says what it can), or the output exists.
     """
-    floor = len(SPECIAL_PIECES) + 256
-    if vocabulary <= floor:
+    if vocabulary <= (floor := len(SPECIAL_PIECES) + 256):
         raise UserError(f"--vocabulary {vocabulary} is too small: special tokens and bytes alone take {floor}")
     with atomic_folder(Path(output), marker=CARD, overwrite=overwrite) as folder:
         files = expand(inputs)
