@@ -15,13 +15,8 @@ def token_counts(shards: Shards, vocabulary_size: int, rank: int = 0, world: int
     """Count each token in this rank's share of the documents: int64 [V], on the CPU.
 
     A share is a range of whole documents, and all shares have about as many tokens. The sum over the ranks is the
-    count of the whole split. Documents hold no [CLS], [SEP] or [PAD], so their counts are 0.
-
-    Args:
-        shards: the split, usually `train`.
-        vocabulary_size: V, no less than that of the tokenizer that made the shards.
-        rank: whose share is counted.
-        world: number of shares.
+    count of the whole split. Documents hold no [CLS], [SEP] or [PAD], so their counts are 0. The vocabulary may be
+    larger than that of the tokenizer that made the shards.
     """
     assert shards.manifest.vocabulary_size <= vocabulary_size, (shards.manifest.vocabulary_size, vocabulary_size)
     ends = np.cumsum(shards.lengths)

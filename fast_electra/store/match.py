@@ -125,7 +125,7 @@ def _facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any], kin
 
 
 def _heldout_count(config: Config) -> int:
-    """Number of held-out sequences that a run may draw for: its evaluations read some, its report shows some."""
+    """Return how many held-out sequences a run may draw for: its evaluations read some, its report shows some."""
     return max(config.run.evaluation.sequences, EXAMPLES)
 
 
