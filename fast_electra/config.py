@@ -142,12 +142,9 @@ class Config:
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE_CPU) -> Config:
-    """Read, override, check and resolve a config.
+    """Read, override, check and resolve a config for a machine: by default for one process on a CPU, in fp32.
 
-    Args:
-        path: the file.
-        overrides: strings `KEY=VALUE`. KEY is a dotted path into either part; VALUE is JSON or a plain string.
-        machine: the machine that will run it; by default one process on a CPU, in fp32.
+    In an override `KEY=VALUE`, KEY is a dotted path into either part, and VALUE is JSON or a plain string.
 
     Raises:
         UserError: something is wrong. The message names the file, the key and the remedy.

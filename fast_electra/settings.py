@@ -47,12 +47,9 @@ def settings_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """Return the first thing that pydantic found wrong: the key, what it must be or the nearest name, what it is.
+    """Return the first thing that was wrong in a `model`: the key, what it must be or the nearest name, what it is.
 
-    Args:
-        error: raised while `model` was validated.
-        model: the outermost settings class. A field's description says what its value must be.
-        prefix: dotted path of the section that was validated.
+    A field's description says what its value must be. `prefix` is the dotted path of the section that was validated.
     """
     first = error.errors()[0]
     kind, given, message = first["type"], first["input"], first["msg"].removeprefix("Value error, ")

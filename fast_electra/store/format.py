@@ -106,17 +106,10 @@ class Part:
 
 
 def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces: Pieces) -> None:
-    """Write one part atomically.
+    """Write one part atomically; raise a UserError if it cannot be written.
 
-    Args:
-        path: the file.
-        plan: of the store.
-        part: which sequences.
-        counts_B: int64, number of masked positions of each sequence of the part.
-        pieces: of all these positions; for kind `fixed`, one for each.
-
-    Raises:
-        UserError: the file cannot be written.
+    Each sequence of the part has `counts_B` masked positions, int64. The pieces are those of all these positions; for
+    kind `fixed`, one for each.
     """
     counts_M, tokens_P, starts_P = (tensor.cpu().numpy() for tensor in pieces)
     positions = _offsets(counts_B.numpy())
@@ -142,18 +135,12 @@ def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces
 
 
 class PartFile:
-    """One part, memory-mapped: only what is asked for is read.
-
-    Attributes:
-        label: what the part says about itself; empty if it says nothing.
-        pieces_in_all: number of its pieces.
-        positions_in_all: number of its masked positions.
-    """
+    """One part, memory-mapped: only what is asked for is read. Its label is empty if the file has none."""
 
     def __init__(self, path: Path) -> None:
         """Open a file. Raise an OSError or a SafetensorError if it is missing or truncated."""
         self._file = safe_open(path, framework="numpy")
-        self._axis = "counts" in self._file.keys()  # noqa: SIM118 (not a dict)
+        self._axis = "counts" in self._file.keys()  # noqa: SIM118 (not a dict); the kind is `axis`
         self.label: dict[str, Any] = json.loads((self._file.metadata() or {}).get(_METADATA, "{}"))
         self.pieces_in_all = self._length("tokens")
         self.positions_in_all = self._length("counts") if self._axis else self.pieces_in_all

@@ -39,10 +39,7 @@ class Rejected(NamedTuple):
 
 
 def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Return the files that are meant by names, each once, in a fixed order.
-
-    Args:
-        inputs: files, folders (searched recursively), globs, or the alias `sample`.
+    """Return the files that are meant by files, folders, globs or the alias `sample`, each once, in a fixed order.
 
     Raises:
         UserError: a name matches nothing, cannot be read, or is of an unknown kind; or a package is missing.
@@ -92,12 +89,10 @@ def _format(path: Path) -> str:
 def read_documents(
     files: Iterable[Path], field: str = "text", max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES
 ) -> Iterator[Document | Rejected]:
-    """Yield what the files hold, in order.
+    """Yield what the files of `expand` hold, in order.
 
-    Args:
-        files: as `expand` returns them.
-        field: the key (jsonl) or column (parquet) that holds the text.
-        max_document_bytes: larger documents are rejected, and never held in memory.
+    `field` is the key (jsonl) or column (parquet) that holds the text. Documents of more than `max_document_bytes` are
+    rejected, and never held in memory.
     """
     for path in files:
         seen = False
@@ -141,10 +136,7 @@ class _Lines(NamedTuple):
 
 
 def _lines(path: Path, limit: int) -> Iterator[_Lines | Rejected]:
-    """Yield the lines of a file, never holding much more than `limit` bytes of one.
-
-    If the stream breaks, the last item is a `Rejected`.
-    """
+    """Yield lines, never holding much more than `limit` bytes of one. A `Rejected` is last if the stream breaks."""
     number, data, size = 1, bytearray(), 0  # of the current line
 
     def line(rest: bytes) -> _Lines:
