@@ -179,11 +179,11 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 def _run_estimate(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed, once imported, then logs: --json must stay JSON
         from fast_electra.cost import estimate
-    from fast_electra.cost.estimate import Machine
+    from fast_electra.cost.estimate import Cluster
     from fast_electra.cost.table_1 import ratios, table_1, table_1_text
     from fast_electra.cost.tables import run_text
 
-    machine = Machine(arguments.gpu, arguments.gpus, arguments.mfu, arguments.dollars_per_hour)
+    machine = Cluster(arguments.gpu, arguments.gpus, arguments.mfu, arguments.dollars_per_hour)
     machine.check()
     if arguments.config is None and (arguments.set or arguments.gpus > 1):
         raise UserError("--gpus and --set are about a run: name its config with --config")
