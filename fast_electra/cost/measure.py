@@ -6,6 +6,7 @@ same batches. Each round begins with another way, so that whatever else the mach
 """
 
 import gc
+import math
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -140,17 +142,43 @@ def tensor_memory(device: torch.device, prepare: Callable[[], T], work: Callable
         del state  # here, because a block counts until the profiler sees its release
         gc.collect()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    bytes_now = held = peak = 0
-    marked = False
-    # The profiler's public tables add memory up by operator; the course over time is in its raw events alone.
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == MARK:
-            marked, held, peak = True, bytes_now, bytes_now
-        elif event.name() == "[memory]":
-            bytes_now += event.nbytes()
-            peak = max(peak, bytes_now)
-    assert marked
-    return Memory(held, peak)
+    # The profiler's public tables add memory up by operator. Only its tree of events has times and addresses.
+    events = sorted(_flat(profiler.profiler.kineto_results.experimental_event_tree()), key=lambda e: e.start_time_ns)
+    (began,) = [event.start_time_ns for event in events if event.name == MARK]
+    changes = _changes(events)
+    held = sum(size for moment, size in changes if moment < began)
+    during = [size for moment, size in changes if moment >= began]
+    return Memory(held, held + max(accumulate(during, initial=0)))
+
+
+def _flat(events: list[Any]) -> list[Any]:
+    return [event for top in events for event in (top, *_flat(top.children))]
+
+
+def _changes(events: list[Any]) -> list[tuple[float, int]]:
+    """Return the time and size of every allocation (positive) and release (negative), in order.
+
+    A thread of gloo holds the tensors of a collective operation a moment longer than the operation lasts. If nobody
+    else holds one by then, that thread releases it, and the profiler does not see it. Such a block ends here with the
+    first of gloo's operations that ends after its allocation. What was allocated before the profile does not count.
+    """
+    gloo = sorted(event.end_time_ns for event in events if event.name.startswith("gloo:"))
+    live: dict[int, tuple[int, int]] = {}  # by address: time and size
+    changes: list[tuple[float, int]] = []
+    unseen = []
+    for event in events:
+        if event.name != "[memory]":
+            continue
+        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        before = live.pop(address, None)
+        if size > 0:
+            unseen += [before] if before else []
+            live[address] = event.start_time_ns, size
+        elif before:
+            changes += [before, (event.start_time_ns, -before[1])]
+    for began, size in [*unseen, *live.values()]:
+        changes += [(began, size), (next((end for end in gloo if end > began), math.inf), -size)]
+    return sorted(changes)
 
 
 def free(device: torch.device) -> None:
