@@ -118,7 +118,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="h100", metavar="NAME", help="model of the devices (default: %(default)s)")
     share = "share of a device's peak that the run reaches (default: %(default)s)"
     add("--mfu", type=float, default=0.4, metavar="SHARE", help=share)
-    add("--dollars-per-hour", type=float, metavar="X", help="of one GPU (default: an assumption, which is printed)")
+    add("--dollars-per-hour", type=float, metavar="X", help="price of one GPU (default: no dollars)")
     add("--json", dest="as_json", action="store_true", help="print every figure, unrounded")
 
 
@@ -126,11 +126,11 @@ def _estimate(config: str | None, overrides: list[str], as_json: bool, **devices
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs while it is imported, and --json must stay JSON
         from fast_electra.cost import estimate, table_1, tables
 
-    machine = estimate.Machine(**devices)
-    machine.check()
-    if config is None and (overrides or machine.gpus > 1):
+    cluster = estimate.Cluster(**devices)
+    cluster.check()
+    if config is None and (overrides or cluster.gpus > 1):
         raise UserError("--gpus and --set are about a run: name its config with --config")
-    run = estimate.estimate_config(config, overrides, machine) if config else None
+    run = estimate.estimate_config(config, overrides, cluster) if config else None
     rows = table_1.table_1(estimate.paper_models())
     if as_json:
         print(json.dumps({"table_1": rows, "table_1_ratios": table_1.ratios(rows), "run": run}, indent=2))

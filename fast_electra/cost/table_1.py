@@ -1,12 +1,12 @@
-"""Table 1 of the paper, by the paper's conventions: with these, each of its figures comes out to the printed digit.
+"""Table 1 of the paper, by the paper's conventions. They give each of its figures to the printed digit.
 
-They are the paper's, not what a run does (see `fast_electra.cost.estimate` for that):
+A run does other things (see `fast_electra.cost.estimate` for them). The conventions are:
 
 - FLOPs are those of one *sequence* of s = 512 tokens (the caption says batch). After Hoffmann et al. (2022), a forward
   pass of N layers is 2sVd + N(8sd^2 + 4s^2d + 4sdF), and training is three forward passes. The embedding is billed as
   a product with the whole vocabulary at every position; the heads, the auxiliary's vocabulary head too, are left out.
 - Bytes are those of a whole batch of 2,048 sequences on one device: 20 for a trained parameter (Smith et al., 2022), 2
-  for a frozen one, and, where a model is trained, 2 for each number between its layers, N x 2048 x 512 x d. GB is 1e9.
+  for a frozen one, and 2 for each number between the layers of a trained model, N x 2048 x 512 x d. GB is 1e9.
 - The original method's auxiliary shares the main model's embedding, so its bytes leave the embedding out. The frozen
   auxiliary of Fast-ELECTRA has its own, and its bytes count it.
 
@@ -26,26 +26,29 @@ PARTS = ("main", "auxiliary", "total")
 
 
 class Models(NamedTuple):
-    """A row of Table 2: the two models' sizes."""
+    """The sizes of two models: a row of Table 2."""
 
     main: EncoderSettings
     auxiliary: EncoderSettings
 
 
 def forward_flops(settings: EncoderSettings) -> int:
-    """FLOPs of a forward pass over one sequence, by the paper's formula."""
+    """Return the FLOPs of a forward pass over one sequence, by the paper's formula."""
     s, d = LENGTH, settings.hidden_size
     layer = 8 * s * d**2 + 4 * s**2 * d + 4 * s * d * settings.ffn_size
     return 2 * s * settings.vocabulary_size * d + settings.layers * layer
 
 
 def activation_bytes(settings: EncoderSettings) -> int:
-    """Bytes of a batch's hidden states between the layers."""
+    """Return the bytes of a batch's hidden states between the layers."""
     return settings.layers * BATCH * LENGTH * settings.hidden_size * ACTIVATION_BYTES
 
 
 def table_1(models: dict[str, Models]) -> list[dict[str, Any]]:
-    """Two rows a model: {"model", "method", "gflops": {"main", "auxiliary", "total"}, "gigabytes"}, unrounded."""
+    """Return two rows for each model, unrounded.
+
+    A row is {"model", "method", "gflops": {"main", "auxiliary", "total"}, "gigabytes": {the same keys}}.
+    """
     rows = []
     for name, (main, auxiliary) in models.items():
         main_bytes = TRAINED_BYTES * parameters(main, "rtd") + activation_bytes(main)
@@ -61,19 +64,16 @@ def table_1(models: dict[str, Models]) -> list[dict[str, Any]]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fast-ELECTRA's share of the original's cost, a row for each model, keys as in `table_1`."""
-    found = []
-    for original, fast in zip(rows[::2], rows[1::2], strict=True):
-        shares = {
-            measure: {part: fast[measure][part] / original[measure][part] for part in PARTS}
-            for measure in ("gflops", "gigabytes")
-        }
-        found.append({"model": original["model"], **shares})
-    return found
+    """Return Fast-ELECTRA's share of the original's cost: a row for each model, with the keys of `table_1`."""
+    return [
+        {"model": original["model"]}
+        | {key: {part: fast[key][part] / original[key][part] for part in PARTS} for key in ("gflops", "gigabytes")}
+        for original, fast in zip(rows[::2], rows[1::2], strict=True)
+    ]
 
 
 def table_1_text(rows: list[dict[str, Any]]) -> str:
-    """The table with the digits that the paper prints."""
+    """Return the table with as many digits as the paper prints."""
     lines = [
         f"Table 1 of the paper, by its own conventions: FLOPs of one sequence, memory of a batch of {BATCH:,}",
         "",
@@ -99,5 +99,5 @@ def _columns(texts: Sequence[str]) -> str:
 
 
 def _parts(main: float, auxiliary: float) -> dict[str, float]:
-    """The three columns, in units of 1e9."""
+    """Return the three columns, in units of 1e9."""
     return {"main": main / 1e9, "auxiliary": auxiliary / 1e9, "total": (main + auxiliary) / 1e9}

@@ -1,12 +1,17 @@
 """One pre-training run: what `launch/pretrain.py` starts on every rank."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
+from fast_electra.cost.estimate import checkpointing_advice
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher
 from fast_electra.model.files import save_model
@@ -23,6 +28,7 @@ from fast_electra.training.loop import NotFinite, Run, fit
 FREE = {
     *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
+    f"{SECTION}.model.activation_checkpointing",
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("comms_logger", "flops_profiler", "checkpoint"),
@@ -62,6 +68,8 @@ def finish(run: Run) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", settled)
         print(_headline(run), flush=True)
+        if advice := checkpointing_advice(config, _memory(ranks.device)):
+            print(f"note: {advice}")
         for section in config.unread:
             print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
         monitor = Monitor(folder, updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
@@ -101,6 +109,14 @@ def _headline(run: Run) -> str:
         f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(corpus.train):.2f} epochs; "
         f"left out: {dropped.documents} documents too short ({dropped.tokens} tokens)"
     )
+
+
+def _memory(device: torch.device) -> float:
+    """Return the bytes of memory that this process may use: a GPU's, or its share of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    processes = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))  # deepspeed's name, torchrun's
+    return float(psutil.virtual_memory().total / int(processes))
 
 
 def _completed(folder: Path) -> bool:
