@@ -21,12 +21,8 @@ _SET = "override a key of the config; repeatable"
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
-    """Add what `tokenizer` and `corpus` share.
-
-    A flag of theirs that is not given is not passed on, so the function's own default counts. The help names that
-    default, and a test compares the two.
-    """
-    parser.argument_default = argparse.SUPPRESS
+    """Add what `tokenizer` and `corpus` share. The help names the functions' defaults, and a test compares them."""
+    parser.argument_default = argparse.SUPPRESS  # a flag that is not given is not passed on
     add = parser.add_argument
     add("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help=_INPUT)
     add("--field", help="key or column that holds the text (default: text)")
@@ -197,11 +193,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a user's mistake is one line on stderr and exit code 2.
-
-    Args:
-        arguments: those of the command line; None for this process's own.
-    """
+    """Run one command and return its exit code; a user's mistake is one line on stderr and exit code 2."""
     description = "Pre-train discriminators by replaced-token detection."
     parser = argparse.ArgumentParser(prog="fast-electra", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
