@@ -125,12 +125,12 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
 
 
 def _flat(settled: dict[str, Any]) -> dict[str, Any]:
-    """The tree without the level `deepspeed`, whose keys users name without a prefix."""
+    """Return the tree without the level `deepspeed`, whose keys users name without a prefix."""
     return {key: value for key, value in settled.items() if key != "deepspeed"} | settled.get("deepspeed", {})
 
 
 def _first_difference(old: Any, new: Any, path: str) -> tuple[str, Any, Any] | None:
-    """The first key, in alphabetical order, whose values differ and must not; with both values."""
+    """Return the first key, in alphabetical order, whose values differ and must not; with both values."""
     if path in FREE or old == new:
         return None
     if not (isinstance(old, dict) and isinstance(new, dict)):

@@ -75,10 +75,6 @@ class EncoderLayer(nn.Module):
             mixed_BHLd = attention(q, k, v, bias, padding, backend="sdpa")
         return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
 
-    def attend(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Return the attention branch, before dropout and residual."""
-        return self.attention_output(self.mix(x_BLD, bias, padding))
-
     def feed(self, x_BLD: Tensor) -> Tensor:
         """Return the feed-forward branch, before dropout and residual."""
         return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))

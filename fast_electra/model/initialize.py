@@ -42,7 +42,7 @@ def profile(encoder: Encoder, seed: int) -> None:
     total = x_BLD.var()
     for layer in encoder.layers:
         assert isinstance(layer, EncoderLayer)
-        branch = layer.attend(x_BLD, bias)
+        branch = layer.attention_output(layer.mix(x_BLD, bias, padding=None))
         layer.attention_omega.fill_(total.sqrt())
         total = total + branch.var()
         x_BLD = layer.attention_norm(x_BLD + branch)

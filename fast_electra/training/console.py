@@ -31,15 +31,10 @@ class Monitor(Metrics):
         console: Console | None = None,
         every_seconds: float = 10.0,
     ) -> None:
-        """See `Metrics`; what is written is also shown.
+        """Open the files as `Metrics` does, and show on the terminal or standard output unless a console is given.
 
-        Args:
-            run: the run folder.
-            updates: number of updates of the whole run.
-            start: number of updates done before this process began.
-            write_events: takes (name, value, update) tuples of what each row holds, as DeepSpeed's monitors do.
-            console: where to show; the terminal or standard output by default.
-            every_seconds: time between plain lines where the console is not a terminal.
+        `write_events` takes (name, value, update) tuples of what each row holds, as DeepSpeed's monitors do. Where the
+        console is not a terminal, `every_seconds` is the time between plain lines.
         """
         self.start, self.update = start, start  # `update` is the last one whose row was written
         self._write_events = write_events
