@@ -1,1 +1,1 @@
-"""What is learnt: the objectives, and the figures that measure them."""
+"""Objectives: a model and its loss."""

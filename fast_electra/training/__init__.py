@@ -1,1 +1,1 @@
-"""A run: its loop, its engines, its checkpoints, and what is shown and written of it."""
+"""Training: engines, the loop, checkpoints, and what a run writes and shows."""
