@@ -51,11 +51,8 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> "TokenBatch":
         """Return the batch with its large tensors on `device`; what counts and keys are made from stays on the CPU."""
-        return dataclasses.replace(
-            self,
-            tokens_BL=self.tokens_BL.to(device, non_blocking=True),
-            real_BL=self.real_BL.to(device, non_blocking=True),
-        )
+        tokens_BL, real_BL = (tensor.to(device, non_blocking=True) for tensor in (self.tokens_BL, self.real_BL))
+        return dataclasses.replace(self, tokens_BL=tokens_BL, real_BL=real_BL)
 
 
 @dataclass(frozen=True)
@@ -98,12 +95,8 @@ class CorruptedBatch:
 def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
     """Return how many positions of each sequence are masked: the nearest integer to `fraction` of the maskable ones.
 
-    The count is at least 1. It is exact and not binomial, so that the number of masked positions of a batch follows
-    from its lengths.
-
-    Args:
-        lengths_B: int64, positions of each sequence, [CLS] and [SEP] included.
-        fraction: share of the maskable positions.
+    Lengths include [CLS] and [SEP]. The count is at least 1. It is exact and not binomial, so that the number of masked
+    positions of a batch follows from its lengths.
     """
     return ((lengths_B - 2) * fraction + 0.5).floor().long().clamp(min=1)
 

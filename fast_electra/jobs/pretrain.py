@@ -50,11 +50,10 @@ def train(config: Config, ranks: Ranks) -> None:
 
 def finish(run: Run) -> None:
     """Train a run that was built; see `train`."""
-    config, ranks, engine, objective = run.config, run.ranks, run.engine, run.objective
+    config, ranks, engine = run.config, run.ranks, run.engine
     folder, updates = Path(config.run.run), config.run.updates
     settled = config.to_json() | {"corpus_hash": run.corpus.hash, **run.auxiliary_facts}
-    resumed = checkpoint.newest(folder / "checkpoints", ranks)
-    start = 0
+    start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
         if resumed.name == checkpoint.name(updates) and _completed(folder):
@@ -89,7 +88,7 @@ def finish(run: Run) -> None:
     weights = full_weights(engine)
     if ranks.rank == 0 and monitor is not None:
         tokenizer = run.corpus.tokenizer.hash
-        for part, kind, settings, of_part in objective.exports(weights):
+        for part, kind, settings, of_part in run.objective.exports(weights):
             save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
         write_examples(run, folder)
         monitor.close()
@@ -99,15 +98,14 @@ def finish(run: Run) -> None:
 
 
 def _headline(run: Run) -> str:
-    config, corpus, world = run.config, run.corpus, run.ranks.world
+    config, train, world = run.config, run.corpus.train, run.ranks.world
     millions = count_parameters(run.objective.model) / 1e6
-    dropped = corpus.train.dropped
     return (
         f"{config.run.objective} {config.run.recipe}: {millions:.{0 if millions >= 20 else 2}f} M parameters, "
         f"{config.dtype}, {world} process{'es' if world > 1 else ''} on {run.ranks.device.type}; "
-        f"{len(corpus.train):,} sequences of {config.run.corpus.sequence_length}, {config.sequences} an update, "
-        f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(corpus.train):.2f} epochs; "
-        f"left out: {dropped.documents} documents too short ({dropped.tokens} tokens)"
+        f"{len(train):,} sequences of {config.run.corpus.sequence_length}, {config.sequences} an update, "
+        f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(train):.2f} epochs; "
+        f"left out: {train.dropped.documents} documents too short ({train.dropped.tokens} tokens)"
     )
 
 
@@ -132,9 +130,8 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
     try:
         before = _flat(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} cannot be read, so its checkpoints cannot be continued; name another run folder"
-        ) from None
+        remedy = "so its checkpoints cannot be continued; name another run folder"
+        raise UserError(f"{path} cannot be read, {remedy}") from None
     if different := _first_difference(before, _flat(json.loads(json.dumps(settled))), ""):
         key, was, is_now = different
         raise UserError(
@@ -144,12 +141,12 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
 
 
 def _flat(settled: dict[str, Any]) -> dict[str, Any]:
-    """The tree without the level `deepspeed`, whose keys users name without a prefix."""
+    """Return the tree without the level `deepspeed`, whose keys users name without a prefix."""
     return {key: value for key, value in settled.items() if key != "deepspeed"} | settled.get("deepspeed", {})
 
 
 def _first_difference(old: Any, new: Any, path: str) -> tuple[str, Any, Any] | None:
-    """The first key, in alphabetical order, whose values differ and must not; with both values."""
+    """Return the first key, in alphabetical order, whose values differ and must not; with both values."""
     if path in FREE or old == new:
         return None
     if not (isinstance(old, dict) and isinstance(new, dict)):
