@@ -18,11 +18,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fast_electra.cost.methods import embedding_parameters, parameters
+from fast_electra.cost.tables import row
 from fast_electra.model.encoder import EncoderSettings
 
 LENGTH, BATCH = 512, 2048  # Table 3
 TRAINED_BYTES, FROZEN_BYTES, ACTIVATION_BYTES = 20, 2, 2
 PARTS = ("main", "auxiliary", "total")
+DIGITS = {
+    "original": (1, 1, 1, 1, 1, 1),
+    "fast": (1, 1, 1, 1, 2, 1),
+    "ratio": (1, 2, 2, 1, 2, 2),
+}  # as the paper prints
 
 
 class Models(NamedTuple):
@@ -77,25 +83,19 @@ def table_1_text(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"Table 1 of the paper, by its own conventions: FLOPs of one sequence, memory of a batch of {BATCH:,}",
         "",
-        f"{'':16}{'computation (GFLOPs)':>33}{'':4}{'memory (GB)':>33}",
-        f"{'model':7}{'method':9}{_columns(PARTS)}{'':4}{_columns(PARTS)}",
+        row("", ["computation (GFLOPs)"], 16, 33) + row("", ["memory (GB)"], 4, 33),
+        _line(f"{'model':7}method", PARTS * 2),
     ]
-    for original, fast, ratio in zip(rows[::2], rows[1::2], ratios(rows), strict=True):
-        lines.append(_line(original, "original", (1, 1, 1), (1, 1, 1)))
-        lines.append(_line(fast, "fast", (1, 1, 1), (1, 2, 1)))
-        lines.append(_line(ratio, "ratio", (1, 2, 2), (1, 2, 2)))
+    for by_method in zip(rows[::2], rows[1::2], ratios(rows), strict=True):
+        for own, (method, digits) in zip(by_method, DIGITS.items(), strict=True):
+            values = [*own["gflops"].values(), *own["gigabytes"].values()]
+            figures = [f"{value:.{digit}f}" for value, digit in zip(values, digits, strict=True)]
+            lines.append(_line(f"{own['model'] if method == 'original' else '':7}{method}", figures))
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any], method: str, flops_digits: tuple[int, ...], bytes_digits: tuple[int, ...]) -> str:
-    flops, sizes = row["gflops"].values(), row["gigabytes"].values()
-    left = [f"{value:.{digits}f}" for value, digits in zip(flops, flops_digits, strict=True)]
-    right = [f"{value:.{digits}f}" for value, digits in zip(sizes, bytes_digits, strict=True)]
-    return f"{row['model'] if method == 'original' else '':7}{method:9}{_columns(left)}{'':4}{_columns(right)}"
-
-
-def _columns(texts: Sequence[str]) -> str:
-    return "".join(f"{text:>11}" for text in texts)
+def _line(name: str, columns: Sequence[str]) -> str:
+    return row(name, columns[:3], 16, 11) + row("", columns[3:], 4, 11)
 
 
 def _parts(main: float, auxiliary: float) -> dict[str, float]:

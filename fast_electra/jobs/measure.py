@@ -150,7 +150,6 @@ def _prepare(
     per = short.run.curriculum.per if short.run.replacement.is_linear else "epoch"
     online = short.changed(auxiliary={"run": str(auxiliary_run)}, curriculum={"per": per})
     auxiliary, _ = auxiliary_settings(online.run)
-    assert auxiliary is not None
     store = folder / "store"
     preprocess.write(online, store, ranks, ceil_div(options.last * online.sequences, ranks.world))
     joint = recipes.recipe(config.run.recipe, "joint")["joint"] | {"auxiliary_layers": auxiliary.layers}
@@ -170,7 +169,6 @@ def _auxiliary(run: RunConfig, corpus: Corpus, folder: Path, ranks: Ranks) -> tu
     if describe(trained / "model"):
         return trained, f"trained: {trained}"
     settings, _ = auxiliary_settings(run)
-    assert settings is not None
     if ranks.rank == 0:
         model = MaskedLanguageModel(settings, run.seed)
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
