@@ -32,6 +32,10 @@ class GPU(NamedTuple):
     dtype: str  # the best 16-bit precision: bf16 or fp16
     gigabytes: float  # nominal memory
 
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of one GPU in a precision."""
+        return self.flops_32 if dtype == "fp32" else self.flops_16
+
 
 GPUS = {
     "v100": GPU(125e12, 15.7e12, "fp16", 32),  # SXM2
@@ -68,10 +72,6 @@ class Cluster:
         """Data sheet of the GPU."""
         return GPUS[self.gpu.lower()]
 
-    def peak(self, dtype: str) -> float:
-        """FLOP/s of one GPU in a precision."""
-        return self.sheet.flops_32 if dtype == "fp32" else self.sheet.flops_16
-
 
 def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) -> dict[str, Any]:
     """Return the cost of a config's run by each method: `run` in the output of `fast-electra estimate --json`.
@@ -100,7 +100,7 @@ def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) ->
     return {
         "config": str(path),
         "method": method_of(loaded.run),
-        "machine": given | {"peak_flops": cluster.peak(loaded.dtype)},
+        "machine": given | {"peak_flops": cluster.sheet.peak(loaded.dtype)},
         "batch": {"sequences": job.sequences} | per_device | {"dtype": loaded.dtype},
         "updates": job.updates,
         "methods": costs,
@@ -133,7 +133,7 @@ def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
 def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:
     terms, per_update, highest = sequence_flops(job, method), update_flops(job, method), highest_moment(job, method)
     trained, frozen = methods.trained_parameters(job, method), methods.frozen_parameters(job, method)
-    gpu_hours = job.updates * per_update / (cluster.peak(job.zero.dtype) * cluster.mfu) / 3600
+    gpu_hours = job.updates * per_update / (cluster.sheet.peak(job.zero.dtype) * cluster.mfu) / 3600
     price = cluster.dollars_per_hour
     return {
         "parameters": {"trained": trained, "frozen": frozen},
@@ -151,11 +151,11 @@ def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:
 
 def _assumptions(job: Job, cluster: Cluster, costs: dict[str, dict[str, Any]]) -> list[str]:
     """Return what a reader must know before trusting the figures, a line each."""
-    batch, dtype = job.batch, job.zero.dtype
+    batch, dtype, peak = job.batch, job.zero.dtype, cluster.sheet.peak(job.zero.dtype)
     lines = [
         f"every sequence is full ({batch.length} positions, {batch.masked} masked); shorter documents cost less",
         "FLOPs are of matrix products; a backward pass is two forward passes; element-wise work is left out",
-        f"each {cluster.gpu} reaches {cluster.mfu:.0%} of {cluster.peak(dtype) / 1e12:,.1f} TFLOP/s of {dtype}, all "
+        f"each {cluster.gpu} reaches {cluster.mfu:.0%} of {peak / 1e12:,.1f} TFLOP/s of {dtype}, all "
         "counted FLOPs included (--mfu)",
         "evaluations, checkpoints, start-up and waiting for data or the network take no time",
         "bytes are of tensors, at the highest moment of an update; CUDA, NCCL and fragmentation come on top",
