@@ -112,19 +112,15 @@ def table(result: dict[str, Any]) -> str:
     ]
     for method, own in methods.items():
         seconds, ratio = own["seconds_per_update"], own["seconds_ratio"]
-        columns = [
-            f"{seconds['median']:.4f}",
-            f"{seconds['lower']:.3f}-{seconds['upper']:.3f}",
-            f"{ratio['median']:.2f}",
-            f"{ratio['lowest']:.2f}-{ratio['highest']:.2f}",
-            f"{own['seconds_ratio_predicted']:.2f}",
-        ]
+        columns = [f"{seconds['median']:.4f}", f"{seconds['lower']:.3f}-{seconds['upper']:.3f}"]
+        columns += [f"{ratio['median']:.2f}", f"{ratio['lowest']:.2f}-{ratio['highest']:.2f}"]
+        columns += [f"{own['seconds_ratio_predicted']:.2f}"]
         if on_gpu:
-            columns.append(f"{own['flops_per_second_and_process'] / 1e12:,.1f}")
-            columns.append("unknown GPU" if own["mfu"] is None else f"{own['mfu']:.1%}")
+            columns += [f"{own['flops_per_second_and_process'] / 1e12:,.1f}"]
+            columns += ["unknown GPU" if own["mfu"] is None else f"{own['mfu']:.1%}"]
         else:  # other programs on the machine change the CPU's own seconds less than the wall clock's
-            columns.append(f"{own['cpu_seconds_per_update']['median']:.4f}")
-            columns.append(f"{own['cpu_seconds_ratio']['median']:.2f}")
+            cpu, cpu_ratio = own["cpu_seconds_per_update"], own["cpu_seconds_ratio"]
+            columns += [f"{cpu['median']:.4f}", f"{cpu_ratio['median']:.2f}"]
         lines.append(line(method, columns))
     lines += ["", line("memory", ("MB at peak", "predicted", "to joint", "predicted", "at start"))]
     for method, own in methods.items():
