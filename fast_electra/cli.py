@@ -123,7 +123,6 @@ def _estimate(config: str | None, overrides: list[str], as_json: bool, **devices
         from fast_electra.cost import estimate, table_1, tables
 
     cluster = estimate.Cluster(**devices)
-    cluster.check()
     if config is None and (overrides or cluster.gpus > 1):
         raise UserError("--gpus and --set are about a run: name its config with --config")
     run = estimate.estimate_config(config, overrides, cluster) if config else None

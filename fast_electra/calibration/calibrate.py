@@ -1,10 +1,8 @@
-"""`fast-electra calibrate`: propose the curriculum of an auxiliary model, from its run and a reference curve.
+"""`fast-electra calibrate`: propose the curriculum of an auxiliary model, from its run and a reference curve."""
 
-calibrate -> measure (the auxiliary, once) -> fit -> notes on what cannot be matched
-"""
-
+import math
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fast_electra import config
 from fast_electra.calibration import fit
-from fast_electra.calibration.fit import MEASURES, Reference, Response
+from fast_electra.calibration.fit import MEASURES, NODES_K, Reference, Response
 from fast_electra.config import RunConfig
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corruption import mask
@@ -66,22 +64,16 @@ class Calibration:
 
     def residuals(self, initial: float, rate: float) -> dict[str, float]:
         """Return the root mean square over u of each measure's residual under T0 and tau."""
-        values = fit.residuals(self.response, self.reference.u_P, self.target_2P, initial, rate)
-        return dict(zip(MEASURES, values.tolist(), strict=True))
+        residuals_2P = self.response.at(fit.temperatures(self.reference.u_P, initial, rate)) - self.target_2P
+        return dict(zip(MEASURES, np.sqrt((residuals_2P**2).mean(axis=1)).tolist(), strict=True))
 
 
 def calibrate(
     path: str, overrides: list[str], auxiliary: str | None, reference: Reference, match: str, sequences: int
 ) -> Calibration:
-    """Fit T0 and tau for a config's auxiliary, or for another one.
+    """Fit T0 and tau for a config's auxiliary, or for the one in the run folder `auxiliary`; see `fit.target`.
 
-    Args:
-        path: config of a run of objective rtd, for its corpus, masks, seed and auxiliary.
-        overrides: values of `--set`.
-        auxiliary: run folder of the auxiliary, instead of the config's own.
-        reference: the curve to follow.
-        match: "level" or "shape", see `fit.target`.
-        sequences: how many to measure on, held-out ones if there are any.
+    They are fitted to the reference, on so many sequences of the config's corpus, held-out ones if there are any.
 
     Raises:
         UserError: the config draws by no temperature, or the auxiliary does not fit the corpus.
@@ -89,7 +81,7 @@ def calibrate(
     if sequences < 1:
         raise UserError(f"--sequences must be at least 1, not {sequences}")
     more = [f"fast_electra.auxiliary.run={auxiliary}"] if auxiliary is not None else []
-    run = config.load(path, [*overrides, *more], config.Machine()).run
+    run = config.load(path, [*overrides, *more]).run
     replacement = run.replacement
     if run.objective != "rtd" or not replacement.from_auxiliary or replacement.augmentation != "temperature":
         what = f"objective {run.objective}"
@@ -109,31 +101,29 @@ def calibrate(
 
 @torch.no_grad()
 def measure(run: RunConfig, corpus: Corpus, model: MaskedLanguageModel, sequences: int) -> tuple[Response, Sample]:
-    """Run the auxiliary in fp32 on the sequences that an evaluation reads.
-
-    Returns:
-        Its response to the temperature, and what it was measured on.
-    """
+    """Run the auxiliary in fp32 on an evaluation's sequences; return its response, and what it was measured on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     source, split = ("reference", corpus.train) if corpus.heldout is None else ("heldout", corpus.heldout)
     samples = torch.arange(min(sequences, len(split)))
-    sums_2K, masked_positions = torch.zeros(2, fit.NODES, dtype=torch.float64), 0
+    sums_2K, positions = torch.zeros(2, len(NODES_K), dtype=torch.float64), 0
     for part in samples.split(MICRO_BATCH):
         batch = evaluation_batch(split, source, part, run.seed).to(device)
         masked = mask(batch, masking(run, corpus.tokenizer))
         hidden_ME = model.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
-        original_M = masked.original_M
-        sums_2K += fit.statistics(hidden_ME, *model.head, original_M, fit.nodes())
-        masked_positions += len(original_M)
-    response = fit.response_of(sums_2K, masked_positions, corpus.tokenizer.vocabulary_size)
-    return response, Sample(len(samples), masked_positions, "heldout" if source == "heldout" else "training")
+        sums_2K += fit.statistics(hidden_ME, *model.head, masked.original_M, NODES_K)
+        positions += len(masked.original_M)
+    original_K, entropy_K = (sums_2K / positions).numpy()
+    if not np.isfinite(original_K + entropy_K).all():
+        raise UserError("the auxiliary model's logits are not finite: train or import it again")
+    response = Response(np.stack([1.0 - original_K, entropy_K / math.log(corpus.tokenizer.vocabulary_size)]))
+    return response, Sample(len(samples), positions, "training" if corpus.heldout is None else "heldout")
 
 
 def table(c: Calibration) -> list[dict[str, float]]:
     """Return rows at some u: the target, the result of the proposal, and the temperature that comes nearest."""
     u = np.array([u for u in SHOWN if u <= c.reference.u_P[-1] + 0.02])
-    aim = Reference(c.reference.u_P, c.target_2P, "", {}).at(u)
+    aim = replace(c.reference, curve_2P=c.target_2P).at(u)
     temperature = fit.temperatures(u, c.initial, c.rate)
     names = ("u", "target_replaced", "target_entropy", "temperature", "replaced", "entropy", "best_temperature")
     columns = np.vstack([u, aim, temperature, c.response.at(temperature), fit.best_temperatures(c.response, aim)])
@@ -143,7 +133,7 @@ def table(c: Calibration) -> list[dict[str, float]]:
 def notes(c: Calibration) -> list[str]:
     """Return what a reader should know before using the proposal, a line each."""
     found, u_P = [], c.reference.u_P
-    own_2 = c.response.at(np.array([1.0]))[:, 0]
+    own_2 = c.response.at(1.0)
     short_P = (own_2[:, None] - c.target_2P).mean(axis=0)  # positive: T = 1 is still too easy
     their_ends = f"at its end {_pair(c.target_2P[:, -1])}, the auxiliary {_pair(own_2)}"
     if c.match == "level" and short_P[-1] > CLOSE:
@@ -176,11 +166,10 @@ def notes(c: Calibration) -> list[str]:
 
 def to_text(c: Calibration) -> str:
     """Return the result for a terminal. The last line holds the arguments for the training command."""
-    encoder, own = c.auxiliary["encoder"], c.response.at(np.array([1.0]))[:, 0]
+    encoder, folder = c.auxiliary["encoder"], c.run.auxiliary.run if c.run.auxiliary else ""
     where = "held-out" if c.sample.source == "heldout" else "training"
     lines = [
-        f"auxiliary {c.run.auxiliary.run if c.run.auxiliary else ''} ({encoder['layers']} x {encoder['hidden_size']}): "
-        f"at T = 1 {_pair(own)}",
+        f"auxiliary {folder} ({encoder['layers']} x {encoder['hidden_size']}): at T = 1 {_pair(c.response.at(1.0))}",
         f"measured  at {c.sample.masked:,} masked positions of {c.sample.sequences:,} {where} sequences",
         f"reference {c.reference.name}, matched by {c.match}",
         "",
@@ -215,7 +204,7 @@ def to_json(c: Calibration) -> dict[str, Any]:
         "table": table(c),
         "auxiliary": {"hash": c.auxiliary["hash"], "encoder": c.auxiliary["encoder"]},
         "sample": asdict(c.sample),
-        "response": {"temperature": c.response.nodes_K.tolist()}
+        "response": {"temperature": NODES_K.tolist()}
         | dict(zip(MEASURES, c.response.measured_2K.tolist(), strict=True)),
         "reference": c.reference.to_json(),
     }
@@ -237,9 +226,8 @@ def write_plot(c: Calibration, path: Path) -> None:
             axes.plot(u, ours, color=BLUE, linewidth=1.6, label="this auxiliary, proposed T")
             axes.yaxis.set_major_formatter(FORMATS["percent"])
             axes.set_title(title, fontsize=9)
-        panels[2].plot(
-            u_P, fit.best_temperatures(c.response, c.target_2P), "o", color=ORANGE, markersize=3, label="nearest T"
-        )
+        best_P = fit.best_temperatures(c.response, c.target_2P)
+        panels[2].plot(u_P, best_P, "o", color=ORANGE, markersize=3, label="nearest T")
         panels[2].plot(u, temperature, color=BLUE, linewidth=1.6, label=f"T0 {c.initial:g}, τ {c.rate:g}")
         panels[2].set_title("temperature", fontsize=9)
         for axes in panels:

@@ -30,7 +30,8 @@ BINS = 40  # equal parts of u whose rows are averaged, because single updates of
 MEASURES = ("replaced", "entropy")  # of a point; the two rows of every array [2, ...]
 METER = ("original_probability", "replacement_entropy")  # the keys of metrics.jsonl that they are made from
 HIGHEST = 10.0  # temperature; distributions over a vocabulary are almost flat there
-NODES = 13  # temperatures measured; between them the interpolation errs by about 1e-5
+# The temperatures measured: Chebyshev's points of log T. Between them the interpolation errs by about 1e-5.
+NODES_K = np.exp((chebpts1(13) + 1.0) / 2.0 * math.log(HIGHEST))
 RATES = (0.02, 1.0)  # tau; the paper tries 0.05 to 0.7 (C.3)
 GRID, ZOOMS = 41, 8  # points of the search along T0 and along tau, and how often it is repeated around the best
 LEARNT = 0.003  # a mean probability of the original token; a model below it at the end has learnt nothing
@@ -40,19 +41,14 @@ LEARNT = 0.003  # a mean probability of the original token; a model below it at 
 class Reference:
     """A curve to follow, as points in order of u.
 
-    Attributes:
-        u_P: float64 [P], fractions of the updates, in (0, 1].
-        curve_2P: float64 [2, P], means over masked positions. The first row is 1 - p(original token): the fraction that
-            is replaced. The second is the entropy of the distribution drawn from, as a share of log V. Both are 1 for a
-            model that knows nothing.
-        name: what to call it.
-        made: where it comes from.
+    The first row is 1 - p(original token): the fraction of masked positions that is replaced. The second is the entropy
+    of the distribution drawn from, as a share of log V. Both are means, and 1 for a model that knows nothing.
     """
 
-    u_P: np.ndarray
-    curve_2P: np.ndarray
+    u_P: np.ndarray  # float64, fractions of the updates, in (0, 1]
+    curve_2P: np.ndarray  # float64
     name: str
-    made: dict[str, Any]
+    made: dict[str, Any]  # where it comes from
 
     def at(self, u: np.ndarray) -> np.ndarray:
         """Return the curve at other fractions, [2, n]: straight lines between points, level beyond the ends."""
@@ -88,7 +84,7 @@ def reference_of_run(run: Path) -> Reference:
             f"{run} holds no config.json of a run: --reference names a run folder or a saved file"
         ) from None
     updates, _, _ = read_metrics(run)
-    rows = [row for row in updates if all(_is_number(row.get(key)) for key in METER)]
+    rows = [row for row in updates if all(row.get(key) is not None for key in METER)]
     if not rows:
         raise UserError(
             f"{run} logged no {' and no '.join(METER)} (objective {section['objective']}): the reference must be a run "
@@ -115,27 +111,22 @@ def save_reference(reference: Reference, path: Path) -> None:
 
 def read_reference(path: Path) -> Reference:
     """Read a reference that was saved, or written by hand: {"points": [{"u", "replaced", "entropy"}, ...]}."""
-    columns = np.zeros((3, 0))
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         columns = np.array([[point[name] for name in ("u", *MEASURES)] for point in tree["points"]], dtype=np.float64).T
+        valid = len(tree["points"]) >= 2 and (np.diff(columns[0]) > 0).all() and ((columns >= 0) & (columns <= 1)).all()
     except FileNotFoundError:
         raise UserError(f"there is no reference {path}: name a run folder, or a file of --save-reference") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no valid JSON: {error}") from None
     except (TypeError, KeyError, ValueError):
-        pass  # refused below
-    valid = columns.shape[-1] >= 2 and (np.diff(columns[0]) > 0).all() and ((columns >= 0) & (columns <= 1)).all()
+        valid = False
     if not valid:
         raise UserError(
             f'{path} is no reference: it must hold "points", two or more objects in order of "u", each with "u", '
             '"replaced" and "entropy" in [0, 1]'
         )
     return Reference(columns[0], columns[1:], str(tree.get("name", path.name)), tree.get("made", {}))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _binned(rows: list[Row], vocabulary_size: int) -> np.ndarray:
@@ -151,23 +142,17 @@ def _binned(rows: list[Row], vocabulary_size: int) -> np.ndarray:
 class Response:
     """The two measures of an auxiliary's replacements as functions of the temperature; see `Reference`."""
 
-    nodes_K: np.ndarray  # the temperatures that were measured
-    measured_2K: np.ndarray
+    measured_2K: np.ndarray  # at NODES_K
 
     @cached_property
     def curves(self) -> list[Chebyshev]:
         """A polynomial in log T for each measure."""
         domain = (0.0, math.log(HIGHEST))
-        return [Chebyshev.fit(np.log(self.nodes_K), row, len(row) - 1, domain) for row in self.measured_2K]
+        return [Chebyshev.fit(np.log(NODES_K), row_K, len(row_K) - 1, domain) for row_K in self.measured_2K]
 
-    def at(self, temperature: np.ndarray) -> np.ndarray:
+    def at(self, temperature: np.ndarray | float) -> np.ndarray:
         """Return both measures, [2, ...], at temperatures [...] between 1 and HIGHEST."""
         return np.stack([curve(np.log(temperature)) for curve in self.curves])
-
-
-def nodes() -> np.ndarray:
-    """Return the temperatures to measure at: Chebyshev's points of log T."""
-    return np.exp((chebpts1(NODES) + 1.0) / 2.0 * math.log(HIGHEST))
 
 
 @torch.no_grad()
@@ -190,14 +175,6 @@ def statistics(
     return sums
 
 
-def response_of(sums_2K: Tensor, masked: int, vocabulary_size: int) -> Response:
-    """Return the response from the sums of `statistics` at `nodes()` over so many masked positions."""
-    original_K, entropy_K = (sums_2K / masked).numpy()
-    if not np.isfinite(original_K + entropy_K).all():
-        raise UserError("the auxiliary model's logits are not finite: train or import it again")
-    return Response(nodes(), np.stack([1.0 - original_K, entropy_K / math.log(vocabulary_size)]))
-
-
 def target(reference: Reference, response: Response, match: str) -> np.ndarray:
     """Return what to follow at the reference's u, [2, P].
 
@@ -212,12 +189,12 @@ def target(reference: Reference, response: Response, match: str) -> np.ndarray:
             f"the reference ({reference.name}) ends as ignorant as it began (replaced {reference.curve_2P[0, -1]:.1%}, "
             f"entropy {reference.curve_2P[1, -1]:.1%} of log V): there is no curriculum in it"
         )
-    return 1.0 - known_2P * ((1.0 - response.at(np.array([1.0]))) / known_2P[:, -1:])
+    return 1.0 - known_2P * ((1.0 - response.at(1.0)) / known_2P[:, -1])[:, None]
 
 
 def temperatures(u: np.ndarray, initial: np.ndarray | float, rate: np.ndarray | float) -> np.ndarray:
     """Return the temperatures of Eq. 2."""
-    return 1.0 + (np.asarray(initial) - 1.0) * np.exp(-u / np.asarray(rate))
+    return 1.0 + (initial - 1.0) * np.exp(-u / rate)
 
 
 def fit(response: Response, u_P: np.ndarray, target_2P: np.ndarray) -> tuple[float, float]:
@@ -244,8 +221,3 @@ def best_temperatures(response: Response, target_2P: np.ndarray) -> np.ndarray:
     grid_G = np.exp(np.linspace(0.0, math.log(HIGHEST), 2001))
     error_GP = ((response.at(grid_G)[:, :, None] - target_2P[:, None]) ** 2).sum(axis=0)
     return np.asarray(grid_G[error_GP.argmin(axis=0)])
-
-
-def residuals(response: Response, u_P: np.ndarray, target_2P: np.ndarray, initial: float, rate: float) -> np.ndarray:
-    """Return the root of the mean square over u of each measure's residual: [2]."""
-    return np.asarray(np.sqrt(((response.at(temperatures(u_P, initial, rate)) - target_2P) ** 2).mean(axis=1)))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fast_electra import config, recipes
 from fast_electra.config import SECTION, Config, RunConfig
 from fast_electra.cost import methods
-from fast_electra.cost.methods import Job, highest_moment, job_of, update_flops
+from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, sequence_flops, update_flops
 from fast_electra.cost.table_1 import Models
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, describe
@@ -31,6 +31,10 @@ class GPU(NamedTuple):
     flops_32: float  # FLOP/s of fp32 products as torch computes them by default, without TF32
     dtype: str  # the best 16-bit precision: bf16 or fp16
     gigabytes: float  # nominal memory
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of one GPU in a precision."""
+        return self.flops_32 if dtype == "fp32" else self.flops_16
 
 
 GPUS = {
@@ -52,12 +56,8 @@ class Cluster:
     mfu: float  # share of the GPUs' peak that all counted FLOPs reach
     dollars_per_hour: float | None = None  # of one GPU; without it the estimate has no dollars
 
-    def check(self) -> None:
-        """Refuse values that cannot be.
-
-        Raises:
-            UserError: naming the flag of the command line.
-        """
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be, by a UserError that names the flag of the command line."""
         if self.gpus < 1:
             raise UserError(f"--gpus {self.gpus}: at least one GPU must do the work")
         if not 0.0 < self.mfu <= 1.0:
@@ -72,20 +72,11 @@ class Cluster:
         """Data sheet of the GPU."""
         return GPUS[self.gpu.lower()]
 
-    def peak(self, dtype: str) -> float:
-        """FLOP/s of one GPU in a precision."""
-        return self.sheet.flops_32 if dtype == "fp32" else self.sheet.flops_16
-
 
 def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) -> dict[str, Any]:
     """Return the cost of a config's run by each method: `run` in the output of `fast-electra estimate --json`.
 
     Values that the config leaves `auto` are what suits the named GPU, not this machine.
-
-    Args:
-        path: the config.
-        overrides: values of `--set`.
-        cluster: the GPUs of the run.
 
     Returns:
         `method`, which the config follows, and `methods`: for each method (only itself for objective mlm) `parameters`
@@ -93,29 +84,24 @@ def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) ->
         (named terms at the `highest_moment` of an update), their totals, `gpu_hours`, `hours` and, at a given price,
         `dollars`; then `machine`, `batch`, `updates`, and `assumptions`, `advice` and `warnings`, a line each.
     """
-    cluster.check()
     best = cluster.sheet.dtype
     loaded = config.load(path, overrides, config.Machine(cluster.gpus, best, on_gpu=True))
     if loaded.dtype == "bf16" and best != "bf16":
         raise UserError(f"{path}: bf16.enabled is true, but a {cluster.gpu} does not compute in bf16; use fp16 or auto")
-    auxiliary, source = auxiliary_settings(loaded.run)
+    auxiliary = None
     notes = [f"{loaded.dtype}, as the config says or, if it says auto, as suits the {cluster.gpu}"]
-    if auxiliary is not None:
+    if loaded.run.objective != "mlm":
+        auxiliary, source = auxiliary_settings(loaded.run)
         notes.append(f"layers of the auxiliary: {auxiliary.layers} of width {auxiliary.hidden_size}, as {source} says")
     job, advice = job_of(loaded, auxiliary), checkpointing_advice(loaded, cluster.sheet.gigabytes * 1e9)
-    costs = {method: _cost(job, cluster, method) for method in (methods.METHODS if auxiliary else ("mlm",))}
+    costs = {method: _cost(job, cluster, method) for method in (METHODS if auxiliary else ("mlm",))}
     given = {name: value for name, value in asdict(cluster).items() if value is not None}
+    per_device = {"per_device": job.batch.sequences, "length": job.batch.length, "masked": job.batch.masked}
     return {
         "config": str(path),
         "method": method_of(loaded.run),
-        "machine": given | {"peak_flops": cluster.peak(loaded.dtype)},
-        "batch": {
-            "sequences": job.sequences,
-            "per_device": job.batch.sequences,
-            "length": job.batch.length,
-            "masked": job.batch.masked,
-            "dtype": loaded.dtype,
-        },
+        "machine": given | {"peak_flops": cluster.sheet.peak(loaded.dtype)},
+        "batch": {"sequences": job.sequences} | per_device | {"dtype": loaded.dtype},
         "updates": job.updates,
         "methods": costs,
         "assumptions": notes + _assumptions(job, cluster, costs),
@@ -127,14 +113,12 @@ def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) ->
 def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
     """Return one line for a run with activation checkpointing that would fit into memory without it, else None.
 
-    Args:
-        loaded: config of the run.
-        capacity: bytes of one device's memory, a share MARGIN of which stays free.
+    A share MARGIN of the `capacity`, in bytes of one device's memory, stays free.
     """
     run, method = loaded.run, method_of(loaded.run)
     if not run.model.activation_checkpointing:
         return None
-    job = job_of(loaded, None if method == "offline" else auxiliary_settings(run)[0])
+    job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
     plain = replace(job, model=job.model.model_copy(update={"activation_checkpointing": False}))
     need = highest_moment(plain, method).bytes
     if need > (1 - MARGIN) * capacity:
@@ -147,18 +131,12 @@ def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
 
 
 def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:
-    terms, per_update, highest = (
-        methods.sequence_flops(job, method),
-        update_flops(job, method),
-        highest_moment(job, method),
-    )
-    gpu_hours = job.updates * per_update / (cluster.peak(job.zero.dtype) * cluster.mfu) / 3600
+    terms, per_update, highest = sequence_flops(job, method), update_flops(job, method), highest_moment(job, method)
+    trained, frozen = methods.trained_parameters(job, method), methods.frozen_parameters(job, method)
+    gpu_hours = job.updates * per_update / (cluster.sheet.peak(job.zero.dtype) * cluster.mfu) / 3600
     price = cluster.dollars_per_hour
     return {
-        "parameters": {
-            "trained": methods.trained_parameters(job, method),
-            "frozen": methods.frozen_parameters(job, method),
-        },
+        "parameters": {"trained": trained, "frozen": frozen},
         "flops_per_sequence": terms,
         "flops_per_sequence_total": sum(sum(part.values()) for part in terms.values()),
         "flops_per_update": per_update,
@@ -173,11 +151,11 @@ def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:
 
 def _assumptions(job: Job, cluster: Cluster, costs: dict[str, dict[str, Any]]) -> list[str]:
     """Return what a reader must know before trusting the figures, a line each."""
-    batch, dtype = job.batch, job.zero.dtype
+    batch, dtype, peak = job.batch, job.zero.dtype, cluster.sheet.peak(job.zero.dtype)
     lines = [
         f"every sequence is full ({batch.length} positions, {batch.masked} masked); shorter documents cost less",
         "FLOPs are of matrix products; a backward pass is two forward passes; element-wise work is left out",
-        f"each {cluster.gpu} reaches {cluster.mfu:.0%} of {cluster.peak(dtype) / 1e12:,.1f} TFLOP/s of {dtype}, all "
+        f"each {cluster.gpu} reaches {cluster.mfu:.0%} of {peak / 1e12:,.1f} TFLOP/s of {dtype}, all "
         "counted FLOPs included (--mfu)",
         "evaluations, checkpoints, start-up and waiting for data or the network take no time",
         "bytes are of tensors, at the highest moment of an update; CUDA, NCCL and fragmentation come on top",
@@ -209,11 +187,10 @@ def _warnings(cluster: Cluster, costs: dict[str, dict[str, Any]], checkpointed: 
 
 def paper_models() -> dict[str, Models]:
     """Return the models of Table 2, from the recipes that are the paper's."""
-
-    def settings(name: str, objective: str) -> EncoderSettings:
-        return EncoderSettings(**recipes.recipe(name, objective)["model"])
-
-    return {name: Models(settings(name, "rtd"), settings(name, "mlm")) for name in ("base", "large")}
+    return {
+        name: Models(*(EncoderSettings(**recipes.recipe(name, objective)["model"]) for objective in ("rtd", "mlm")))
+        for name in ("base", "large")
+    }
 
 
 def method_of(run: RunConfig) -> str:
@@ -223,14 +200,12 @@ def method_of(run: RunConfig) -> str:
     return "online" if run.replacement.from_auxiliary and not run.replacement.store else "offline"
 
 
-def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings | None, str]:
-    """Return the sizes of the auxiliary beside a main model, and what says so; None for objective mlm.
+def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings, str]:
+    """Return the sizes of the auxiliary beside a main model, and what says so.
 
     For objective rtd they are those of the model in `auxiliary.run`, if that is trained already. Else the layers are
     the main model's, as many as `joint.auxiliary_layers` or the recipe say (Table 2).
     """
-    if run.objective == "mlm":
-        return None, ""
     if run.objective == "rtd" and run.auxiliary is not None and run.auxiliary.run is not None:
         folder = Path(run.auxiliary.run) / "model"
         if description := describe(folder):

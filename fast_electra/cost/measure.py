@@ -12,7 +12,8 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fast_electra
@@ -67,7 +69,7 @@ def ratios(seconds: list[list[float]], of_another: list[list[float]]) -> list[fl
 
 
 def measure(
-    builds: dict[str, Build], ranks: Ranks, updates: int, warmup: int, rounds: int, tell: Callable[[str], None]
+    builds: Mapping[str, Build], ranks: Ranks, updates: int, warmup: int, rounds: int, tell: Callable[[str], None]
 ) -> dict[str, Measured]:
     """Measure each way's memory, then their times in turns. All ranks call it and get the same figures.
 
@@ -75,13 +77,12 @@ def measure(
     """
     tell(f"memory of {', '.join(builds)}")
     measured = {name: Measured([], _memory(build, ranks)) for name, build in builds.items()}
-    names = list(builds)
+    order = deque(builds)
     for number in range(rounds):
-        first = number % len(names)
-        order = names[first:] + names[:first]
         tell(f"round {number + 1} of {rounds}: {', '.join(order)}")
         for name in order:
             measured[name].turns.append(_time(builds[name], ranks, updates, warmup))
+        order.rotate(-1)
     return measured
 
 
@@ -104,9 +105,9 @@ def _time(build: Build, ranks: Ranks, updates: int, warmup: int) -> Turn:
     run.engine.destroy()
     del run
     free(ranks.device)
-    slowest = [max(column) for column in zip(*_of_all_ranks(seconds[warmup:], ranks), strict=True)]
-    mean = [statistics.mean(column) for column in zip(*_of_all_ranks(cpu_seconds[warmup:], ranks), strict=True)]
-    return Turn(slowest, mean, rows[warmup:])
+    slowest = _of_all_ranks(seconds[warmup:], ranks).amax(dim=0)
+    mean = _of_all_ranks(cpu_seconds[warmup:], ranks).mean(dim=0)
+    return Turn(slowest.tolist(), mean.tolist(), rows[warmup:])
 
 
 def _memory(build: Build, ranks: Ranks) -> list[Memory]:
@@ -119,7 +120,7 @@ def _memory(build: Build, ranks: Ranks) -> list[Memory]:
 
     own = tensor_memory(ranks.device, build, work)
     free(ranks.device)
-    return [Memory(int(held), int(peak)) for held, peak in _of_all_ranks(list(own), ranks)]
+    return [Memory(*of_rank) for of_rank in _of_all_ranks(own, ranks).long().tolist()]
 
 
 def tensor_memory(device: torch.device, prepare: Callable[[], T], work: Callable[[T], None]) -> Memory:
@@ -145,11 +146,10 @@ def tensor_memory(device: torch.device, prepare: Callable[[], T], work: Callable
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     # The profiler's public tables add memory up by operator. Only its tree of events has times and addresses.
     events = sorted(_flat(profiler.profiler.kineto_results.experimental_event_tree()), key=lambda e: e.start_time_ns)
-    (began,) = [event.start_time_ns for event in events if event.name == MARK]
+    began = next(event.start_time_ns for event in events if event.name == MARK)
     changes = _changes(events)
     held = sum(size for moment, size in changes if moment < began)
-    during = [size for moment, size in changes if moment >= began]
-    return Memory(held, held + max(accumulate(during, initial=0)))
+    return Memory(held, max(accumulate((size for moment, size in changes if moment >= began), initial=held)))
 
 
 def _flat(events: list[Any]) -> list[Any]:
@@ -173,8 +173,8 @@ def _changes(events: list[Any]) -> list[tuple[float, int]]:
         address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
         before = live.pop(address, None)
         if size > 0:
-            unseen += [before] if before else []
             live[address] = event.start_time_ns, size
+            unseen += [before] if before else []
         elif before:
             changes += [before, (event.start_time_ns, -before[1])]
     for began, size in [*unseen, *live.values()]:
@@ -229,9 +229,8 @@ def machine(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def _of_all_ranks(values: list[float] | list[int], ranks: Ranks) -> list[list[float]]:
-    """Return the values of each rank, on all of them."""
+def _of_all_ranks(values: Sequence[float], ranks: Ranks) -> Tensor:
+    """Return the values of each rank, a row each, on all of them."""
     table = torch.zeros(ranks.world, len(values), dtype=torch.float64, device=ranks.device)
     table[ranks.rank] = torch.tensor(values, dtype=torch.float64)
-    rows: list[list[float]] = sum_over_ranks(table).tolist()
-    return rows
+    return sum_over_ranks(table)

@@ -22,9 +22,9 @@ class Zero(NamedTuple):
 
     world: int  # number of devices
     dtype: str  # precision of weights and activations: a key of BYTES
-    gradient_dtype: str = "fp32"  # data_types.grad_accum_dtype
-    bucket: int = 500_000_000  # reduce_bucket_size, in elements
-    buckets: int = 2  # two with overlap_comm, none without contiguous_gradients
+    gradient_dtype: str  # data_types.grad_accum_dtype
+    bucket: int  # reduce_bucket_size, in elements
+    buckets: int  # two with overlap_comm, none without contiguous_gradients
 
 
 class MicroBatch(NamedTuple):
@@ -80,21 +80,21 @@ def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None =
     before and after GELU. These are `read` positions, or all. The last layer of a masked language model computes only
     the masked ones.
     """
-    size, d, length = BYTES[batch.dtype], settings.hidden_size, batch.length
+    size, d = BYTES[batch.dtype], settings.hidden_size
     rows = batch.positions if read is None else read
     values = 3 * batch.positions * d + rows * (4 * d + 2 * settings.ffn_size)
     if read is not None:
         values += rows * d  # the residual's rows are a copy
+        if batch.on_gpu:
+            values += batch.positions * d  # fused attention's output, which is counted above without `read`
     mask_size = 1 if batch.on_gpu else size
     dropped = 2 * rows * d * mask_size if settings.dropout else 0
     norms = 2 * rows * 2 * FP32  # mean and deviation
-    pairs = batch.sequences * settings.heads * length * length
+    pairs = batch.sequences * settings.heads * batch.length**2 * size
     if batch.on_gpu:  # fused attention keeps its mask (bias and padding) and one number for each row and head
-        attention = pairs * size + batch.positions * settings.heads * FP32
-        if read is not None:
-            attention += batch.positions * d * size  # and its output, which is counted above without `read`
+        attention = pairs + batch.positions * settings.heads * FP32
     else:
-        attention = pairs * size * (3 if settings.attention_dropout else 1)
+        attention = pairs * (3 if settings.attention_dropout else 1)
     return values * size + dropped + norms + attention
 
 
@@ -109,16 +109,15 @@ def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Term
     embedding = positions * (d * size + 2 * FP32 + (d * mask_size if settings.dropout else 0))  # the norm's input
     if embedding_size != d:
         embedding += positions * embedding_size * size
-    read = None if kind == "rtd" else batch.masked_positions
-    last, other = layer_bytes(settings, batch, read), layer_bytes(settings, batch)
+    if kind == "rtd":
+        last, head = layer_bytes(settings, batch), positions * 3 * d * size
+    else:
+        read = batch.masked_positions
+        last, head = layer_bytes(settings, batch, read), read * ((d + 3 * embedding_size) * size + 2 * FP32)
     if settings.activation_checkpointing:
-        inside = {AT_WORK: last if settings.layers == 1 else other}
+        inside = {AT_WORK: last if settings.layers == 1 else layer_bytes(settings, batch)}
     else:
-        inside = {"activations inside the layers": (settings.layers - 1) * other + last}
-    if read is None:
-        head = positions * 3 * d * size
-    else:
-        head = read * ((d + 3 * embedding_size) * size + 2 * FP32)
+        inside = {"activations inside the layers": (settings.layers - 1) * layer_bytes(settings, batch) + last}
     return {
         "activations between the layers": settings.layers * positions * d * size,
         **inside,

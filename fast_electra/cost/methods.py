@@ -41,22 +41,21 @@ class Job:
 def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
     """Return the sizes of a config's run, with an auxiliary of these sizes."""
     run, machine, deepspeed = config.run, config.machine, config.deepspeed
-    zero, length = deepspeed["zero_optimization"], run.corpus.sequence_length
+    zero, micro_batch = deepspeed["zero_optimization"], deepspeed["train_micro_batch_size_per_gpu"]
+    length = run.corpus.sequence_length
     masked = int(masked_counts(torch.tensor([length]), run.corruption.mask_fraction)[0])
     return Job(
         model=run.model,
         auxiliary=auxiliary,
         sharing=run.joint.embedding_sharing if run.joint else "shared",
-        batch=MicroBatch(
-            deepspeed["train_micro_batch_size_per_gpu"], length, masked, config.dtype, on_gpu=machine.on_gpu
-        ),
+        batch=MicroBatch(micro_batch, length, masked, config.dtype, machine.on_gpu),
         sequences=config.sequences,
         updates=run.updates,
         zero=Zero(
             world=machine.processes,
             dtype=config.dtype,
             gradient_dtype=deepspeed["data_types"]["grad_accum_dtype"],
-            bucket=int(zero.get("reduce_bucket_size", Zero._field_defaults["bucket"])),
+            bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
             buckets=(1 + bool(zero.get("overlap_comm"))) * bool(zero.get("contiguous_gradients", True)),
         ),
         auxiliary_dtype=config.auxiliary_dtype if run.objective == "rtd" and run.auxiliary else machine.best_dtype,
@@ -110,63 +109,48 @@ def update_flops(job: Job, method: str) -> float:
 
 def highest_moment(job: Job, method: str) -> Moment:
     """Return the moment of an update at which a device holds most. CUDA's own memory is not counted."""
-    return max(_moments(job, method), key=lambda moment: moment.bytes)
+    return max((Moment(*of_name) for of_name in _moments(job, method).items()), key=lambda moment: moment.bytes)
 
 
-def _moments(job: Job, method: str) -> list[Moment]:
+def _moments(job: Job, method: str) -> dict[str, Terms]:
     """Return the points of an update at which a device may hold most."""
+    batch, zero, size = job.batch, job.zero, memory.BYTES[job.zero.dtype]
     trained = trained_parameters(job, method)
-    held = memory.states(trained, job.zero)
-    frozen_batch = job.batch._replace(dtype=job.auxiliary_dtype)
-    found = []
+    held = memory.states(trained, zero)
+    moments = {}
     if method == "online":
         assert job.auxiliary is not None
+        frozen_batch = batch._replace(dtype=job.auxiliary_dtype)
         held["frozen auxiliary"] = frozen_parameters(job, method) * memory.BYTES[job.auxiliary_dtype]
-        found = [
-            Moment("aux forward", held | memory.inference(job.auxiliary, frozen_batch)),
-            Moment("drawing", held | memory.sampler(job.auxiliary.vocabulary_size, frozen_batch)),
-        ]
-    waiting = held | memory.reduction_buckets(trained, job.zero)
-    if method in ("joint", "mlm"):
-        found += _masked_lm_moments(job, method, held, waiting)
-    if method != "mlm":
-        kept = memory.activations(job.model, job.batch, "rtd") | memory.layer_gradients(job.model, job.batch)
+        moments["aux forward"] = held | memory.inference(job.auxiliary, frozen_batch)
+        moments["drawing"] = held | memory.sampler(job.auxiliary.vocabulary_size, frozen_batch)
+    waiting = held | memory.reduction_buckets(trained, zero)
+    main = memory.activations(job.model, batch, "rtd") | memory.layer_gradients(job.model, batch)
+    if method in ("joint", "mlm"):  # the logits of a masked language model are the largest tensors of all
+        settings = _joint_auxiliary(job) if method == "joint" else job.model
+        logits = batch.masked_positions * settings.vocabulary_size
+        activations = memory.activations(settings, batch, "mlm")
+        kept = sum(activations.values()) - activations.get(memory.AT_WORK, 0)  # until its own backward pass
+        model = {"activations of the masked language model": kept}
+        gradients = {
+            "logits in the loss's backward pass": logits * memory.LOSS_BYTES,
+            "gradient of the vocabulary head": embedding_parameters(settings) * size,
+        }
+        moments["loss backward"] = waiting | model | gradients
+        moments["MLM backward"] = waiting | activations | memory.layer_gradients(settings, batch)
         if method == "joint":
-            kept |= _auxiliary_kept(_joint_auxiliary(job), job.batch)
-            kept["log-probabilities, fp32"] = _logits(job) * memory.FP32
-        found.append(Moment("main backward", waiting | kept))
+            drawn = {"logits and log-probabilities": logits * (size + memory.FP32)}
+            sampler = memory.sampler(settings.vocabulary_size, batch, from_logits=True)
+            moments["drawing"] = held | model | drawn | sampler
+            main |= model | {"log-probabilities, fp32": logits * memory.FP32}
+    if method != "mlm":
+        moments["main backward"] = waiting | main
     # The backward pass ends with a flat copy of a bucket's gradients, the step begins with one of this device's share,
     # unless the share is one buffer already, which it is if gradients are added up in another precision.
-    zero, size = job.zero, memory.BYTES[job.zero.dtype]
-    found.append(Moment("reduction", waiting | {"gradients on their way": min(trained, zero.bucket) * size}))
+    moments["reduction"] = waiting | {"gradients on their way": min(trained, zero.bucket) * size}
     flattened = trained / zero.world * size if zero.dtype == zero.gradient_dtype else 0
-    found.append(Moment("step", held | {"gradients, flattened": flattened}))
-    return found
-
-
-def _masked_lm_moments(job: Job, method: str, held: Terms, waiting: Terms) -> list[Moment]:
-    """Return the moments of a masked language model that is trained. Its logits are the largest tensors of all."""
-    settings = job.model if method == "mlm" else _joint_auxiliary(job)
-    size = memory.BYTES[job.zero.dtype]
-    backward = {
-        "logits in the loss's backward pass": _logits(job) * memory.LOSS_BYTES,
-        "gradient of the vocabulary head": embedding_parameters(settings) * size,
-    }
-    kept = _auxiliary_kept(settings, job.batch)
-    found = [Moment("loss backward", waiting | kept | backward)]
-    layers = memory.activations(settings, job.batch, "mlm") | memory.layer_gradients(settings, job.batch)
-    found.append(Moment("MLM backward", waiting | layers))
-    if method == "joint":
-        logits = {"logits and log-probabilities": _logits(job) * (size + memory.FP32)}
-        drawing = kept | logits | memory.sampler(settings.vocabulary_size, job.batch, from_logits=True)
-        found.append(Moment("drawing", held | drawing))
-    return found
-
-
-def _auxiliary_kept(settings: EncoderSettings, batch: MicroBatch) -> Terms:
-    """Return what a masked language model keeps until its own backward pass. Until then no layer of it is at work."""
-    terms = memory.activations(settings, batch, "mlm")
-    return {"activations of the masked language model": sum(terms.values()) - terms.get(memory.AT_WORK, 0)}
+    moments["step"] = held | {"gradients, flattened": flattened}
+    return moments
 
 
 def _joint_auxiliary(job: Job) -> EncoderSettings:
@@ -175,19 +159,13 @@ def _joint_auxiliary(job: Job) -> EncoderSettings:
     return job.model.model_copy(update={"layers": job.auxiliary.layers})
 
 
-def _logits(job: Job) -> int:
-    """Return how many logits a micro-batch has, M x V."""
-    return job.batch.masked_positions * job.model.vocabulary_size
-
-
 @cache
 def parameters(settings: EncoderSettings, kind: str, auxiliary_layers: int = 0, sharing: str = "none") -> int:
     """Return how many parameters a model of `kind` ("rtd", "mlm", or "joint" for both) has. Shared ones count once."""
     plain = settings.model_copy(update={"initialization": "bert"})  # Admin would have to run the model
     with torch.device("meta"):  # shapes without numbers
-        return count_parameters(
-            JointModel(plain, auxiliary_layers, sharing) if kind == "joint" else KINDS[kind](plain, 0)
-        )
+        model = JointModel(plain, auxiliary_layers, sharing) if kind == "joint" else KINDS[kind](plain, 0)
+    return count_parameters(model)
 
 
 def embedding_parameters(settings: EncoderSettings) -> int:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fast_electra import parts, recipes
@@ -23,20 +24,17 @@ from fast_electra.cost import measure as measurement
 from fast_electra.cost import methods
 from fast_electra.cost.estimate import auxiliary_settings
 from fast_electra.cost.flops import BACKWARD, RECOMPUTATION
-from fast_electra.cost.measure import MEMORY_UPDATES, TRACED_UPDATES, Build, Measured, ratios
 from fast_electra.cost.memory import reduction_buckets
-from fast_electra.cost.methods import METHODS, Job
+from fast_electra.cost.methods import Job
 from fast_electra.cost.tables import table
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher, preprocess
-from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import describe, save_model
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Auxiliary
 from fast_electra.settings import UserError
-from fast_electra.training import engines
-from fast_electra.training.engines import Ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, forward_flops, stop_ranks, sum_over_ranks, wait_for_ranks
 from fast_electra.training.graphs import ReplayedModel
 
 
@@ -51,25 +49,23 @@ class Options:
     trace: Path | None = None  # a folder for torch.profiler's traces of each method
     flops: bool = False  # whether DeepSpeed's flops profiler counts an online update
 
-    def check(self) -> None:
-        """Raise UserError for numbers that are too small."""
-        for name, least in (("updates", 1), ("warmup", 0), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: give {least} or more")
-
-    @property
-    def last(self) -> int:
-        """The last update that any turn does."""
-        return max(self.warmup + self.updates, MEMORY_UPDATES, TRACED_UPDATES)
-
 
 def main(config: Config, path: str, overrides: list[str], options: Options) -> None:
     """Join the launcher's process group, measure, print the table, and leave the group.
 
     The config is of objective rtd. Its path and overrides are for messages and the record.
     """
-    options.check()
-    _check(config.run, path)
+    for name, least in (("updates", 1), ("warmup", 0), ("rounds", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: give {least} or more")
+    if config.run.objective != "rtd":
+        what = f"{path} has objective {config.run.objective}"
+        raise UserError(f"{what}: name a config of objective rtd; joint follows from it")
+    if not config.run.replacement.from_auxiliary:
+        raise UserError(
+            f"fast_electra.replacement.distribution {config.run.replacement.distribution} needs no auxiliary model, "
+            "and this measures the cost of one: leave the key out"
+        )
     ranks = launcher.begin(config)
     with _scratch(Path(config.run.run).parent, ranks) as folder:
         result = {"config": path, "overrides": overrides, **_measure(config, options, folder, ranks)}
@@ -80,24 +76,14 @@ def main(config: Config, path: str, overrides: list[str], options: Options) -> N
             options.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(options.json, result)
             print(f"all figures: {options.json}", flush=True)
-    engines.stop_ranks()
-
-
-def _check(run: RunConfig, path: str) -> None:
-    if run.objective != "rtd":
-        raise UserError(f"{path} has objective {run.objective}: name a config of objective rtd; joint follows from it")
-    if not run.replacement.from_auxiliary:
-        raise UserError(
-            f"fast_electra.replacement.distribution {run.replacement.distribution} needs no auxiliary model, and this "
-            "measures the cost of one: leave the key out"
-        )
+    stop_ranks()
 
 
 @contextmanager
 def _scratch(parent: Path, ranks: Ranks) -> Iterator[Path]:
     """Make a folder beside the run's, where all ranks see it, and remove it at the end."""
     number = torch.tensor(os.getpid() if ranks.rank == 0 else 0, device=ranks.device)
-    folder = parent / f".measure-{int(engines.sum_over_ranks(number))}"
+    folder = parent / f".measure-{int(sum_over_ranks(number))}"
     try:
         if ranks.rank == 0:
             folder.mkdir(parents=True)
@@ -115,52 +101,50 @@ def _measure(config: Config, options: Options, folder: Path, ranks: Ranks) -> di
         if ranks.rank == 0:
             print(f"measuring: {line}", flush=True)
 
-    configs, corpus, auxiliary, source = _prepare(config, options, folder, ranks)
-    builds: dict[str, Build] = {name: partial(parts.build, own, ranks, corpus) for name, own in configs.items()}
+    last = max(options.warmup + options.updates, measurement.MEMORY_UPDATES, measurement.TRACED_UPDATES)  # of any turn
+    configs, corpus, source = _prepare(config, last, folder, ranks)
+    builds = {name: partial(parts.build, own, ranks, corpus) for name, own in configs.items()}
     measured = measurement.measure(builds, ranks, options.updates, options.warmup, options.rounds, tell)
     if options.trace is not None:
         for method, build in builds.items():
             measurement.trace(build, ranks, options.trace / f"{method}.json")
         tell(f"traces: {options.trace}")
-    online = configs["online"]
+    online, machine = configs["online"], measurement.machine(ranks)
+    auxiliary, _ = auxiliary_settings(online.run)
     job = methods.job_of(online, auxiliary)
     result = {
-        "machine": measurement.machine(ranks),
+        "machine": machine,
         "turns": {"rounds": options.rounds, "updates": options.updates, "warmup": options.warmup},
         "batch": {"sequences": job.sequences, "per_process": job.batch.sequences, "length": job.batch.length},
         "dtype": online.dtype,
         "auxiliary": f"{auxiliary.layers} layer(s) of {auxiliary.hidden_size}, {online.auxiliary_dtype}, {source}",
-        "methods": _figures(measured, job, ranks),
+        "methods": _figures(measured, job, machine),
     }
     if options.flops:
         result["deepspeed_flops"] = _deepspeed_flops(builds["online"], job, ranks)
     return result
 
 
-def _prepare(
-    config: Config, options: Options, folder: Path, ranks: Ranks
-) -> tuple[dict[str, Config], Corpus, EncoderSettings, str]:
-    """Write the store. Return the config of each method, the corpus, the frozen auxiliary's sizes and its origin.
+def _prepare(config: Config, last: int, folder: Path, ranks: Ranks) -> tuple[dict[str, Config], Corpus, str]:
+    """Write the store. Return the config of each method, the corpus, and the origin of the frozen auxiliary.
 
-    Every config has only the updates that are measured, so the store is no longer than they need.
+    Every config ends at update `last`, so the store is no longer than the measured updates need.
     """
-    short = config.changed(updates=options.last, evaluation={"sequences": 1}, replacement={"store": None})
+    short = config.changed(updates=last, evaluation={"sequences": 1}, replacement={"store": None})
     corpus = parts.open_run_corpus(short.run, ranks)
     auxiliary_run, source = _auxiliary(short.run, corpus, folder, ranks)
     per = short.run.curriculum.per if short.run.replacement.is_linear else "epoch"
     online = short.changed(auxiliary={"run": str(auxiliary_run)}, curriculum={"per": per})
     auxiliary, _ = auxiliary_settings(online.run)
-    assert auxiliary is not None
     store = folder / "store"
-    preprocess.write(online, store, ranks, ceil_div(options.last * online.sequences, ranks.world))
+    preprocess.write(online, store, ranks, ceil_div(last * online.sequences, ranks.world))
     joint = recipes.recipe(config.run.recipe, "joint")["joint"] | {"auxiliary_layers": auxiliary.layers}
     configs = {
         "joint": online.changed(objective="joint", joint=joint),
         "online": online,
         "offline": online.changed(replacement={"store": str(store)}),
     }
-    assert tuple(configs) == METHODS
-    return configs, corpus, auxiliary, source
+    return configs, corpus, source
 
 
 def _auxiliary(run: RunConfig, corpus: Corpus, folder: Path, ranks: Ranks) -> tuple[Path, str]:
@@ -170,75 +154,66 @@ def _auxiliary(run: RunConfig, corpus: Corpus, folder: Path, ranks: Ranks) -> tu
     if describe(trained / "model"):
         return trained, f"trained: {trained}"
     settings, _ = auxiliary_settings(run)
-    assert settings is not None
     if ranks.rank == 0:
-        model = MaskedLanguageModel(settings, run.seed)
-        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        weights = MaskedLanguageModel(settings, run.seed).state_dict()
         save_model(folder / "auxiliary" / "model", "mlm", settings, weights, tokenizer=corpus.tokenizer.hash)
     wait_for_ranks()
     return folder / "auxiliary", f"untrained, because {trained} holds no model: it costs the same"
 
 
-def _figures(measured: dict[str, Measured], job: Job, ranks: Ranks) -> dict[str, Any]:
+def _figures(measured: dict[str, measurement.Measured], job: Job, machine: dict[str, Any]) -> dict[str, Any]:
     """Return for each method what was measured, its ratio to joint training, and both as predicted."""
-    gpu = measurement.known_gpu(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
-    peak = None if gpu is None else gpu.flops_32 if job.zero.dtype == "fp32" else gpu.flops_16
+    gpu, world = measurement.known_gpu(machine["device"]), machine["processes"]
     figures: dict[str, Any] = {}
     for method, (turns, memory) in measured.items():
         rows = [row for turn in turns for row in turn.rows]
-        predicted = _predicted(job, method)
+        highest = methods.highest_moment(job, method)
+        predicted = {  # what `fast-electra estimate` says
+            "flops_per_update": methods.update_flops(job, method),
+            "peak_bytes": highest.bytes,
+            "highest_moment": highest.name,
+            "bytes": highest.terms,
+        }
         own = figures[method] = {
             "seconds": [turn.seconds for turn in turns],
             "cpu_seconds": [turn.cpu_seconds for turn in turns],
             "skipped_updates": sum(row["skipped"] for row in rows),  # as while fp16's loss scale is sought
             "peak_bytes_of_ranks": [of_rank.peak for of_rank in memory],
-            "peak_bytes": sum(of_rank.peak for of_rank in memory) / ranks.world,  # averaged over ranks, as in the paper
-            "held_bytes": sum(of_rank.held for of_rank in memory) / ranks.world,
+            "peak_bytes": sum(of_rank.peak for of_rank in memory) / world,  # averaged over ranks, as in the paper
+            "held_bytes": sum(of_rank.held for of_rank in memory) / world,
             "bucket_bytes": sum(reduction_buckets(methods.trained_parameters(job, method), job.zero).values()),
             "predicted": predicted,
         }
         joint = figures["joint"]
         for clock in ("seconds", "cpu_seconds"):
             own[f"{clock}_per_update"] = _spread([second for turn in own[clock] for second in turn])
-            own[f"{clock}_ratio"] = _spread(ratios(own[clock], joint[clock]))
+            own[f"{clock}_ratio"] = _spread(measurement.ratios(own[clock], joint[clock]))
         seconds = own["seconds_per_update"]["median"]
-        speed = predicted["flops_per_update"] / seconds / ranks.world
+        speed = predicted["flops_per_update"] / seconds / world
         own |= {
             "seconds_ratio_predicted": predicted["flops_per_update"] / joint["predicted"]["flops_per_update"],
             "peak_ratio": own["peak_bytes"] / joint["peak_bytes"],
             "peak_ratio_predicted": predicted["peak_bytes"] / joint["predicted"]["peak_bytes"],
             "tokens_per_second": sum(row["tokens"] for row in rows) / len(rows) / seconds,
             "flops_per_second_and_process": speed,
-            "mfu": None if peak is None else speed / peak,
+            "mfu": None if gpu is None else speed / gpu.peak(job.zero.dtype),
         }
     return figures
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    quartiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-    lower, median, upper = quartiles.tolist()
-    return {"median": median, "lower": lower, "upper": upper, "lowest": min(values), "highest": max(values)}
+    lowest, lower, median, upper, highest = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return {"median": median, "lower": lower, "upper": upper, "lowest": lowest, "highest": highest}
 
 
-def _predicted(job: Job, method: str) -> dict[str, Any]:
-    """Return what `fast-electra estimate` says: FLOPs of an update, and a device's bytes at the highest moment."""
-    highest = methods.highest_moment(job, method)
-    return {
-        "flops_per_update": methods.update_flops(job, method),
-        "peak_bytes": highest.bytes,
-        "highest_moment": highest.name,
-        "bytes": highest.terms,
-    }
-
-
-def _deepspeed_flops(build: Build, job: Job, ranks: Ranks) -> dict[str, dict[str, float]]:
+def _deepspeed_flops(build: measurement.Build, job: Job, ranks: Ranks) -> dict[str, dict[str, float]]:
     """Return the forward FLOPs of one sequence in an online update: by DeepSpeed's profiler, and as predicted."""
     run = build()
     assert isinstance(run.objective, RTD) and isinstance(run.objective.distribution, Auxiliary)
     auxiliary = run.objective.distribution.model
     assert isinstance(auxiliary, ReplayedModel)
     models = {"main model": run.engine.module, "auxiliary": auxiliary.model}
-    counted = engines.forward_flops(models, lambda: measurement.finished_update(run, 1))
+    counted = forward_flops(models, lambda: measurement.finished_update(run, 1))
     figures = {}
     for name, terms in methods.sequence_flops(job, "online").items():
         forward = sum(value for term, value in terms.items() if term not in (BACKWARD, RECOMPUTATION))
