@@ -34,8 +34,8 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
     """Put [MASK] at an exact fraction of each sequence's maskable positions (section 2).
 
     The positions with the smallest noise are masked. The noise of a position is a function of (seed, epoch, sequence,
-    position). Each masked position also gets the key from which its replacement is drawn. `stream` keeps apart the
-    masks that the auxiliary model is trained on and those that it later fills.
+    position). Each masked position also gets the key from which its replacement is drawn. `stream` is the
+    stream of noise: the auxiliary model is trained with another one than it is used with.
     """
     b, length = batch.tokens_BL.shape
     device = batch.tokens_BL.device

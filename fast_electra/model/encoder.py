@@ -44,7 +44,7 @@ class EncoderSettings(Settings):
 
 
 class EncoderLayer(nn.Module):
-    """x = LN(x * omega + f(x)), where f is attention, then feed-forward. Omega is Admin's scale, 1 unless profiled."""
+    """x = LN(x * omega + f(x)), where f is attention, then feed-forward. Omega is Admin's scale, else 1."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         """Make the weights; `initialize` fills them."""
@@ -103,7 +103,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids [B, L] to hidden states [B, L, D]. Padding is never attended to; its own rows mean nothing."""
+    """Token ids [B, L] to hidden states [B, L, D]. Nothing attends to padding, where hidden states are undefined."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         """Make the weights; `initialize` fills them."""

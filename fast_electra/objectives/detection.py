@@ -1,4 +1,4 @@
-"""The figures of replaced-token detection, for whatever corrupted the sequences (section 2)."""
+"""The figures of replaced-token detection, shared by objectives rtd and joint (section 2)."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from fast_electra.objectives.objective import Forward, Row, Sums
 
 # The AUC is read from two histograms of the logits. They add over ranks; single scores would not.
 BINS, RANGE = 1024, 16.0
-PRIOR = 10.0  # pseudo-count: how many occurrences of a token the overall replacement rate is worth
+PRIOR = 10.0  # smoothing: the mean replacement rate weighs as much as so many occurrences of a token
 
 
 class Judged(NamedTuple):

@@ -48,7 +48,7 @@ class RTD:
         return loss_sum / batch.global_tokens, detection.detection_sums(judged, loss_sum)
 
     def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
-        """See `Objective`. Reference sequences only count tokens: the model does not run on them."""
+        """See `Objective`. Of reference sequences only the tokens are counted: the model does not run."""
         corrupted = self._corrupt(batch, strength)
         counts = detection.token_counts(corrupted, self.model.encoder.vocabulary_size)
         if batch.source == "reference":

@@ -42,17 +42,17 @@ class Graph(NamedTuple):
 class ReplayedModel:
     """A frozen model in an inference engine, in eval mode. On a GPU it replays one CUDA graph for each shape.
 
-    The engine itself answers every call on a CPU. On a GPU it answers calls that need more than the plain pass to the
-    hidden states: dropout, or the hooks of a profiler, which a replay would not call.
+    On a CPU the engine itself answers every call. On a GPU it answers the calls with dropout, and those that a
+    profiler watches by hooks, which a replay would not call.
 
-    The next replay sees weights that were changed in place. Other weight tensors need a new `ReplayedModel`. All calls
-    must come from one stream.
+    Weights may be changed in place: the next replay uses them. If weight tensors are replaced by others, build a new
+    `ReplayedModel`. All calls must come from one stream.
     """
 
     def __init__(self, engine: nn.Module, model: MaskedLanguageModel, limit: int = LIMIT) -> None:
         """Keep `engine`, which is called as its `model` is and never waits for the device.
 
-        Graphs are captured for the first `limit` shapes that come. The engine answers all others.
+        A graph is captured at the first call with a new shape, up to `limit` graphs. The engine answers all others.
         """
         self.engine, self.model, self.limit = engine, model, limit
         self.graphs: dict[tuple[torch.Size, bool, int], Graph] = {}
@@ -66,7 +66,7 @@ class ReplayedModel:
     def hidden(
         self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
     ) -> Tensor:
-        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`. No later call overwrites it.
+        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`. The result is a copy, safe to keep.
 
         On a GPU positions are padded even where no graph is used, because products of other shapes may round
         differently: results must not depend on which shapes came first.
@@ -115,7 +115,7 @@ class ReplayedModel:
 
 
 def padded(positions_M: Tensor, positions: int) -> Tensor:
-    """Return int64 `positions_M` with zeros up to one of a few lengths, so that the varying M needs few graphs.
+    """Return int64 `positions_M` padded with zeros up to a multiple, so that few graphs serve every M.
 
     Position 0 always exists, every position is a separate row in all that follows, and the caller drops the last rows.
     So padding costs a little time in the last layer and changes nothing else. `positions` is B * L.

@@ -1,4 +1,4 @@
-"""A run, and the loop that trains it: the updates, what is logged of them, and what is kept."""
+"""A run, and the loop that trains it: updates, logging, evaluations and checkpoints."""
 
 import time
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from fast_electra.training.engines import Engine, Ranks, add_over_ranks, skipped
 
 MOST_SKIPPED = 10  # updates in a row that were not finite, after which a run stops
 EVALUATION_EPOCH = -1  # names the noise of evaluations: no training epoch has it
-REFERENCE = 4  # training sequences per held-out one, for a figure that needs them
+REFERENCE = 4  # training sequences per held-out one, for the AUC by token identity
 EXAMPLES = 10  # held-out sequences that a report shows
 
 
@@ -42,7 +42,7 @@ class Run:
     auxiliary_facts: dict[str, Any] = field(default_factory=dict)  # hash, precision and accuracy of the auxiliary
 
     def strength(self, n: int) -> float | None:
-        """Return the curriculum's strength at update n = 1, 2, ..., the last of which is u = 1."""
+        """Return the curriculum's strength at update n = 1, 2, ...; the last update has u = 1."""
         return self.objective.strength(self.config.u(n, len(self.corpus.train)))
 
     def curriculum(self, n: int) -> dict[str, float]:
@@ -52,11 +52,11 @@ class Run:
 
     def update(self, n: int) -> tuple[dict[str, Any], Sums]:
         """Do update n = 1, 2, ..., which reads global batch n - 1; return its row so far, and this rank's sums."""
-        # Dropout alone is not counter-based. Reseeding it here makes a resumed run equal to an uninterrupted one.
+        # Only the main model's dropout uses torch's generator. It is reseeded, so that a resumed run draws the same.
         torch.manual_seed(int(randomness.key(self.config.run.seed, n, self.ranks.rank)))
         learning_rate, strength = self.engine.get_lr()[0], self.strength(n)
         batches = self.loader.batch(n - 1)
-        # DeepSpeed averages over ranks and accumulation steps, but the shares of the global mean must be added.
+        # DeepSpeed averages over ranks and accumulation steps, but these losses must be added: each is multiplied.
         shares = float(len(batches) * self.ranks.world)
         total: Sums = {}
         for batch in batches:
@@ -145,7 +145,7 @@ def evaluate(run: Run, n: int) -> Row:
         samples = torch.arange(evaluation_size(sequences, source, run.config.run.evaluation.sequences))
         parts = samples.split(run.loader.share.micro_batch)
         mine = parts[run.ranks.rank :: run.ranks.world]
-        # A rank without a part evaluates the first one and counts it 0 times: all ranks must have the same sums.
+        # A rank without a part evaluates the first one and adds zeros: the reduction needs the same names everywhere.
         for part in mine or parts[:1]:
             batch = evaluation_batch(sequences, source, part, run.config.run.seed).to(run.ranks.device)
             found = run.objective.evaluate(run.engine, batch, strength)

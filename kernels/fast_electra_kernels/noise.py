@@ -3,8 +3,8 @@
 The noise of a position does not depend on any state, on the device or on the batch. The arithmetic is 32-bit integer
 multiplication, exclusive or and shift, which give the same bits on every device.
 
-The noise of token v is g_v = -log E_v, where E_v is a standard exponential. Each GROUP neighbouring tokens form a
-group. For group g we draw the smallest exponential m_g and the token a_g that has it. The other exponentials of the
+The noise of token v is g_v = -log E_v, where E_v is a standard exponential. Every GROUP = 32 consecutive tokens form
+a group. For group g we draw the smallest exponential m_g and the token a_g that has it. The other exponentials of the
 group follow, because the exponential distribution is memoryless:
 
     m_g ~ Exp(1) / GROUP,    a_g ~ uniform,    E_v = m_g + [v != a_g] e_v  with  e_v ~ Exp(1).
@@ -39,7 +39,8 @@ def random_bits(keys_M: Tensor, counters_C: Tensor) -> Tensor:
     high_M1 = (keys_M >> 32).to(torch.int32)[:, None]
     x = low_M1 + counters_C * STEP
     _xorshift_(x, 16).mul_(MULTIPLY_1)
-    _xorshift_(x, 15).add_(high_M1).mul_(MULTIPLY_2)  # the high half enters here, so keys are not mere shifts
+    # The high half of the key enters between rounds. At the start, two keys could give shifted copies of one stream.
+    _xorshift_(x, 15).add_(high_M1).mul_(MULTIPLY_2)
     _xorshift_(x, 13).mul_(MULTIPLY_3)
     return _xorshift_(x, 16)
 
@@ -51,7 +52,7 @@ def exponential(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     precise. Near 1, float32 rounds U to steps of 2^-24, which only coarsens the largest exponentials. The bits are
     int32. `dtype` is float32, or float64 for exact values.
     """
-    # The arithmetic shift is -1 for the negative half and adds its missing 2^32.
+    # A negative int32 stands for itself plus 2^32: `bits >> 31` is -1 there, so the subtraction adds 2^32 / 2^32 = 1.
     uniform = bits.to(dtype).mul_(2.0**-32).sub_(bits >> 31).add_(2.0**-33)
     if dtype == torch.float32:
         uniform.clamp_(max=1.0 - 2.0**-24)
