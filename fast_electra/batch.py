@@ -1,6 +1,6 @@
 """The values that flow from the loader to the loss. Read this file first.
 
-Shape letters, used as suffixes everywhere:
+Shape letters, used as suffixes of tensors' names (a file may add letters of its own):
 
     B  sequences of a micro-batch      M  masked positions of a micro-batch, all sequences together
     L  positions of a sequence         V  vocabulary entries
@@ -24,12 +24,12 @@ class TokenBatch:
 
     `lengths_B` stays on the CPU, so that counting never waits for a device. `global_tokens` and `global_masked` are the
     denominators of the losses: sums over the global batch of this update, over all ranks and accumulation steps. They
-    are 1 in batches that nothing is trained on.
+    are 1 in evaluation batches.
     """
 
     tokens_BL: Tensor
     lengths_B: Tensor  # int64, CPU: number of positions that are not padding; [CLS] and [SEP] count
-    sequences_B: Tensor  # int64, CPU: number of each sequence in the corpus; with the epoch, it names the noise
+    sequences_B: Tensor  # int64, CPU: number of each sequence in the corpus; (epoch, sequence) is the key of its noise
     epochs_B: Tensor  # int64, CPU
     real_BL: Tensor  # bool: False at padding
     samples_B: Tensor  # int64, CPU: number of each sequence in the stream `source`
@@ -50,12 +50,9 @@ class TokenBatch:
         return (position_L > 0) & (position_L < last_B1)
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """Return the batch with its large tensors on `device`; what counts and keys are made from stays on the CPU."""
-        return dataclasses.replace(
-            self,
-            tokens_BL=self.tokens_BL.to(device, non_blocking=True),
-            real_BL=self.real_BL.to(device, non_blocking=True),
-        )
+        """Return the batch with its large tensors on `device`; lengths, sequences and epochs stay on the CPU."""
+        tokens_BL, real_BL = (tensor.to(device, non_blocking=True) for tensor in (self.tokens_BL, self.real_BL))
+        return dataclasses.replace(self, tokens_BL=tokens_BL, real_BL=real_BL)
 
 
 @dataclass(frozen=True)
@@ -91,19 +88,15 @@ class CorruptedBatch:
 
     masked: MaskedBatch
     tokens_BL: Tensor
-    draws: Draws  # lucky guesses included
+    draws: Draws  # also those that equal the original token (lucky guesses)
     replaced_BL: Tensor  # bool: x_hat != x, the label; False wherever nothing was masked
 
 
 def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
     """Return how many positions of each sequence are masked: the nearest integer to `fraction` of the maskable ones.
 
-    The count is at least 1. It is exact and not binomial, so that the number of masked positions of a batch follows
-    from its lengths.
-
-    Args:
-        lengths_B: int64, positions of each sequence, [CLS] and [SEP] included.
-        fraction: share of the maskable positions.
+    Lengths include [CLS] and [SEP]. The count is at least 1. It is exact and not binomial, so that the number of masked
+    positions of a batch follows from its lengths.
     """
     return ((lengths_B - 2) * fraction + 0.5).floor().long().clamp(min=1)
 

@@ -21,12 +21,8 @@ _SET = "override a key of the config; repeatable"
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
-    """Add what `tokenizer` and `corpus` share.
-
-    A flag of theirs that is not given is not passed on, so the function's own default counts. The help names that
-    default, and a test compares the two.
-    """
-    parser.argument_default = argparse.SUPPRESS
+    """Add what `tokenizer` and `corpus` share. The help names the functions' defaults, and a test compares them."""
+    parser.argument_default = argparse.SUPPRESS  # a flag that is not given is not passed on
     add = parser.add_argument
     add("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help=_INPUT)
     add("--field", help="key or column that holds the text (default: text)")
@@ -118,7 +114,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="h100", metavar="NAME", help="model of the devices (default: %(default)s)")
     share = "share of a device's peak that the run reaches (default: %(default)s)"
     add("--mfu", type=float, default=0.4, metavar="SHARE", help=share)
-    add("--dollars-per-hour", type=float, metavar="X", help="of one GPU (default: an assumption, which is printed)")
+    add("--dollars-per-hour", type=float, metavar="X", help="price of one GPU (default: no dollars)")
     add("--json", dest="as_json", action="store_true", help="print every figure, unrounded")
 
 
@@ -126,11 +122,10 @@ def _estimate(config: str | None, overrides: list[str], as_json: bool, **devices
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs while it is imported, and --json must stay JSON
         from fast_electra.cost import estimate, table_1, tables
 
-    machine = estimate.Machine(**devices)
-    machine.check()
-    if config is None and (overrides or machine.gpus > 1):
+    cluster = estimate.Cluster(**devices)
+    if config is None and (overrides or cluster.gpus > 1):
         raise UserError("--gpus and --set are about a run: name its config with --config")
-    run = estimate.estimate_config(config, overrides, machine) if config else None
+    run = estimate.estimate_config(config, overrides, cluster) if config else None
     rows = table_1.table_1(estimate.paper_models())
     if as_json:
         print(json.dumps({"table_1": rows, "table_1_ratios": table_1.ratios(rows), "run": run}, indent=2))
@@ -197,11 +192,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a user's mistake is one line on stderr and exit code 2.
-
-    Args:
-        arguments: those of the command line; None for this process's own.
-    """
+    """Run one command and return its exit code; a user's mistake is one line on stderr and exit code 2."""
     description = "Pre-train discriminators by replaced-token detection."
     parser = argparse.ArgumentParser(prog="fast-electra", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

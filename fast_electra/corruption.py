@@ -34,12 +34,8 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
     """Put [MASK] at an exact fraction of each sequence's maskable positions (section 2).
 
     The positions with the smallest noise are masked. The noise of a position is a function of (seed, epoch, sequence,
-    position). Each masked position also gets the key from which its replacement is drawn.
-
-    Args:
-        batch: the original sequences.
-        masking: seed, fraction and the id of [MASK].
-        stream: keeps apart the masks that the auxiliary model is trained on and those that it later fills.
+    position). Each masked position also gets the key from which its replacement is drawn. `stream` is the
+    stream of noise: the auxiliary model is trained with another one than it is used with.
     """
     b, length = batch.tokens_BL.shape
     device = batch.tokens_BL.device
@@ -66,15 +62,10 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
 def corrupt(batch: TokenBatch, masking: Masking, distribution: Distribution, strength: float) -> CorruptedBatch:
     """Mask the batch, draw a replacement for each masked position, and put it in.
 
-    Args:
-        batch: the original sequences.
-        masking: see `mask`.
-        distribution: p(x_hat), from which replacements are drawn.
-        strength: how much `distribution` is smoothed at this update: the temperature T of Eq. 1, or gamma of E.2.
+    The strength says how much p(x_hat) is smoothed at this update: the temperature T of Eq. 1, or gamma of E.2.
     """
     masked = mask(batch, masking)
-    draws = distribution.sample(masked, strength)
-    return replace(masked, draws)
+    return replace(masked, distribution.sample(masked, strength))
 
 
 def replace(masked: MaskedBatch, draws: Draws) -> CorruptedBatch:

@@ -1,13 +1,13 @@
 """Atomic files and folders, the hashes of files, and JSON files that are read into a settings class."""
 
-import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +23,9 @@ def file_hash(path: Path) -> str:
     """Return the xxh3-128 of a file's bytes as 32 hexadecimal digits. It finds damage, not forgery."""
     import xxhash  # here, because the command line's --help does without it
 
-    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
+        digest: str = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    return digest
 
 
 class FileRecord(Settings):
@@ -44,16 +42,10 @@ class FileRecord(Settings):
 
 
 def check_files(folder: Path, records: Sequence[FileRecord], remedy: str, verify: bool) -> None:
-    """Compare the files of a folder with the records of its manifest.
-
-    Args:
-        folder: the folder that holds the files.
-        records: what the manifest says about them.
-        remedy: what a user should do whose files differ.
-        verify: also read and hash all contents. Without it only the sizes are checked (for all ranks but one).
+    """Compare the files of a folder with the records of its manifest: their sizes, and their contents if `verify`.
 
     Raises:
-        UserError: a file is missing, truncated or altered; the message names it.
+        UserError: a file is missing, truncated or altered. The message names it and ends with `remedy`.
     """
     paths = [folder / record.name for record in records]
     for path, record in zip(paths, records, strict=True):
@@ -71,14 +63,9 @@ def check_files(folder: Path, records: Sequence[FileRecord], remedy: str, verify
 def read_settings(path: Path, kind: type[S], missing: str, remedy: str) -> S:
     """Read a JSON file into a settings class.
 
-    Args:
-        path: the file.
-        kind: the class.
-        missing: message of the error where there is no such file.
-        remedy: what a user should do whose file is damaged.
-
     Raises:
-        UserError: the file is missing, cannot be read, or does not fit the class.
+        UserError: the file is not there, which the message `missing` says. Or it cannot be read, or does not fit the
+            class; that message ends with `remedy`.
     """
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
@@ -146,7 +133,8 @@ def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterato
     """Give a temporary folder to write, which takes the place of `output` after the body.
 
     Everything that can fail is tried before the body runs. An error in the body removes the temporary folder. The old
-    folder stays until the new one is in place. A finished folder is never removed. Beside `output` are:
+    folder stays until the new one is in place. A finished folder is never removed. Only a folder that holds a file
+    `marker` is ever replaced. Where `output` is a link, the folder that it names is meant. Beside `output` are:
 
         .NAME.fast-electra-partial   the folder that is being written
         .NAME.fast-electra-new       a finished folder that is not yet in place
@@ -154,11 +142,6 @@ def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterato
         .NAME.fast-electra-lock      the lock of the process that writes
 
     After a process was killed, the next call puts the finished folder in place, or else the old one back.
-
-    Args:
-        output: the folder to make; its parents are made too. Where it is a link, the folder that it names is meant.
-        marker: a file that folders of this kind hold. No other folder is ever replaced.
-        overwrite: replace a folder that exists.
 
     Raises:
         UserError: `output` exists and may not be replaced, cannot be replaced, or another process is writing it.
@@ -201,7 +184,7 @@ class _Place:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.lock.unlink()  # before the release, because filelock refuses a lock whose file is gone
             lock.release()
 
@@ -234,7 +217,7 @@ class _Place:
                 self.target.rename(self.old)
             self.new.rename(self.target)
         except (OSError, UserError) as error:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if self.old.exists() and not self._occupied():
                     self.old.rename(self.target)
             kept = self.new if self.new.exists() else self.partial
@@ -249,10 +232,12 @@ class _Place:
 
     def _check(self) -> None:
         """Refuse what may not be replaced."""
-        if self._occupied() and not (self.target / self.marker).is_file():
+        if not self._occupied():
+            return
+        if not (self.target / self.marker).is_file():
             refused = f"exists and holds no {self.marker}, so it is not replaced: choose another --output"
             raise UserError(f"{self.target} {refused}")
-        if self._occupied() and not self.overwrite:
+        if not self.overwrite:
             raise UserError(f"{self.target} exists: choose another --output, or replace it with --overwrite")
 
     def _cannot_be_written(self, error: OSError) -> UserError:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus, open_corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
@@ -29,23 +27,15 @@ from fast_electra.training.loop import Run
 
 
 def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Run:
-    """Build everything that trains.
-
-    Args:
-        config: the resolved configuration.
-        ranks: this process's place among all.
-        corpus: the run's corpus, if it is open already.
-    """
+    """Build everything that trains. The corpus is opened unless it is given."""
     corpus = open_run_corpus(config.run, ranks) if corpus is None else corpus
     objective, facts = build_objective(config, corpus, ranks)
     engine = training_engine(objective.model, config.deepspeed)
     engine.train()
-    share = Share(
-        micro_batch=config.deepspeed["train_micro_batch_size_per_gpu"],
-        accumulation=config.deepspeed["gradient_accumulation_steps"],
-        ranks=ranks.world,
-        rank=ranks.rank,
+    micro_batch, steps = (
+        config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     )
+    share = Share(micro_batch, steps, ranks.world, ranks.rank)
     loader = Loader(corpus.train, share, config.run.seed, config.run.corruption.mask_fraction)
     return Run(config, ranks, corpus, objective, engine, loader, facts)
 
@@ -61,11 +51,7 @@ def masking(run: RunConfig, tokenizer: Tokenizer) -> Masking:
 
 
 def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objective, dict[str, Any]]:
-    """Build the objective with its new model.
-
-    Returns:
-        The objective, and facts about the replacements to record beside what is trained.
-    """
+    """Build the objective with its new model. Also return facts about its replacements, to record with the run."""
     run, chosen = config.run, masking(config.run, corpus.tokenizer)
     if run.objective == "mlm":
         return MLM(MaskedLanguageModel(run.model, run.seed), chosen), {}
@@ -82,25 +68,16 @@ def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objec
 
 
 def build_distribution(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Distribution, dict[str, Any]]:
-    """Build what draws the replacements.
-
-    Returns:
-        The distribution, and facts about it: the auxiliary's hash, precision and accuracy.
-    """
-    replacement = config.run.replacement
-    log_frequency_V = term_frequency(corpus, ranks) if replacement.needs_frequency else None
+    """Build what draws the replacements. Also return facts about it: the auxiliary's hash, precision and accuracy."""
+    replacement, size = config.run.replacement, corpus.tokenizer.vocabulary_size
+    log_frequency_V = None
+    if replacement.needs_frequency:  # log p_TF over the training documents; the ranks share the counting
+        counts_V = token_counts(corpus.train.shards, size, ranks.rank, ranks.world).to(ranks.device)
+        log_frequency_V = log_frequency(sum_over_ranks(counts_V))
     if replacement.from_auxiliary:
         model, facts = load_auxiliary(config, corpus.tokenizer, ranks)
         return AUGMENTATIONS[replacement.augmentation](model, corpus.tokenizer.unk_id, log_frequency_V), facts
-    size = corpus.tokenizer.vocabulary_size
     return auxiliary_free(replacement.distribution, size, replacement.alpha, log_frequency_V, ranks.device), {}
-
-
-def term_frequency(corpus: Corpus, ranks: Ranks) -> Tensor:
-    """Return log p_TF over the training documents, [V], on the device. The ranks share the counting."""
-    shards, size = corpus.train.shards, corpus.tokenizer.vocabulary_size
-    counts_V = token_counts(shards, size, ranks.rank, ranks.world).to(ranks.device)
-    return log_frequency(sum_over_ranks(counts_V))
 
 
 def load_auxiliary(config: Config, tokenizer: Tokenizer, ranks: Ranks) -> tuple[ReplayedModel, dict[str, Any]]:
@@ -108,7 +85,7 @@ def load_auxiliary(config: Config, tokenizer: Tokenizer, ranks: Ranks) -> tuple[
     model, description = open_auxiliary(config.run, tokenizer)
     assert config.run.auxiliary is not None
     facts = {"auxiliary_hash": description["hash"], "auxiliary_dtype": config.auxiliary_dtype}
-    if "heldout_mlm_accuracy" in description.get("evaluation", {}):
+    if "heldout_mlm_accuracy" in description["evaluation"]:
         facts["heldout_mlm_accuracy"] = description["evaluation"]["heldout_mlm_accuracy"]
     return inference_engine(model.to(ranks.device), config.auxiliary_dtype, config.run.auxiliary.cuda_graph), facts
 

@@ -47,12 +47,8 @@ def permute(index: Tensor, size: int, rounds: Tensor) -> Tensor:
     """Return the image of each index under a pseudo-random permutation of range(size), in constant memory.
 
     A four-round Feistel network permutes the smallest even number of bits that holds `size`. It is applied again until
-    the image falls inside the range. This takes fewer than four steps on average and is exact for every size.
-
-    Args:
-        index: int64 [B], values in [0, size).
-        size: length of the range.
-        rounds: int64 [B, 4] or [1, 4], keys that name the permutation of each index.
+    the image falls inside the range. This takes fewer than four steps on average and is exact for every size. `rounds`,
+    int64 [B, 4] or [1, 4], are keys that name the permutation of each index.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1

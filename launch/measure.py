@@ -2,9 +2,9 @@
 
     deepspeed launch/measure.py --deepspeed_config ds_configs/large.json [--set KEY=VALUE ...]
 
-The config is one of objective rtd. Joint training of the same main model, Fast-ELECTRA with its auxiliary (online), and
-Fast-ELECTRA from a store (offline) train on the same batches in one run. If `auxiliary.run` holds no model yet, an
-untrained one takes its place, which costs the same.
+The config is one of objective rtd. One run trains its main model on the same batches in three ways: beside a joint
+auxiliary, as Fast-ELECTRA with its frozen auxiliary (online), and as Fast-ELECTRA from a store (offline). If
+`auxiliary.run` holds no model yet, an untrained one takes its place. It costs the same.
 """
 
 import os
@@ -25,8 +25,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
-        os.environ.setdefault(name, level)  # before torch is imported: its profiler writes of itself on stderr
-    from fast_electra import config  # here: --help answers at once
+        os.environ.setdefault(name, level)  # before torch is imported, because its profiler logs to stderr
+    from fast_electra import config  # here, so that --help answers at once
     from fast_electra.jobs import measure
     from fast_electra.training.machine import this_machine
 

@@ -1,0 +1,1 @@
+"""A temperature curriculum for any auxiliary model."""

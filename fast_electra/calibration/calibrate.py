@@ -1,10 +1,8 @@
-"""`fast-electra calibrate`: proposes the curriculum of an auxiliary model, from its run and a reference curve.
+"""`fast-electra calibrate`: propose the curriculum of an auxiliary model, from its run and a reference curve."""
 
-calibrate -> measure (the auxiliary, once) -> fit -> notes on what cannot be matched
-"""
-
+import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fast_electra import config
 from fast_electra.calibration import fit
-from fast_electra.calibration.fit import MEASURES, Reference, Response
+from fast_electra.calibration.fit import MEASURES, NODES_K, Reference, Response
 from fast_electra.config import RunConfig
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corruption import mask
@@ -27,23 +25,24 @@ from fast_electra.training.loop import evaluation_batch
 
 MICRO_BATCH = 32
 SHOWN = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # the fractions of a run in the table
-PAPER = (2.0, 0.1)  # C.1
-CLOSE = 0.02  # a difference of a measure that is not worth a word
-POOR = 0.05  # a residual that is
+PAPER = (2.0, 0.1)  # T0 and tau of C.1
+CLOSE = 0.02  # a smaller difference of a measure gets no note
+POOR = 0.05  # a larger residual gets one
+TITLES = ("replaced, of masked positions", "entropy, of log V")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the auxiliary was measured on."""
+    """The sequences on which the auxiliary was measured."""
 
     sequences: int
-    masked: int
-    source: str  # "heldout", or "training" where the corpus holds nothing out
+    masked: int  # masked positions
+    source: str  # "heldout", or "training" if the corpus has no held-out documents
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A proposed curriculum, and all that tells how good it is."""
+    """A proposed curriculum, and everything that shows how good it is."""
 
     run: RunConfig
     auxiliary: dict[str, Any]  # the model's own description
@@ -57,40 +56,32 @@ class Calibration:
 
     @property
     def overrides(self) -> list[str]:
-        """The proposal, as values of --set."""
+        """Values of --set that choose the proposed curriculum."""
         keys = {"initial": f"{self.initial:g}", "rate": f"{self.rate:g}"}
         if self.run.curriculum.schedule != "exponential":
             keys = {"schedule": "exponential"} | keys
         return [f"fast_electra.curriculum.{key}={value}" for key, value in keys.items()]
 
     def residuals(self, initial: float, rate: float) -> dict[str, float]:
-        values = fit.residuals(self.response, self.reference.u_P, self.target_2P, initial, rate)
-        return dict(zip(MEASURES, values.tolist(), strict=True))
+        """Return the root mean square over u of each measure's residual under T0 and tau."""
+        residuals_2P = self.response.at(fit.temperatures(self.reference.u_P, initial, rate)) - self.target_2P
+        return dict(zip(MEASURES, np.sqrt((residuals_2P**2).mean(axis=1)).tolist(), strict=True))
 
 
 def calibrate(
-    path: str,
-    overrides: list[str],
-    auxiliary: str | None,
-    reference: Reference,
-    match: str,
-    sequences: int,
+    path: str, overrides: list[str], auxiliary: str | None, reference: Reference, match: str, sequences: int
 ) -> Calibration:
-    """Fits T0 and tau for a config's auxiliary, or for another one.
+    """Fit T0 and tau for a config's auxiliary, or for the one in the run folder `auxiliary`; see `fit.target`.
 
-    Args:
-        path: config of a run of objective rtd: its corpus, masks, seed and auxiliary.
-        auxiliary: run folder of the auxiliary, instead of the config's own.
-        match: "level" or "shape", see `fit.target`.
-        sequences: how many to measure on, held-out ones where there are any.
+    They are fitted to the reference, on so many sequences of the config's corpus, held-out ones if there are any.
 
     Raises:
-        UserError: nothing of that config has a temperature, or its parts do not belong together.
+        UserError: the config draws by no temperature, or the auxiliary does not fit the corpus.
     """
     if sequences < 1:
-        raise UserError(f"--sequences is a number of sequences: at least 1, not {sequences}")
+        raise UserError(f"--sequences must be at least 1, not {sequences}")
     more = [f"fast_electra.auxiliary.run={auxiliary}"] if auxiliary is not None else []
-    run = config.load(path, [*overrides, *more], config.Machine()).run
+    run = config.load(path, [*overrides, *more]).run
     replacement = run.replacement
     if run.objective != "rtd" or not replacement.from_auxiliary or replacement.augmentation != "temperature":
         what = f"objective {run.objective}"
@@ -110,39 +101,39 @@ def calibrate(
 
 @torch.no_grad()
 def measure(run: RunConfig, corpus: Corpus, model: MaskedLanguageModel, sequences: int) -> tuple[Response, Sample]:
-    """What the auxiliary answers at every temperature, on the sequences that an evaluation reads; in fp32."""
+    """Run the auxiliary in fp32 on an evaluation's sequences; return its response, and what it was measured on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     source, split = ("reference", corpus.train) if corpus.heldout is None else ("heldout", corpus.heldout)
     samples = torch.arange(min(sequences, len(split)))
-    sums_2K, masked_positions = torch.zeros(2, fit.NODES, dtype=torch.float64), 0
+    sums_2K, positions = torch.zeros(2, len(NODES_K), dtype=torch.float64), 0
     for part in samples.split(MICRO_BATCH):
         batch = evaluation_batch(split, source, part, run.seed).to(device)
         masked = mask(batch, masking(run, corpus.tokenizer))
         hidden_ME = model.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
-        original_M = masked.original_M
-        sums_2K += fit.statistics(hidden_ME, *model.head, original_M, fit.nodes())
-        masked_positions += len(original_M)
-    response = fit.response_of(sums_2K, masked_positions, corpus.tokenizer.vocabulary_size)
-    return response, Sample(len(samples), masked_positions, "training" if corpus.heldout is None else "heldout")
+        sums_2K += fit.statistics(hidden_ME, *model.head, masked.original_M, NODES_K)
+        positions += len(masked.original_M)
+    original_K, entropy_K = (sums_2K / positions).numpy()
+    if not np.isfinite(original_K + entropy_K).all():
+        raise UserError("the auxiliary model's logits are not finite: train or import it again")
+    response = Response(np.stack([1.0 - original_K, entropy_K / math.log(corpus.tokenizer.vocabulary_size)]))
+    return response, Sample(len(samples), positions, "training" if corpus.heldout is None else "heldout")
 
 
-def table(calibration: Calibration) -> list[dict[str, float]]:
-    """Rows at some u: the target, what the proposal makes of it, and the temperature that would be nearest."""
-    c = calibration
+def table(c: Calibration) -> list[dict[str, float]]:
+    """Return rows at some u: the target, the result of the proposal, and the temperature that comes nearest."""
     u = np.array([u for u in SHOWN if u <= c.reference.u_P[-1] + 0.02])
-    aim = Reference(c.reference.u_P, c.target_2P, "", {}).at(u)
+    aim = replace(c.reference, curve_2P=c.target_2P).at(u)
     temperature = fit.temperatures(u, c.initial, c.rate)
     names = ("u", "target_replaced", "target_entropy", "temperature", "replaced", "entropy", "best_temperature")
     columns = np.vstack([u, aim, temperature, c.response.at(temperature), fit.best_temperatures(c.response, aim)])
     return [dict(zip(names, row, strict=True)) for row in columns.T.tolist()]
 
 
-def notes(calibration: Calibration) -> list[str]:
-    """What a reader should know before using the proposal."""
-    c, found = calibration, []
-    u_P = c.reference.u_P
-    own_2 = c.response.at(np.array([1.0]))[:, 0]
+def notes(c: Calibration) -> list[str]:
+    """Return what a reader should know before using the proposal, a line each."""
+    found, u_P = [], c.reference.u_P
+    own_2 = c.response.at(1.0)
     short_P = (own_2[:, None] - c.target_2P).mean(axis=0)  # positive: T = 1 is still too easy
     their_ends = f"at its end {_pair(c.target_2P[:, -1])}, the auxiliary {_pair(own_2)}"
     if c.match == "level" and short_P[-1] > CLOSE:
@@ -173,24 +164,23 @@ def notes(calibration: Calibration) -> list[str]:
     return found
 
 
-def to_text(calibration: Calibration) -> str:
-    c = calibration
-    encoder, own = c.auxiliary["encoder"], c.response.at(np.array([1.0]))[:, 0]
+def to_text(c: Calibration) -> str:
+    """Return the result for a terminal. The last line holds the arguments for the training command."""
+    encoder, folder = c.auxiliary["encoder"], c.run.auxiliary.run if c.run.auxiliary else ""
     where = "held-out" if c.sample.source == "heldout" else "training"
     lines = [
-        f"auxiliary {c.run.auxiliary.run if c.run.auxiliary else ''} ({encoder['layers']} x {encoder['hidden_size']}): "
-        f"at T = 1 {_pair(own)}",
+        f"auxiliary {folder} ({encoder['layers']} x {encoder['hidden_size']}): at T = 1 {_pair(c.response.at(1.0))}",
         f"measured  at {c.sample.masked:,} masked positions of {c.sample.sequences:,} {where} sequences",
         f"reference {c.reference.name}, matched by {c.match}",
         "",
         "              target               proposed                 nearest",
         "    u   replaced  entropy        T  replaced  entropy          T",
     ]
-    for row in table(c):
-        lines.append(
-            f" {row['u']:4.2f}   {row['target_replaced']:8.1%} {row['target_entropy']:8.1%} {row['temperature']:8.2f}  "
-            f"{row['replaced']:8.1%} {row['entropy']:8.1%}   {row['best_temperature']:8.2f}"
-        )
+    lines += [
+        f" {row['u']:4.2f}   {row['target_replaced']:8.1%} {row['target_entropy']:8.1%} {row['temperature']:8.2f}  "
+        f"{row['replaced']:8.1%} {row['entropy']:8.1%}   {row['best_temperature']:8.2f}"
+        for row in table(c)
+    ]
     lines += ["", "replaced: of masked positions; entropy: of log V. Residuals, root mean square over u:"]
     for name, (initial, rate) in {"proposed": (c.initial, c.rate), "paper's": PAPER}.items():
         rest = c.residuals(initial, rate)
@@ -201,8 +191,8 @@ def to_text(calibration: Calibration) -> str:
     return "\n".join([*lines, "", " ".join(f"--set {shlex.quote(override)}" for override in c.overrides)])
 
 
-def to_json(calibration: Calibration) -> dict[str, Any]:
-    c = calibration
+def to_json(c: Calibration) -> dict[str, Any]:
+    """Return every figure of the result."""
     return {
         "initial": c.initial,
         "rate": c.rate,
@@ -213,8 +203,8 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
         "notes": notes(c),
         "table": table(c),
         "auxiliary": {"hash": c.auxiliary["hash"], "encoder": c.auxiliary["encoder"]},
-        "sample": {"source": c.sample.source, "sequences": c.sample.sequences, "masked": c.sample.masked},
-        "response": {"temperature": c.response.nodes_K.tolist()}
+        "sample": asdict(c.sample),
+        "response": {"temperature": NODES_K.tolist()}
         | dict(zip(MEASURES, c.response.measured_2K.tolist(), strict=True)),
         "reference": c.reference.to_json(),
     }
@@ -224,14 +214,9 @@ def _pair(measures_2: np.ndarray) -> str:
     return f"replaced {measures_2[0]:.1%}, entropy {measures_2[1]:.1%} of log V"
 
 
-TITLES = ("replaced, of masked positions", "entropy, of log V")
-
-
-def write_plot(calibration: Calibration, path: Path) -> None:
-    """Writes an SVG (or what the file's name ends in) of three panels over u."""
-    c = calibration
-    u_P = c.reference.u_P
-    u = np.linspace(0.0, 1.0, 201)
+def write_plot(c: Calibration, path: Path) -> None:
+    """Draw three panels over u into an SVG file, or another format that the file's name ends in."""
+    u_P, u = c.reference.u_P, np.linspace(0.0, 1.0, 201)
     temperature = fit.temperatures(u, c.initial, c.rate)
     with matplotlib.rc_context({**STYLE, "figure.facecolor": "white"}):
         figure = Figure(figsize=(9.5, 2.9), layout="constrained")
@@ -241,9 +226,8 @@ def write_plot(calibration: Calibration, path: Path) -> None:
             axes.plot(u, ours, color=BLUE, linewidth=1.6, label="this auxiliary, proposed T")
             axes.yaxis.set_major_formatter(FORMATS["percent"])
             axes.set_title(title, fontsize=9)
-        panels[2].plot(
-            u_P, fit.best_temperatures(c.response, c.target_2P), "o", color=ORANGE, markersize=3, label="nearest T"
-        )
+        best_P = fit.best_temperatures(c.response, c.target_2P)
+        panels[2].plot(u_P, best_P, "o", color=ORANGE, markersize=3, label="nearest T")
         panels[2].plot(u, temperature, color=BLUE, linewidth=1.6, label=f"T0 {c.initial:g}, τ {c.rate:g}")
         panels[2].set_title("temperature", fontsize=9)
         for axes in panels:

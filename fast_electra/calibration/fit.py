@@ -1,7 +1,7 @@
-"""T0 and tau of Eq. 2 under which an auxiliary's replacements follow a reference curve.
+"""Fit T0 and tau of Eq. 2 so that an auxiliary's replacements follow a reference curve.
 
-The auxiliary is run once. At each masked position its logits give the entropy and the probability of the original token
-at any temperature; their means are smooth in log T, so that a few temperatures tell them all.
+The auxiliary runs once. At each masked position its logits give the entropy and the probability of the original token
+at any temperature. Their means are smooth in log T, so a few temperatures determine the whole response.
 """
 
 import json
@@ -26,54 +26,51 @@ from fast_electra.training.metrics import Row, read_metrics
 from fast_electra_kernels import logits, row_blocks
 
 SHIPPED = Path(__file__).with_name("reference.json")
-BINS = 40  # equal parts of u whose rows are averaged: single updates of a small batch are noise
+BINS = 40  # equal parts of u whose rows are averaged, because single updates of a small batch are noisy
 MEASURES = ("replaced", "entropy")  # of a point; the two rows of every array [2, ...]
 METER = ("original_probability", "replacement_entropy")  # the keys of metrics.jsonl that they are made from
+HIGHEST = 10.0  # temperature; distributions over a vocabulary are almost flat there
+# The temperatures measured: Chebyshev's points of log T. Between them the interpolation errs by about 1e-5.
+NODES_K = np.exp((chebpts1(13) + 1.0) / 2.0 * math.log(HIGHEST))
+RATES = (0.02, 1.0)  # tau; the paper tries 0.05 to 0.7 (C.3)
+GRID, ZOOMS = 41, 8  # points of the search along T0 and along tau, and how often it is repeated around the best
+LEARNT = 0.003  # a mean probability of the original token; a model below it at the end has learnt nothing
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Points of a curve in order of u.
+    """A curve to follow, as points in order of u.
 
-    Attributes:
-        u_P: float64 [P], fractions of the updates, in (0, 1].
-        curve_2P: float64 [2, P], means over masked positions: 1 - p(original token), the fraction that is replaced; and
-            the entropy of the distribution drawn from as a share of that of a uniform one, log V. Both are 1 where
-            nothing is known.
-        name: what to call it.
-        made: where it comes from.
+    The first row is 1 - p(original token): the fraction of masked positions that is replaced. The second is the entropy
+    of the distribution drawn from, as a share of log V. Both are means, and 1 for a model that knows nothing.
     """
 
-    u_P: np.ndarray
-    curve_2P: np.ndarray
+    u_P: np.ndarray  # float64, fractions of the updates, in (0, 1]
+    curve_2P: np.ndarray  # float64
     name: str
-    made: dict[str, Any]
+    made: dict[str, Any]  # where it comes from
 
     def at(self, u: np.ndarray) -> np.ndarray:
-        """The curve at other fractions, [2, n], by straight lines; level beyond its ends."""
+        """Return the curve at other fractions, [2, n]: straight lines between points, level beyond the ends."""
         return np.stack([np.interp(u, self.u_P, measure_P) for measure_P in self.curve_2P])
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `read_reference` reads."""
         columns = np.round(np.vstack([self.u_P, self.curve_2P]), 4)
-        names = ("u", *MEASURES)
-        points = [dict(zip(names, point, strict=True)) for point in columns.T.tolist()]
+        points = [dict(zip(("u", *MEASURES), point, strict=True)) for point in columns.T.tolist()]
         return {"name": self.name, "made": self.made, "points": points}
 
 
 def open_reference(where: str | None) -> Reference:
-    """The reference of a run folder (or of its metrics.jsonl), of a saved file, or, for None, the one that ships."""
-    if where is None:
-        return read_reference(SHIPPED)
-    path = Path(where)
+    """Return the reference of a run folder (or its metrics.jsonl), of a saved file, or the one that ships for None."""
+    path = SHIPPED if where is None else Path(where)
     if path.name == "metrics.jsonl":
         path = path.parent
-    if path.is_dir():
-        return reference_of_run(path)
-    return read_reference(path)
+    return reference_of_run(path) if path.is_dir() else read_reference(path)
 
 
 def reference_of_run(run: Path) -> Reference:
-    """The curve that a joint or rtd run went through, from the rows that it logged.
+    """Return the curve that a joint or rtd run followed, from the rows that it logged.
 
     Raises:
         UserError: there is no such run, or it did not log how hard its replacements were.
@@ -87,17 +84,13 @@ def reference_of_run(run: Path) -> Reference:
             f"{run} holds no config.json of a run: --reference names a run folder or a saved file"
         ) from None
     updates, _, _ = read_metrics(run)
-    rows = [row for row in updates if all(_is_number(row.get(key)) for key in METER)]
+    rows = [row for row in updates if all(row.get(key) is not None for key in METER)]
     if not rows:
         raise UserError(
             f"{run} logged no {' and no '.join(METER)} (objective {section['objective']}): the reference must be a run "
             "of objective joint, or of rtd that drew from an auxiliary model and not from a store"
         )
-    made = {
-        "objective": section["objective"],
-        "recipe": section["recipe"],
-        "seed": section["seed"],
-        "updates": section["updates"],
+    made = {key: section[key] for key in ("objective", "recipe", "seed", "updates")} | {
         "train_batch_size": deepspeed["train_batch_size"],
         "sequence_length": section["corpus"]["sequence_length"],
         "vocabulary_size": vocabulary_size,
@@ -106,31 +99,29 @@ def reference_of_run(run: Path) -> Reference:
         "corpus_hash": config["corpus_hash"],
     }
     curve = _binned(rows, vocabulary_size)
-    name = f"{made['objective']} {made['recipe']}, {made['updates']:,} updates"
-    return Reference(curve[0], curve[1:], name, made)
+    return Reference(curve[0], curve[1:], f"{made['objective']} {made['recipe']}, {made['updates']:,} updates", made)
 
 
 def save_reference(reference: Reference, path: Path) -> None:
-    """Writes it as a file that `read_reference` reads, with the date and the versions that it was saved under."""
+    """Write a file that `read_reference` reads, with today's date and the versions of the packages."""
     versions = {name: version(name) for name in ("fast_electra", "torch", "deepspeed")}
     made = reference.made | {"saved": datetime.now(UTC).date().isoformat(), "versions": versions}
     write_json(path, reference.to_json() | {"made": made})
 
 
 def read_reference(path: Path) -> Reference:
-    """A reference that was saved, or written by hand: {"points": [{"u", "replaced", "entropy"}, ...]}."""
+    """Read a reference that was saved, or written by hand: {"points": [{"u", "replaced", "entropy"}, ...]}."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
+        columns = np.array([[point[name] for name in ("u", *MEASURES)] for point in tree["points"]], dtype=np.float64).T
+        valid = len(tree["points"]) >= 2 and (np.diff(columns[0]) > 0).all() and ((columns >= 0) & (columns <= 1)).all()
     except FileNotFoundError:
         raise UserError(f"there is no reference {path}: name a run folder, or a file of --save-reference") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"{path} is no valid JSON: {error}") from None
-    try:
-        columns = np.array([[point[name] for name in ("u", *MEASURES)] for point in tree["points"]], dtype=np.float64).T
     except (TypeError, KeyError, ValueError):
-        columns = np.zeros((3, 0))
-    good = columns.shape[-1] >= 2 and bool((np.diff(columns[0]) > 0).all())
-    if not good or not bool(((columns >= 0) & (columns <= 1)).all()):
+        valid = False
+    if not valid:
         raise UserError(
             f'{path} is no reference: it must hold "points", two or more objects in order of "u", each with "u", '
             '"replaced" and "entropy" in [0, 1]'
@@ -138,56 +129,40 @@ def read_reference(path: Path) -> Reference:
     return Reference(columns[0], columns[1:], str(tree.get("name", path.name)), tree.get("made", {}))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _binned(rows: list[Row], vocabulary_size: int) -> np.ndarray:
-    """u and both measures, [3, bins]: means of the rows of each bin that has any."""
-    u, original, entropy = np.array(
-        [(row["update"] / row["updates"], *(row[key] for key in METER)) for row in rows], dtype=np.float64
-    ).T
-    columns = np.stack([u, 1.0 - original, entropy / math.log(vocabulary_size)])
+    """Return u and both measures, [3, bins]: means over the rows of each bin that has any."""
+    columns = [(row["update"] / row["updates"], *(row[key] for key in METER)) for row in rows]
+    u, original, entropy = np.array(columns, dtype=np.float64).T
+    values = np.stack([u, 1.0 - original, entropy / math.log(vocabulary_size)])
     place = np.minimum((u * BINS - 1e-9).astype(int), BINS - 1)
-    return np.stack([columns[:, place == number].mean(axis=1) for number in np.unique(place)], axis=1)
-
-
-HIGHEST = 10.0  # temperature; the vocabularies of language models are all but flat there
-NODES = 13  # temperatures measured; between them the interpolation errs by some 1e-5
-RATES = (0.02, 1.0)  # tau; the paper tries 0.05 to 0.7 (C.3)
-GRID, ZOOMS = 41, 8  # points of the search along T0 and along tau, and how often it is repeated around the best
-LEARNT = 0.003  # a mean probability of the original token: who knows less at the end has learnt nothing
+    return np.stack([values[:, place == number].mean(axis=1) for number in np.unique(place)], axis=1)
 
 
 @dataclass(frozen=True)
 class Response:
-    """What the auxiliary's replacements are like at a temperature; see `Reference` for the two measures."""
+    """The two measures of an auxiliary's replacements as functions of the temperature; see `Reference`."""
 
-    nodes_K: np.ndarray  # the temperatures that were measured
-    measured_2K: np.ndarray
+    measured_2K: np.ndarray  # at NODES_K
 
     @cached_property
     def curves(self) -> list[Chebyshev]:
+        """A polynomial in log T for each measure."""
         domain = (0.0, math.log(HIGHEST))
-        return [Chebyshev.fit(np.log(self.nodes_K), row, len(row) - 1, domain) for row in self.measured_2K]
+        return [Chebyshev.fit(np.log(NODES_K), row_K, len(row_K) - 1, domain) for row_K in self.measured_2K]
 
-    def at(self, temperature: np.ndarray) -> np.ndarray:
-        """Both measures, [2, ...], at temperatures [...] between 1 and HIGHEST."""
+    def at(self, temperature: np.ndarray | float) -> np.ndarray:
+        """Return both measures, [2, ...], at temperatures [...] between 1 and HIGHEST."""
         return np.stack([curve(np.log(temperature)) for curve in self.curves])
-
-
-def nodes() -> np.ndarray:
-    """The temperatures to measure at: Chebyshev's points of log T."""
-    return np.exp((chebpts1(NODES) + 1.0) / 2.0 * math.log(HIGHEST))
 
 
 @torch.no_grad()
 def statistics(
     hidden_ME: Tensor, weight_VE: Tensor, bias_V: Tensor, original_M: Tensor, temperatures: np.ndarray
 ) -> Tensor:
-    """Sums over masked positions of p(original token) and of the entropy (nats) at each temperature: float64 [2, K].
+    """Return sums over masked positions of p(original token) and of the entropy (nats) at K temperatures.
 
-    One product with the vocabulary head serves all temperatures; its logits never stand in memory as a whole.
+    They are float64 [2, K]. `hidden_ME` is what the vocabulary head multiplies. One product with that head serves all
+    temperatures, and its logits are never in memory as a whole.
     """
     sums = torch.zeros(2, len(temperatures), dtype=torch.float64)
     for rows in row_blocks(len(hidden_ME), len(weight_VE), hidden_ME.is_cuda):
@@ -200,19 +175,11 @@ def statistics(
     return sums
 
 
-def response_of(sums_2K: Tensor, masked: int, vocabulary_size: int) -> Response:
-    """The response from the sums of `statistics` at `nodes()` over so many masked positions."""
-    original_K, entropy_K = (sums_2K / masked).numpy()
-    if not np.isfinite(original_K + entropy_K).all():
-        raise UserError("the auxiliary model's logits are not finite: train or import it again")
-    return Response(nodes(), np.stack([1.0 - original_K, entropy_K / math.log(vocabulary_size)]))
-
-
 def target(reference: Reference, response: Response, match: str) -> np.ndarray:
-    """What to follow at the reference's u, [2, P].
+    """Return what to follow at the reference's u, [2, P].
 
-    "level" is the reference itself. "shape" stretches it so that it ends where the auxiliary ends, at T = 1: what is
-    known (1 - each measure) is then the same share of what is known at the end.
+    Match "level" is the reference itself. "shape" stretches it so that it ends where the auxiliary ends, at T = 1: what
+    is known (1 - each measure) is then the same share of what is known at the end.
     """
     if match == "level":
         return reference.curve_2P
@@ -222,19 +189,19 @@ def target(reference: Reference, response: Response, match: str) -> np.ndarray:
             f"the reference ({reference.name}) ends as ignorant as it began (replaced {reference.curve_2P[0, -1]:.1%}, "
             f"entropy {reference.curve_2P[1, -1]:.1%} of log V): there is no curriculum in it"
         )
-    return 1.0 - known_2P * ((1.0 - response.at(np.array([1.0]))) / known_2P[:, -1:])
+    return 1.0 - known_2P * ((1.0 - response.at(1.0)) / known_2P[:, -1])[:, None]
 
 
 def temperatures(u: np.ndarray, initial: np.ndarray | float, rate: np.ndarray | float) -> np.ndarray:
-    """Eq. 2."""
-    return 1.0 + (np.asarray(initial) - 1.0) * np.exp(-u / np.asarray(rate))
+    """Return the temperatures of Eq. 2."""
+    return 1.0 + (initial - 1.0) * np.exp(-u / rate)
 
 
 def fit(response: Response, u_P: np.ndarray, target_2P: np.ndarray) -> tuple[float, float]:
-    """T0 in [1, HIGHEST] and tau in RATES with the least mean square of both residuals, each point of u weighing alike.
+    """Return T0 in [1, HIGHEST] and tau in RATES with the least mean square of both residuals.
 
-    Both measures count alike: they run from 0 to 1. A grid over log T0 and log tau, then finer ones around its best:
-    two unknowns need no more.
+    Each point of u and both measures have the same weight; both measures run from 0 to 1. The search goes over a grid
+    of log T0 and log tau, then over finer ones around the best point. Two unknowns need no more.
     """
     lowest, highest = np.log([1.0, RATES[0]]), np.log([HIGHEST, RATES[1]])
     low, high = lowest, highest
@@ -250,12 +217,7 @@ def fit(response: Response, u_P: np.ndarray, target_2P: np.ndarray) -> tuple[flo
 
 
 def best_temperatures(response: Response, target_2P: np.ndarray) -> np.ndarray:
-    """The temperature in [1, HIGHEST] that comes nearest to each point of the target: [P]."""
+    """Return the temperature in [1, HIGHEST] that comes nearest to each point of the target: [P]."""
     grid_G = np.exp(np.linspace(0.0, math.log(HIGHEST), 2001))
     error_GP = ((response.at(grid_G)[:, :, None] - target_2P[:, None]) ** 2).sum(axis=0)
     return np.asarray(grid_G[error_GP.argmin(axis=0)])
-
-
-def residuals(response: Response, u_P: np.ndarray, target_2P: np.ndarray, initial: float, rate: float) -> np.ndarray:
-    """Root of the mean square over u of each measure's residual: [2]."""
-    return np.asarray(np.sqrt(((response.at(temperatures(u_P, initial, rate)) - target_2P) ** 2).mean(axis=1)))

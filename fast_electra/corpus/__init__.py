@@ -1,1 +1,1 @@
-"""Text to documents, token shards, sequences and batches."""
+"""From token shards to sequences and batches; and the tokenizer that made the tokens."""

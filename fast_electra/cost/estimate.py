@@ -1,171 +1,171 @@
-"""What a run really does, predicted: FLOPs and bytes as named terms for each method, then hours and dollars.
+"""The estimate of a run: FLOPs and bytes as named terms for each method, then hours and, at a given price, dollars.
 
-Counted are the matrix products that the code computes (`cost.flops`) and the tensors that a device holds
-(`cost.memory`) when every sequence is full; shorter documents cost less.
+It counts the matrix products that the code computes (`cost.flops`) and the tensors that a device holds
+(`cost.memory`), as if every sequence were full. Shorter documents cost less.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fast_electra import config, recipes
-from fast_electra.config import Config, RunConfig
-from fast_electra.cost.methods import (
-    METHODS,
-    Job,
-    frozen_parameters,
-    job_of,
-    moments,
-    sequence_flops,
-    trained_parameters,
-)
+from fast_electra.config import SECTION, Config, RunConfig
+from fast_electra.cost import methods
+from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, sequence_flops, update_flops
 from fast_electra.cost.table_1 import Models
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, describe
 from fast_electra.settings import UserError
 
+CHECKPOINTING = f"{SECTION}.model.activation_checkpointing"
+# Share of a device's memory that a suggestion leaves free. The estimate counts tensors only: on a GPU, CUDA with its
+# libraries takes about 1 GB, NCCL's buffers another, and fragmentation often a tenth of all; on a CPU, the system and
+# the processes' own code take their part. On a GPU, no estimate was measured yet.
+MARGIN = 0.2
+
 
 class GPU(NamedTuple):
-    """What a maker's data sheet says of one GPU, and what an hour of it may cost.
+    """Peak speed and memory of a GPU, from its maker's data sheet."""
 
-    `flops_16` is the dense peak of matrix products in `dtype` with sums in fp32, `flops_32` that of fp32 products as
-    torch computes them by default (no TF32), both in FLOP/s. `gigabytes` is the nominal memory. The dollars are an
-    ASSUMPTION, of on-demand rent in 2026: prices differ by provider, place and month.
-    """
+    flops_16: float  # FLOP/s of dense matrix products in `dtype` with sums in fp32
+    flops_32: float  # FLOP/s of fp32 products as torch computes them by default, without TF32
+    dtype: str  # the best 16-bit precision: bf16 or fp16
+    gigabytes: float  # nominal memory
 
-    flops_16: float
-    flops_32: float
-    dtype: str
-    gigabytes: float
-    dollars_per_hour: float
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of one GPU in a precision."""
+        return self.flops_32 if dtype == "fp32" else self.flops_16
 
 
-PRICE_YEAR = 2026
 GPUS = {
-    "v100": GPU(125e12, 15.7e12, "fp16", 32, 0.50),  # SXM2
-    "rtx3090": GPU(71e12, 35.6e12, "bf16", 24, 0.30),
-    "rtx4090": GPU(165.2e12, 82.6e12, "bf16", 24, 0.45),
-    "a100": GPU(312e12, 19.5e12, "bf16", 80, 1.50),  # SXM
-    "h100": GPU(989.4e12, 66.9e12, "bf16", 80, 2.50),  # SXM
-    "h200": GPU(989.4e12, 66.9e12, "bf16", 141, 3.50),  # SXM
+    "v100": GPU(125e12, 15.7e12, "fp16", 32),  # SXM2
+    "rtx3090": GPU(71e12, 35.6e12, "bf16", 24),
+    "rtx4090": GPU(165.2e12, 82.6e12, "bf16", 24),
+    "a100": GPU(312e12, 19.5e12, "bf16", 80),  # SXM
+    "h100": GPU(989.4e12, 66.9e12, "bf16", 80),  # SXM
+    "h200": GPU(989.4e12, 66.9e12, "bf16", 141),  # SXM
 }
 
 
-def named_gpu(name: str) -> GPU:
-    """The GPU of that name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name.lower() not in GPUS:
-        raise UserError(f"--gpu {name}: the peak of that GPU is not known here; name one of {', '.join(GPUS)}")
-    return GPUS[name.lower()]
-
-
 @dataclass(frozen=True)
-class Machine:
-    """What the job runs on. `mfu` is the share of the GPUs' peak that all counted FLOPs reach."""
+class Cluster:
+    """The GPUs that a run is estimated for."""
 
-    gpu: str
+    gpu: str  # a key of GPUS, in upper or lower case
     gpus: int
-    mfu: float
-    dollars_per_hour: float | None = None  # of one GPU; None for the assumption in `gpus.GPUS`
+    mfu: float  # share of the GPUs' peak that all counted FLOPs reach
+    dollars_per_hour: float | None = None  # of one GPU; without it the estimate has no dollars
 
-    def check(self) -> None:
-        """Raises UserError for what is no machine."""
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be, by a UserError that names the flag of the command line."""
         if self.gpus < 1:
             raise UserError(f"--gpus {self.gpus}: at least one GPU must do the work")
         if not 0.0 < self.mfu <= 1.0:
-            raise UserError(
-                f"--mfu {self.mfu:g} is no share of the peak: give a number over 0 and up to 1, such as 0.4"
-            )
+            raise UserError(f"--mfu {self.mfu:g} must be a share of the peak: a number over 0 and up to 1, such as 0.4")
         if self.dollars_per_hour is not None and not 0.0 <= self.dollars_per_hour < float("inf"):
-            raise UserError(f"--dollars-per-hour {self.dollars_per_hour:g} is no price")
-        named_gpu(self.gpu)
+            raise UserError(f"--dollars-per-hour must be a price, 0 or more, not {self.dollars_per_hour:g}")
+        if self.gpu.lower() not in GPUS:
+            raise UserError(f"--gpu {self.gpu}: the peak of that GPU is not known here; name one of {', '.join(GPUS)}")
 
     @property
-    def price(self) -> float:
-        """Dollars an hour of one GPU."""
-        return named_gpu(self.gpu).dollars_per_hour if self.dollars_per_hour is None else self.dollars_per_hour
-
-    def peak(self, dtype: str) -> float:
-        """FLOP/s of one GPU in a number format."""
-        gpu = named_gpu(self.gpu)
-        return gpu.flops_32 if dtype == "fp32" else gpu.flops_16
+    def sheet(self) -> GPU:
+        """Data sheet of the GPU."""
+        return GPUS[self.gpu.lower()]
 
 
-def estimate(job: Job, machine: Machine, notes: list[str]) -> dict[str, Any]:
-    """The cost of a job on a machine by each method: what `fast-electra estimate --json` holds as `run`.
+def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) -> dict[str, Any]:
+    """Return the cost of a config's run by each method: `run` in the output of `fast-electra estimate --json`.
 
-    Args:
-        notes: what was assumed to come to this job; the other assumptions are added.
+    Values that the config leaves `auto` are what suits the named GPU, not this machine.
 
     Returns:
-        `methods`: for each method (for objective mlm that alone) `parameters` (trained, frozen), `flops_per_sequence`
-        (for each model its named terms), `flops_per_update`, `bytes_per_device` (named terms at the `highest_moment` of
-        an update), their totals, `gpu_hours`, `hours` and `dollars`. Beside it `machine`, `batch`, `updates`,
-        `assumptions` and `warnings`, a line each.
+        `method`, which the config follows, and `methods`: for each method (only itself for objective mlm) `parameters`
+        (trained, frozen), `flops_per_sequence` (for each model its named terms), `flops_per_update`, `bytes_per_device`
+        (named terms at the `highest_moment` of an update), their totals, `gpu_hours`, `hours` and, at a given price,
+        `dollars`; then `machine`, `batch`, `updates`, and `assumptions`, `advice` and `warnings`, a line each.
     """
-    machine.check()
-    methods = {method: _cost(job, machine, method) for method in (METHODS if job.auxiliary else ("mlm",))}
+    best = cluster.sheet.dtype
+    loaded = config.load(path, overrides, config.Machine(cluster.gpus, best, on_gpu=True))
+    if loaded.dtype == "bf16" and best != "bf16":
+        raise UserError(f"{path}: bf16.enabled is true, but a {cluster.gpu} does not compute in bf16; use fp16 or auto")
+    auxiliary = None
+    notes = [f"{loaded.dtype}, as the config says or, if it says auto, as suits the {cluster.gpu}"]
+    if loaded.run.objective != "mlm":
+        auxiliary, source = auxiliary_settings(loaded.run)
+        notes.append(f"layers of the auxiliary: {auxiliary.layers} of width {auxiliary.hidden_size}, as {source} says")
+    job, advice = job_of(loaded, auxiliary), checkpointing_advice(loaded, cluster.sheet.gigabytes * 1e9)
+    costs = {method: _cost(job, cluster, method) for method in (METHODS if auxiliary else ("mlm",))}
+    given = {name: value for name, value in asdict(cluster).items() if value is not None}
+    per_device = {"per_device": job.batch.sequences, "length": job.batch.length, "masked": job.batch.masked}
     return {
-        "machine": asdict(machine) | {"dollars_per_hour": machine.price, "peak_flops": machine.peak(job.zero.dtype)},
-        "batch": {
-            "sequences": job.sequences,
-            "per_device": job.batch.sequences,
-            **_lengths(job),
-            "dtype": job.zero.dtype,
-        },
+        "config": str(path),
+        "method": method_of(loaded.run),
+        "machine": given | {"peak_flops": cluster.sheet.peak(loaded.dtype)},
+        "batch": {"sequences": job.sequences} | per_device | {"dtype": loaded.dtype},
         "updates": job.updates,
-        "methods": methods,
-        "assumptions": notes + _assumptions(job, machine, methods),
-        "warnings": _warnings(machine, methods),
+        "methods": costs,
+        "assumptions": notes + _assumptions(job, cluster, costs),
+        "advice": [] if advice is None else [advice],
+        "warnings": _warnings(cluster, costs, job.model.activation_checkpointing),
     }
 
 
-def _lengths(job: Job) -> dict[str, int]:
-    return {"length": job.batch.length, "masked": job.batch.masked}
+def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
+    """Return one line for a run with activation checkpointing that would fit into memory without it, else None.
+
+    A share MARGIN of the `capacity`, in bytes of one device's memory, stays free.
+    """
+    run, method = loaded.run, method_of(loaded.run)
+    if not run.model.activation_checkpointing:
+        return None
+    job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
+    plain = replace(job, model=job.model.model_copy(update={"activation_checkpointing": False}))
+    need = highest_moment(plain, method).bytes
+    if need > (1 - MARGIN) * capacity:
+        return None
+    saved = 1 - update_flops(plain, method) / update_flops(job, method)
+    return (
+        f"activation checkpointing can be off: without it a device needs {need / 1e9:,.1f} of its "
+        f"{capacity / 1e9:,.1f} GB, and an update takes {saved:.0%} fewer FLOPs: --set {CHECKPOINTING}=false"
+    )
 
 
-def _cost(job: Job, machine: Machine, method: str) -> dict[str, Any]:
-    terms = sequence_flops(job, method)
-    per_sequence = sum(sum(part.values()) for part in terms.values())
-    highest = max(moments(job, method), key=lambda moment: sum(moment.terms.values()))
-    seconds = job.updates * job.sequences * per_sequence / (machine.peak(job.zero.dtype) * machine.mfu)
+def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:
+    terms, per_update, highest = sequence_flops(job, method), update_flops(job, method), highest_moment(job, method)
+    trained, frozen = methods.trained_parameters(job, method), methods.frozen_parameters(job, method)
+    gpu_hours = job.updates * per_update / (cluster.sheet.peak(job.zero.dtype) * cluster.mfu) / 3600
+    price = cluster.dollars_per_hour
     return {
-        "parameters": {"trained": trained_parameters(job, method), "frozen": frozen_parameters(job, method)},
+        "parameters": {"trained": trained, "frozen": frozen},
         "flops_per_sequence": terms,
-        "flops_per_sequence_total": per_sequence,
-        "flops_per_update": job.sequences * per_sequence,
+        "flops_per_sequence_total": sum(sum(part.values()) for part in terms.values()),
+        "flops_per_update": per_update,
         "bytes_per_device": highest.terms,
-        "bytes_per_device_total": sum(highest.terms.values()),
+        "bytes_per_device_total": highest.bytes,
         "highest_moment": highest.name,
-        "gpu_hours": seconds / 3600,
-        "hours": seconds / 3600 / machine.gpus,
-        "dollars": seconds / 3600 * machine.price,
+        "gpu_hours": gpu_hours,
+        "hours": gpu_hours / cluster.gpus,
+        **({} if price is None else {"dollars": gpu_hours * price}),
     }
 
 
-def _assumptions(job: Job, machine: Machine, methods: dict[str, dict[str, Any]]) -> list[str]:
-    """What a reader must know before trusting the figures, a line each."""
-    batch, dtype = job.batch, job.zero.dtype
-    peak = f"{machine.peak(dtype) / 1e12:,.1f} TFLOP/s of {dtype}"
-    price = f"an assumption of {PRICE_YEAR}; --dollars-per-hour" if machine.dollars_per_hour is None else "as given"
+def _assumptions(job: Job, cluster: Cluster, costs: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what a reader must know before trusting the figures, a line each."""
+    batch, dtype, peak = job.batch, job.zero.dtype, cluster.sheet.peak(job.zero.dtype)
     lines = [
         f"every sequence is full ({batch.length} positions, {batch.masked} masked); shorter documents cost less",
         "FLOPs are of matrix products; a backward pass is two forward passes; element-wise work is left out",
-        f"each {machine.gpu} reaches {machine.mfu:.0%} of {peak}, all counted FLOPs included (--mfu)",
+        f"each {cluster.gpu} reaches {cluster.mfu:.0%} of {peak / 1e12:,.1f} TFLOP/s of {dtype}, all "
+        "counted FLOPs included (--mfu)",
         "evaluations, checkpoints, start-up and waiting for data or the network take no time",
-        f"an hour of one {machine.gpu} is ${machine.price:,.2f}: {price}",
         "bytes are of tensors, at the highest moment of an update; CUDA, NCCL and fragmentation come on top",
         "ZeRO-2: weights whole on each device, optimizer states and gradients shared out evenly",
+        "attention is fused: no device holds its probabilities, but each layer its mask of bias and padding",
     ]
-    if batch.on_gpu:
-        lines.append(
-            "attention is fused: no device holds its probabilities, but each layer its mask of bias and padding"
-        )
-    if "offline" in methods:
-        forward = sum(methods["online"]["flops_per_sequence"]["auxiliary"].values()) / 1e9
+    if cluster.dollars_per_hour is not None:
+        lines.append(f"an hour of one {cluster.gpu} is ${cluster.dollars_per_hour:,.2f}, as given")
+    if "offline" in costs:
+        forward = sum(costs["online"]["flops_per_sequence"]["auxiliary"].values()) / 1e9
         lines += [
             "training the frozen auxiliary is a run of its own, not counted here",
             f"writing the offline data is not counted either: the auxiliary's {forward:,.1f} GFLOPs for each sequence",
@@ -173,79 +173,40 @@ def _assumptions(job: Job, machine: Machine, methods: dict[str, dict[str, Any]])
     return lines
 
 
-def _warnings(machine: Machine, methods: dict[str, dict[str, Any]]) -> list[str]:
-    """One line for each method that the GPU's memory cannot hold."""
-    room = named_gpu(machine.gpu).gigabytes
-    needs = {method: cost["bytes_per_device_total"] / 1e9 for method, cost in methods.items()}
+def _warnings(cluster: Cluster, costs: dict[str, dict[str, Any]], checkpointed: bool) -> list[str]:
+    """Return one line for each method that the GPU's memory cannot hold."""
+    room, remedy = cluster.sheet.gigabytes, "" if checkpointed else f", or set {CHECKPOINTING}=true"
+    needs = {method: cost["bytes_per_device_total"] / 1e9 for method, cost in costs.items()}
     return [
-        f"{method} needs {need:,.1f} GB, and the {machine.gpu} has {room:g} GB: lower train_micro_batch_size_per_gpu, "
-        "zero_optimization.reduce_bucket_size, or set fast_electra.model.activation_checkpointing"
+        f"{method} needs {need:,.1f} GB, and the {cluster.gpu} has {room:g} GB: lower train_micro_batch_size_per_gpu "
+        f"or zero_optimization.reduce_bucket_size{remedy}"
         for method, need in needs.items()
         if need > room
     ]
 
 
 def paper_models() -> dict[str, Models]:
-    """Table 2: the recipes that are the paper's."""
-
-    def settings(name: str, objective: str) -> EncoderSettings:
-        return EncoderSettings(**recipes.recipe(name, objective)["model"])
-
-    return {name: Models(settings(name, "rtd"), settings(name, "mlm")) for name in ("base", "large")}
-
-
-def estimate_config(path: str | Path, overrides: list[str], machine: Machine) -> dict[str, Any]:
-    """The cost of a config's run; `method` in it is the one that the config itself follows.
-
-    What the config leaves `auto` is what the named GPU is best at, not this machine.
-    """
-    machine.check()
-    best = named_gpu(machine.gpu).dtype
-    loaded = config.load(path, overrides, config.Machine(machine.gpus, best, on_gpu=True))
-    if loaded.dtype == "bf16" and best != "bf16":
-        raise UserError(f"{path}: bf16.enabled is true, but a {machine.gpu} does not compute in bf16; use fp16 or auto")
-    auxiliary, source = auxiliary_settings(loaded.run)
-    notes = [f"{loaded.dtype}, as the config says or, where it says auto, as suits the {machine.gpu}"]
-    if auxiliary is not None:
-        notes.append(f"layers of the auxiliary: {auxiliary.layers} of width {auxiliary.hidden_size}, as {source} says")
-    job = job_of_config(loaded, auxiliary)
-    return {"config": str(path), "method": method_of(loaded.run), **estimate(job, machine, notes)}
-
-
-def job_of_config(loaded: Config, auxiliary: EncoderSettings | None) -> Job:
-    """The job of a resolved config with this auxiliary; see `job_of`."""
-    run, machine = loaded.run, loaded.machine
-    return job_of(
-        model=run.model,
-        auxiliary=auxiliary,
-        sharing=run.joint.embedding_sharing if run.joint else "shared",
-        length=run.corpus.sequence_length,
-        mask_fraction=run.corruption.mask_fraction,
-        updates=run.updates,
-        deepspeed=loaded.deepspeed,
-        world=machine.processes,
-        dtype=loaded.dtype,
-        auxiliary_dtype=loaded.auxiliary_dtype if run.auxiliary else machine.best_dtype,
-        on_gpu=machine.on_gpu,
-    )
+    """Return the models of Table 2, from the recipes that are the paper's."""
+    return {
+        name: Models(*(EncoderSettings(**recipes.recipe(name, objective)["model"]) for objective in ("rtd", "mlm")))
+        for name in ("base", "large")
+    }
 
 
 def method_of(run: RunConfig) -> str:
-    """Which of the methods a config follows; one that needs no auxiliary costs as much as an offline one."""
+    """Return the method that a config follows. One that needs no auxiliary costs as much as an offline one."""
     if run.objective != "rtd":
         return run.objective
     return "online" if run.replacement.from_auxiliary and not run.replacement.store else "offline"
 
 
-def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings | None, str]:
-    """Sizes of the auxiliary that stands beside a main model, and what they come from; None for objective mlm.
+def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings, str]:
+    """Return the sizes of the auxiliary beside a main model, and what says so.
 
-    That of `auxiliary.run` where it is trained already; else one whose layers are the main model's, as many as
-    `joint.auxiliary_layers` or the recipe say (Table 2).
+    For objective rtd they are those of the model in `auxiliary.run`, if that is trained already. Else the layers are
+    the main model's, as many as `joint.auxiliary_layers` or the recipe say (Table 2).
     """
-    if run.objective == "mlm":
-        return None, ""
-    if run.auxiliary is not None and run.auxiliary.run is not None:
+    if run.objective == "rtd" and run.auxiliary is not None and run.auxiliary.run is not None:
         folder = Path(run.auxiliary.run) / "model"
         if description := describe(folder):
             return EncoderSettings(**description["encoder"]), str(folder / DESCRIPTION)

@@ -1,7 +1,7 @@
-"""What one sequence costs, as named terms: the FLOPs of every matrix product that the code really computes.
+"""FLOPs of one sequence, as named terms: every matrix product that the code computes.
 
 A product of [a, b] with [b, c] is 2abc FLOPs. Element-wise work (norms, GELU, softmax, noise, Adam) is left out, as is
-usual: it costs time but hardly any FLOPs. `tests/cost/test_flops.py` holds every term to torch's own count.
+usual: it takes time but hardly any FLOPs. `tests/cost/test_flops.py` compares every term with torch's own count.
 """
 
 from fast_electra.model.encoder import EncoderSettings
@@ -14,11 +14,9 @@ BACKWARD, RECOMPUTATION = "backward, 2 x forward", "recomputation of the layers"
 
 
 def encoder_forward(settings: EncoderSettings, length: int, read: int) -> Terms:
-    """One forward pass of the encoder over one sequence.
+    """Return the terms of one forward pass of the encoder over one sequence.
 
-    Args:
-        length: positions of the sequence; the attention is computed for every pair of them.
-        read: positions whose hidden states the head reads: behind its attention, the last layer computes only these.
+    The head reads the hidden states of `read` positions. After its attention, the last layer computes only these.
     """
     d, ffn, layers = settings.hidden_size, settings.ffn_size, settings.layers
     embedding_size = settings.embedding_size or d
@@ -35,13 +33,13 @@ def encoder_forward(settings: EncoderSettings, length: int, read: int) -> Terms:
 
 
 def discriminator_forward(settings: EncoderSettings, length: int) -> Terms:
-    """The main model: its head of one hidden layer and one output reads every position."""
+    """Return the terms of the main model. Its head, of one hidden layer and one output, reads every position."""
     d = settings.hidden_size
     return encoder_forward(settings, length, length) | {"detection head": length * (2 * d * d + 2 * d)}
 
 
 def masked_lm_forward(settings: EncoderSettings, length: int, masked: int) -> Terms:
-    """A masked language model, whose head reads the masked positions only."""
+    """Return the terms of a masked language model, whose head reads the masked positions only."""
     d, vocabulary = settings.hidden_size, settings.vocabulary_size
     embedding_size = settings.embedding_size or d
     return encoder_forward(settings, length, masked) | {
@@ -51,12 +49,10 @@ def masked_lm_forward(settings: EncoderSettings, length: int, masked: int) -> Te
 
 
 def trained(forward: Terms, checkpointing: bool) -> Terms:
-    """Forward and backward: the backward is two products for each one of the forward, exactly.
+    """Return the terms of forward and backward pass. The backward pass has two products for each one of the forward.
 
-    A GPU's fused attention computes its scores once more in the backward pass; that is left out, as is usual.
-
-    Args:
-        checkpointing: whether the backward pass computes the layers' forward again.
+    With activation checkpointing it also computes the layers' forward pass again. A GPU's fused attention computes its
+    scores once more in any case; that is left out, as is usual.
     """
     again = sum(forward[name] for name in LAYER_TERMS) if checkpointing else 0
     return forward | {BACKWARD: 2 * sum(forward.values()), RECOMPUTATION: again}

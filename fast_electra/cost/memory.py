@@ -1,8 +1,7 @@
-"""What one device holds, as named terms, in bytes: states under ZeRO-2, activations, logits.
+"""Bytes that one device holds, as named terms: states under ZeRO-2, activations, logits.
 
-Written down from DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`) and from the code in `fast_electra/model`;
-`tests/cost/test_memory.py` holds the activations to what torch really keeps for the backward pass. P stands for the
-positions of a micro-batch, B x L.
+The terms follow DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`) and the code in `fast_electra/model`.
+`tests/cost/test_memory.py` compares the activations with what torch really keeps for the backward pass.
 """
 
 from typing import NamedTuple
@@ -19,37 +18,40 @@ AT_WORK = "activations, the layer at work"  # with activation checkpointing: rec
 
 
 class Zero(NamedTuple):
-    """What of DeepSpeed's config decides memory."""
+    """The part of DeepSpeed's config that decides memory."""
 
-    world: int
-    dtype: str  # of weights and activations: a key of BYTES
-    gradient_dtype: str = "fp32"  # data_types.grad_accum_dtype
-    bucket: int = 500_000_000  # reduce_bucket_size, in elements
-    buckets: int = 2  # two with overlap_comm, none without contiguous_gradients
+    world: int  # number of devices
+    dtype: str  # precision of weights and activations: a key of BYTES
+    gradient_dtype: str  # data_types.grad_accum_dtype
+    bucket: int  # reduce_bucket_size, in elements
+    buckets: int  # two with overlap_comm, none without contiguous_gradients
 
 
 class MicroBatch(NamedTuple):
-    """What one device computes at once."""
+    """The sizes of what one device computes at once."""
 
     sequences: int
-    length: int
-    masked: int  # of one sequence
-    dtype: str
+    length: int  # positions of a sequence
+    masked: int  # masked positions of a sequence
+    dtype: str  # precision of the activations: a key of BYTES
     on_gpu: bool = True
 
     @property
     def positions(self) -> int:
+        """Number of positions of all sequences."""
         return self.sequences * self.length
 
     @property
     def masked_positions(self) -> int:
+        """Number of masked positions of all sequences."""
         return self.sequences * self.masked
 
 
 def states(trained: int, zero: Zero) -> Terms:
-    """Of the trained parameters. ZeRO-2 keeps the weights whole on each device and shares out the rest evenly.
+    """Return the terms of so many trained parameters.
 
-    DeepSpeed copies the weights in fp32 for its optimizer even where they are fp32 already.
+    ZeRO-2 keeps all weights on each device and divides the rest among the devices. DeepSpeed copies the weights in fp32
+    for its optimizer even if they are fp32 already.
     """
     share = trained / zero.world
     return {
@@ -61,56 +63,45 @@ def states(trained: int, zero: Zero) -> Terms:
 
 
 def reduction_buckets(trained: int, zero: Zero) -> Terms:
-    """Where gradients wait to be reduced, through the whole backward pass: as large as configured, not as needed."""
+    """Return the term of the buckets where gradients wait to be reduced, through the whole backward pass.
+
+    DeepSpeed allocates them as large as they are configured, however small the model is.
+    """
     if not zero.buckets:
         return {"gradients before their reduction": min(trained, zero.bucket) * BYTES[zero.dtype]}
     return {"reduction's buckets": zero.buckets * zero.bucket * BYTES[zero.dtype]}
 
 
-def reduction_copy(trained: int, zero: Zero) -> Terms:
-    """At the end of the backward pass: a bucket's gradients, flattened once more."""
-    return {"gradients on their way": min(trained, zero.bucket) * BYTES[zero.dtype]}
-
-
-def step_copy(trained: int, zero: Zero) -> Terms:
-    """In the optimizer's step: where the gradients were not added up in one buffer already, they are flattened."""
-    flattened = trained / zero.world * BYTES[zero.gradient_dtype] if zero.dtype == zero.gradient_dtype else 0
-    return {"gradients, flattened": flattened}
-
-
 def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None = None) -> int:
-    """What one layer keeps inside for its backward pass, its input not counted.
+    """Return the bytes that one layer keeps for its backward pass, without its input.
 
-    Query, key and value; then, for the positions that are read behind the attention (all, but for the last layer of a
-    masked language model): the attention's output, the inputs of both norms, the first one's output, and the
-    feed-forward's numbers before and after GELU.
-
-    Args:
-        read: positions that the layer computes behind its attention; None for all.
+    A layer keeps query, key and value of all positions. Of the positions that it computes after the attention, it keeps
+    the attention's output, the inputs of both norms, the output of the first norm, and the feed-forward's numbers
+    before and after GELU. These are `read` positions, or all. The last layer of a masked language model computes only
+    the masked ones.
     """
-    size, d, length = BYTES[batch.dtype], settings.hidden_size, batch.length
+    size, d = BYTES[batch.dtype], settings.hidden_size
     rows = batch.positions if read is None else read
     values = 3 * batch.positions * d + rows * (4 * d + 2 * settings.ffn_size)
     if read is not None:
         values += rows * d  # the residual's rows are a copy
+        if batch.on_gpu:
+            values += batch.positions * d  # fused attention's output, which is counted above without `read`
     mask_size = 1 if batch.on_gpu else size
     dropped = 2 * rows * d * mask_size if settings.dropout else 0
     norms = 2 * rows * 2 * FP32  # mean and deviation
-    pairs = batch.sequences * settings.heads * length * length
-    if batch.on_gpu:  # fused attention keeps its mask (bias and padding) and one number a row and head
-        attention = pairs * size + batch.positions * settings.heads * FP32
-        if read is not None:
-            attention += batch.positions * d * size  # and its output, where that is no longer the next input
+    pairs = batch.sequences * settings.heads * batch.length**2 * size
+    if batch.on_gpu:  # fused attention keeps its mask (bias and padding) and one number for each row and head
+        attention = pairs + batch.positions * settings.heads * FP32
     else:
-        attention = pairs * size * (3 if settings.attention_dropout else 1)
+        attention = pairs * (3 if settings.attention_dropout else 1)
     return values * size + dropped + norms + attention
 
 
 def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Terms:
-    """What a forward pass in training keeps for the backward pass, logits and loss not counted.
+    """Return the terms of what a forward pass keeps for the backward pass, without logits and loss.
 
-    Args:
-        kind: "rtd", whose head reads all positions, or "mlm", whose head reads the masked ones.
+    The head of a model of kind "rtd" reads all positions, that of kind "mlm" the masked ones.
     """
     size, d, positions = BYTES[batch.dtype], settings.hidden_size, batch.positions
     embedding_size = settings.embedding_size or d
@@ -118,16 +109,15 @@ def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Term
     embedding = positions * (d * size + 2 * FP32 + (d * mask_size if settings.dropout else 0))  # the norm's input
     if embedding_size != d:
         embedding += positions * embedding_size * size
-    read = None if kind == "rtd" else batch.masked_positions
-    last, other = layer_bytes(settings, batch, read), layer_bytes(settings, batch)
+    if kind == "rtd":
+        last, head = layer_bytes(settings, batch), positions * 3 * d * size
+    else:
+        read = batch.masked_positions
+        last, head = layer_bytes(settings, batch, read), read * ((d + 3 * embedding_size) * size + 2 * FP32)
     if settings.activation_checkpointing:
-        inside = {AT_WORK: last if settings.layers == 1 else other}
+        inside = {AT_WORK: last if settings.layers == 1 else layer_bytes(settings, batch)}
     else:
-        inside = {"activations inside the layers": (settings.layers - 1) * other + last}
-    if read is None:
-        head = positions * 3 * d * size
-    else:
-        head = read * ((d + 3 * embedding_size) * size + 2 * FP32)
+        inside = {"activations inside the layers": (settings.layers - 1) * layer_bytes(settings, batch) + last}
     return {
         "activations between the layers": settings.layers * positions * d * size,
         **inside,
@@ -136,7 +126,10 @@ def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Term
 
 
 def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
-    """Of one layer's activations, on their way: of its feed-forward, or of its attention, when the former is done."""
+    """Return the term of the gradients inside the layer whose backward pass runs.
+
+    The larger of two moments counts: the backward pass of the feed-forward, and that of the attention after it.
+    """
     d, ffn = settings.hidden_size, settings.ffn_size
     pairs = batch.sequences * settings.heads * batch.length**2 * (1 if batch.on_gpu else 2)
     feed = batch.positions * (2 * d + ffn)
@@ -145,13 +138,13 @@ def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
 
 
 def sampler(vocabulary: int, batch: MicroBatch, from_logits: bool = False) -> Terms:
-    """What drawing holds: the [M, V] matrix never exists, unless it is there already, as in joint training."""
+    """Return the term of drawing. The [M, V] matrix never exists, except in joint training, which has it anyway."""
     impl = "triton" if batch.on_gpu and not from_logits else "blocked"
     return {"sampler's workspace": workspace_bytes(batch.masked_positions, vocabulary, impl, batch.on_gpu)}
 
 
 def inference(settings: EncoderSettings, batch: MicroBatch) -> Terms:
-    """One layer of a frozen model at work: its input, query, key and value, then the feed-forward's numbers."""
+    """Return the term of a frozen model: one layer's input, query, key and value, or its feed-forward's numbers."""
     size, d = BYTES[batch.dtype], settings.hidden_size
     attention = batch.positions * 5 * d + batch.sequences * settings.heads * batch.length**2
     return {"auxiliary's layer at work": max(attention, batch.positions * (2 * d + 2 * settings.ffn_size)) * size}

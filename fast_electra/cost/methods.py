@@ -1,23 +1,23 @@
-"""A run's sizes, and what each of the paper's methods then trains, computes and holds.
+"""Sizes of a run, and what each of the paper's methods then trains, computes and holds.
 
 The methods are those of section 4: *joint* trains an auxiliary beside the main model, *online* draws replacements from
 a frozen one, *offline* reads them from a store (or draws them without an auxiliary, as in D.1). *mlm* is the
 auxiliary's own pre-training.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from fast_electra.batch import masked_counts
+from fast_electra.config import Config
 from fast_electra.cost import flops, memory
 from fast_electra.cost.flops import Terms
 from fast_electra.cost.memory import MicroBatch, Zero
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.files import build_model
+from fast_electra.model.files import KINDS
 from fast_electra.model.heads import count_parameters
 from fast_electra.model.joint import JointModel
 
@@ -28,80 +28,66 @@ METHODS = ("joint", "online", "offline")
 class Job:
     """The sizes of a run that decide its cost."""
 
-    model: EncoderSettings  # what is trained: the main model, or for objective mlm the auxiliary
+    model: EncoderSettings  # what is trained: the main model, or the auxiliary for objective mlm
     auxiliary: EncoderSettings | None  # None for objective mlm
-    sharing: str  # of the embedding, where both are trained: see `JointModel`
+    sharing: str  # how joint training shares the token embedding: see `JointModel`
     batch: MicroBatch
     sequences: int  # of one update, over all devices
     updates: int
     zero: Zero
-    auxiliary_dtype: str = "fp32"  # where it is frozen: a key of memory.BYTES
+    auxiliary_dtype: str  # precision of a frozen auxiliary: a key of `memory.BYTES`
 
 
-def job_of(
-    *,
-    model: EncoderSettings,
-    auxiliary: EncoderSettings | None,
-    sharing: str = "shared",
-    length: int,
-    mask_fraction: float,
-    updates: int,
-    deepspeed: Mapping[str, Any],
-    world: int,
-    dtype: str,
-    auxiliary_dtype: str | None = None,
-    on_gpu: bool = True,
-) -> Job:
-    """The job of a resolved config.
-
-    Args:
-        deepspeed: `Config.deepspeed`, resolved for `world` processes.
-        dtype: of weights and activations: a key of `memory.BYTES`. `auxiliary_dtype` is the same unless given.
-    """
-    zero = deepspeed["zero_optimization"]
-    contiguous = zero.get("contiguous_gradients", True)
-    micro = deepspeed["train_micro_batch_size_per_gpu"]
-    masked = int(masked_counts(torch.tensor([length]), mask_fraction)[0])
+def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
+    """Return the sizes of a config's run, with an auxiliary of these sizes."""
+    run, machine, deepspeed = config.run, config.machine, config.deepspeed
+    zero, micro_batch = deepspeed["zero_optimization"], deepspeed["train_micro_batch_size_per_gpu"]
+    length = run.corpus.sequence_length
+    masked = int(masked_counts(torch.tensor([length]), run.corruption.mask_fraction)[0])
     return Job(
-        model=model,
+        model=run.model,
         auxiliary=auxiliary,
-        sharing=sharing,
-        batch=MicroBatch(micro, length, masked, dtype, on_gpu),
-        sequences=deepspeed["train_batch_size"],
-        updates=updates,
+        sharing=run.joint.embedding_sharing if run.joint else "shared",
+        batch=MicroBatch(micro_batch, length, masked, config.dtype, machine.on_gpu),
+        sequences=config.sequences,
+        updates=run.updates,
         zero=Zero(
-            world=world,
-            dtype=dtype,
+            world=machine.processes,
+            dtype=config.dtype,
             gradient_dtype=deepspeed["data_types"]["grad_accum_dtype"],
-            bucket=int(zero.get("reduce_bucket_size", Zero._field_defaults["bucket"])),
-            buckets=(2 if zero.get("overlap_comm") else 1) if contiguous else 0,
+            bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
+            buckets=(1 + bool(zero.get("overlap_comm"))) * bool(zero.get("contiguous_gradients", True)),
         ),
-        auxiliary_dtype=auxiliary_dtype or dtype,
+        auxiliary_dtype=config.auxiliary_dtype if run.objective == "rtd" and run.auxiliary else machine.best_dtype,
     )
 
 
 class Moment(NamedTuple):
-    """A point of an update at which memory may be highest, and what a device holds then, in bytes."""
+    """A point of an update at which memory may be highest, and the bytes that a device holds then."""
 
     name: str
     terms: Terms
 
+    @property
+    def bytes(self) -> float:
+        """Sum of the terms."""
+        return sum(self.terms.values())
+
 
 def trained_parameters(job: Job, method: str) -> int:
-    """Of everything that the optimizer owns; a shared embedding once."""
+    """Return how many parameters the optimizer owns. A shared embedding counts once."""
     if method == "joint":
-        assert job.auxiliary is not None
-        return joint_parameters(job.model, job.auxiliary.layers, job.sharing)
+        return parameters(job.model, method, _joint_auxiliary(job).layers, job.sharing)
     return parameters(job.model, "mlm" if method == "mlm" else "rtd")
 
 
 def frozen_parameters(job: Job, method: str) -> int:
-    """Of an auxiliary that is used and not trained."""
+    """Return how many parameters an auxiliary has that is used and not trained."""
     return parameters(job.auxiliary, "mlm") if method == "online" and job.auxiliary else 0
 
 
 def sequence_flops(job: Job, method: str) -> dict[str, Terms]:
-    """FLOPs of one sequence: for each model at work, its named terms."""
+    """Return the FLOPs of one sequence: for each model at work, its named terms."""
     batch, checkpointing = job.batch, job.model.activation_checkpointing
     if method == "mlm":
         forward = flops.masked_lm_forward(job.model, batch.length, batch.masked)
@@ -116,85 +102,72 @@ def sequence_flops(job: Job, method: str) -> dict[str, Terms]:
     return parts
 
 
-def moments(job: Job, method: str) -> list[Moment]:
-    """The points of an update at which a device may hold most. CUDA's own memory comes on top."""
+def update_flops(job: Job, method: str) -> float:
+    """FLOPs of one update, over all devices."""
+    return job.sequences * sum(sum(terms.values()) for terms in sequence_flops(job, method).values())
+
+
+def highest_moment(job: Job, method: str) -> Moment:
+    """Return the moment of an update at which a device holds most. CUDA's own memory is not counted."""
+    return max((Moment(*of_name) for of_name in _moments(job, method).items()), key=lambda moment: moment.bytes)
+
+
+def _moments(job: Job, method: str) -> dict[str, Terms]:
+    """Return the points of an update at which a device may hold most."""
+    batch, zero, size = job.batch, job.zero, memory.BYTES[job.zero.dtype]
     trained = trained_parameters(job, method)
-    held = memory.states(trained, job.zero)
-    frozen_batch = job.batch._replace(dtype=job.auxiliary_dtype)
-    found = []
+    held = memory.states(trained, zero)
+    moments = {}
     if method == "online":
         assert job.auxiliary is not None
+        frozen_batch = batch._replace(dtype=job.auxiliary_dtype)
         held["frozen auxiliary"] = frozen_parameters(job, method) * memory.BYTES[job.auxiliary_dtype]
-        found = [
-            Moment("aux forward", held | memory.inference(job.auxiliary, frozen_batch)),
-            Moment("drawing", held | memory.sampler(job.auxiliary.vocabulary_size, frozen_batch)),
-        ]
-    waiting = held | memory.reduction_buckets(trained, job.zero)
-    if method in ("joint", "mlm"):
-        found += _masked_lm_moments(job, method, held, waiting)
-    if method != "mlm":
-        kept = memory.activations(job.model, job.batch, "rtd") | memory.layer_gradients(job.model, job.batch)
+        moments["aux forward"] = held | memory.inference(job.auxiliary, frozen_batch)
+        moments["drawing"] = held | memory.sampler(job.auxiliary.vocabulary_size, frozen_batch)
+    waiting = held | memory.reduction_buckets(trained, zero)
+    main = memory.activations(job.model, batch, "rtd") | memory.layer_gradients(job.model, batch)
+    if method in ("joint", "mlm"):  # the logits of a masked language model are the largest tensors of all
+        settings = _joint_auxiliary(job) if method == "joint" else job.model
+        logits = batch.masked_positions * settings.vocabulary_size
+        activations = memory.activations(settings, batch, "mlm")
+        kept = sum(activations.values()) - activations.get(memory.AT_WORK, 0)  # until its own backward pass
+        model = {"activations of the masked language model": kept}
+        gradients = {
+            "logits in the loss's backward pass": logits * memory.LOSS_BYTES,
+            "gradient of the vocabulary head": embedding_parameters(settings) * size,
+        }
+        moments["loss backward"] = waiting | model | gradients
+        moments["MLM backward"] = waiting | activations | memory.layer_gradients(settings, batch)
         if method == "joint":
-            kept |= _auxiliary_kept(_joint_auxiliary(job), job.batch)
-            kept["log-probabilities, fp32"] = _logits(job) * memory.FP32
-        found.append(Moment("main backward", waiting | kept))
-    found.append(Moment("reduction", waiting | memory.reduction_copy(trained, job.zero)))
-    found.append(Moment("step", held | memory.step_copy(trained, job.zero)))
-    return found
-
-
-def _masked_lm_moments(job: Job, method: str, held: Terms, waiting: Terms) -> list[Moment]:
-    """Those of a masked language model that is trained: its logits are the largest thing there is."""
-    settings = job.model if method == "mlm" else _joint_auxiliary(job)
-    size = memory.BYTES[job.zero.dtype]
-    embedding = settings.vocabulary_size * (settings.embedding_size or settings.hidden_size)
-    backward = {
-        "logits in the loss's backward pass": _logits(job) * memory.LOSS_BYTES,
-        "gradient of the vocabulary head": embedding * size,
-    }
-    kept = _auxiliary_kept(settings, job.batch)
-    found = [Moment("loss backward", waiting | kept | backward)]
-    layers = memory.activations(settings, job.batch, "mlm") | memory.layer_gradients(settings, job.batch)
-    found.append(Moment("MLM backward", waiting | layers))
-    if method == "joint":
-        logits = {"logits and log-probabilities": _logits(job) * (size + memory.FP32)}
-        drawing = kept | logits | memory.sampler(settings.vocabulary_size, job.batch, from_logits=True)
-        found.append(Moment("drawing", held | drawing))
-    return found
-
-
-def _auxiliary_kept(settings: EncoderSettings, batch: MicroBatch) -> Terms:
-    """What waits of a masked language model until its own backward pass: no layer of it is at work yet."""
-    terms = memory.activations(settings, batch, "mlm")
-    return {"activations of the masked language model": sum(terms.values()) - terms.get(memory.AT_WORK, 0)}
+            drawn = {"logits and log-probabilities": logits * (size + memory.FP32)}
+            sampler = memory.sampler(settings.vocabulary_size, batch, from_logits=True)
+            moments["drawing"] = held | model | drawn | sampler
+            main |= model | {"log-probabilities, fp32": logits * memory.FP32}
+    if method != "mlm":
+        moments["main backward"] = waiting | main
+    # The backward pass ends with a flat copy of a bucket's gradients, the step begins with one of this device's share,
+    # unless the share is one buffer already, which it is if gradients are added up in another precision.
+    moments["reduction"] = waiting | {"gradients on their way": min(trained, zero.bucket) * size}
+    flattened = trained / zero.world * size if zero.dtype == zero.gradient_dtype else 0
+    moments["step"] = held | {"gradients, flattened": flattened}
+    return moments
 
 
 def _joint_auxiliary(job: Job) -> EncoderSettings:
-    """The auxiliary of joint training: as deep as the other's, its layers like the main model's (Table 2)."""
+    """Return the sizes of joint training's auxiliary: its layers are like the main model's (Table 2)."""
     assert job.auxiliary is not None
     return job.model.model_copy(update={"layers": job.auxiliary.layers})
 
 
-def _logits(job: Job) -> int:
-    """Numbers of a micro-batch's logits, M x V."""
-    return job.batch.masked_positions * job.model.vocabulary_size
-
-
 @cache
-def parameters(settings: EncoderSettings, kind: str) -> int:
-    """Of a model of `kind` ("rtd" or "mlm"), tied ones once."""
-    with torch.device("meta"):  # shapes without numbers; nothing can be profiled on it
-        return count_parameters(build_model(kind, settings.model_copy(update={"initialization": "bert"})))
+def parameters(settings: EncoderSettings, kind: str, auxiliary_layers: int = 0, sharing: str = "none") -> int:
+    """Return how many parameters a model of `kind` ("rtd", "mlm", or "joint" for both) has. Shared ones count once."""
+    plain = settings.model_copy(update={"initialization": "bert"})  # Admin would have to run the model
+    with torch.device("meta"):  # shapes without numbers
+        model = JointModel(plain, auxiliary_layers, sharing) if kind == "joint" else KINDS[kind](plain, 0)
+    return count_parameters(model)
 
 
 def embedding_parameters(settings: EncoderSettings) -> int:
-    """Of the token embedding alone, the column "Embed" of Table 2."""
+    """Return how many parameters the token embedding has: the column "Embed" of Table 2."""
     return settings.vocabulary_size * (settings.embedding_size or settings.hidden_size)
-
-
-@cache
-def joint_parameters(settings: EncoderSettings, auxiliary_layers: int, sharing: str) -> int:
-    """Of the two models that are trained together, a shared embedding once."""
-    with torch.device("meta"):
-        plain = settings.model_copy(update={"initialization": "bert"})
-        return count_parameters(JointModel(plain, auxiliary_layers, sharing))

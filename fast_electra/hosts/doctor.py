@@ -56,10 +56,8 @@ def main() -> int:
     for level, what, value in findings():
         print(f"{level:<8}{what:<20}{value}", flush=True)
         problems += level is Level.PROBLEM
-    if problems:
-        print("1 problem: fix it before running" if problems == 1 else f"{problems} problems: fix them before running")
-    else:
-        print("ready for `make quickstart`")
+    many = "1 problem: fix it before running" if problems == 1 else f"{problems} problems: fix them before running"
+    print(many if problems else "ready for `make quickstart`")
     return int(problems > 0)
 
 
@@ -69,17 +67,21 @@ def findings() -> Iterator[Finding]:
         yield from part()
 
 
+def _either(ready: object, what: str, value: str, otherwise: str, level: Level = Level.NOTE) -> Finding:
+    """Return an OK finding of `value` if it is ready, else one of `level`, which says what to do."""
+    return Finding(Level.OK, what, value) if ready else Finding(level, what, otherwise)
+
+
 def _packages() -> Iterator[Finding]:
     level = Level.OK if sys.version_info >= (3, 11) else Level.PROBLEM
     yield Finding(level, "python", f"{platform.python_version()} in {sys.prefix}")
+    missing = "missing: run `make setup`, or pip install -e . -c constraints.txt"
     for name in REQUIRED:
         version = _version(name)
-        missing = "missing: run `make setup`, or pip install -e . -c constraints.txt"
-        yield Finding(Level.OK if version else Level.PROBLEM, name, version or missing)
+        yield _either(version, name, version, missing, Level.PROBLEM)
     for name, use in OPTIONAL.items():
         version = _version(name)
-        missing = f"missing, needed only for {use}: pip install {name}"
-        yield Finding(Level.OK if version else Level.NOTE, name, version or missing)
+        yield _either(version, name, version, f"missing, needed only for {use}: pip install {name}")
     numpy = tuple(map(int, (_version("numpy") or "0").split(".")[:2]))
     if numpy >= INTERPRETER_NUMPY and not torch.cuda.is_available():
         value = "too new for Triton's interpreter, in which the tests run the kernels: pip install 'numpy<2.4'"
@@ -93,14 +95,14 @@ def _apex() -> Iterator[Finding]:
     if any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):
         yield Finding(Level.OK, "apex", f"NVIDIA's, in {folders[0]}")
     elif spec:
-        value = "PyPI's unrelated web toolkit, not NVIDIA's: pip uninstall apex"
-        yield Finding(Level.NOTE, "apex", value)
+        yield Finding(Level.NOTE, "apex", "PyPI's unrelated web toolkit, not NVIDIA's: pip uninstall apex")
     elif torch.cuda.is_available():
         value = "NVIDIA's is not needed. Never `pip install apex`: the PyPI package of that name is unrelated"
         yield Finding(Level.OK, "apex", value)
 
 
 def _device() -> Iterator[Finding]:
+    cuda = torch.cuda.is_available()
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(Level.OK, f"gpu {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
@@ -108,19 +110,16 @@ def _device() -> Iterator[Finding]:
     if visible and machine.numbered_devices(visible, torch.cuda.device_count()) != visible:
         value = f"{visible}: the `deepspeed` launcher can read only numbers, see nvidia-smi -L; torchrun reads all"
         yield Finding(Level.NOTE, "visible devices", value)
-    flags = machine.cpu_flags()
+    flags, memory = machine.cpu_flags(), psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = psutil.virtual_memory()
     known = ", ".join(flag for flag in CPU_FLAGS if flag in flags) or "none of " + ", ".join(CPU_FLAGS)
     yield Finding(Level.OK, "cpu", f"{machine.cpu_name()}: {cores} cores, {known}")
     yield Finding(Level.OK, "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
     yield Finding(Level.OK, "precision", f"auto means {machine.best_dtype()} here")
-    sampler = default_implementation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if torch.cuda.is_available() and sampler != "triton":
-        yield Finding(Level.NOTE, "sampler", f"{sampler} draws the replacements: pip install triton, which is faster")
-    else:
-        yield Finding(Level.OK, "sampler", f"{sampler} draws the replacements")
-    if torch.version.cuda and not torch.cuda.is_available():
+    sampler = default_implementation(torch.device("cuda" if cuda else "cpu"))
+    draws = f"{sampler} draws the replacements"
+    yield _either(sampler == "triton" or not cuda, "sampler", draws, f"{draws}: pip install triton, which is faster")
+    if torch.version.cuda and not cuda:
         value = f"torch, built for CUDA {torch.version.cuda}, finds no device, so runs use the CPU: see nvidia-smi"
         yield Finding(Level.NOTE, "gpu", value)
 
@@ -129,10 +128,8 @@ def _operators() -> Iterator[Finding]:
     """Look for DeepSpeed's operators and for what builds them. A GPU can do without: it has torch's Adam."""
     ready = operators.ops_ready()
     for name in operators.needed_ops():
-        if operators.ops_ready((name,)):
-            yield Finding(Level.OK, name, f"built, in {operators.op_folder(name)}")
-        else:
-            yield Finding(Level.NOTE, name, "not built: run `make setup`, or let the first run build it")
+        folder, missing = operators.op_folder(name), "not built: run `make setup`, or let the first run build it"
+        yield _either(operators.ops_ready((name,)), name, f"built, in {folder}", missing)
     if problems := toolchain.toolchain_problems():
         level = Level.NOTE if ready or operators.on_gpu() else Level.PROBLEM
         yield from (Finding(level, "compiler", problem) for problem in problems)
@@ -144,21 +141,16 @@ def _operators() -> Iterator[Finding]:
 def _space() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
-    if free < DISK_NEEDED:
-        yield Finding(Level.PROBLEM, "disk", f"{text}: the quickstart needs {DISK_NEEDED / 1e9:.0f} GB")
-    else:
-        yield Finding(Level.OK, "disk", text)
+    short = f"{text}: the quickstart needs {DISK_NEEDED / 1e9:.0f} GB"
+    yield _either(free >= DISK_NEEDED, "disk", text, short, Level.PROBLEM)
     if not machine.SHARED_MEMORY.exists():
         return
     free = shutil.disk_usage(machine.SHARED_MEMORY).free
-    text = f"{free / 1e6:,.0f} MB free in {machine.SHARED_MEMORY}"
-    if free < SHARED_MEMORY_NEEDED and not operators.on_gpu():
-        remedy = f"but two ranks need {SHARED_MEMORY_NEEDED / 1e6:.0f} MB: enlarge it (docker run --shm-size 1g)"
-        yield Finding(Level.PROBLEM, "shared memory", f"{text}, {remedy}")
-    else:
-        yield Finding(Level.OK, "shared memory", text)
-    left = list(machine.SHARED_MEMORY.glob(f"{machine.SHARED_BUFFER}_{os.getuid()}_*"))
-    if left:
+    text, needed = f"{free / 1e6:,.0f} MB free in {machine.SHARED_MEMORY}", f"{SHARED_MEMORY_NEEDED / 1e6:.0f} MB"
+    short = f"{text}, but two ranks need {needed}: enlarge it (docker run --shm-size 1g)"
+    enough = free >= SHARED_MEMORY_NEEDED or operators.on_gpu()
+    yield _either(enough, "shared memory", text, short, Level.PROBLEM)
+    if left := list(machine.SHARED_MEMORY.glob(f"{machine.SHARED_BUFFER}_{os.getuid()}_*")):
         size = sum(path.stat().st_size for path in left) / 1e6
         remedy = f"unless one is running, rm {machine.SHARED_MEMORY / machine.SHARED_BUFFER}_*"
         value = f"{len(left)} buffers left by DeepSpeed runs, {size:,.0f} MB: {remedy}"
@@ -167,26 +159,25 @@ def _space() -> Iterator[Finding]:
 
 def _network() -> Iterator[Finding]:
     for program, package in (("ssh", "openssh-client"), ("pdsh", "pdsh")):
-        path = shutil.which(program)
-        value = path or f"missing, needed only for runs on several machines: apt-get install {package}"
-        yield Finding(Level.OK if path else Level.NOTE, program, value)
+        path = shutil.which(program) or ""
+        missing = f"missing, needed only for runs on several machines: apt-get install {package}"
+        yield _either(path, program, path, missing)
+    port = f"{DEFAULT_PORT}, DeepSpeed's default, is"
     with socket.socket() as listener:
         try:
             listener.bind(("", DEFAULT_PORT))
-            yield Finding(Level.OK, "port", f"{DEFAULT_PORT}, DeepSpeed's default, is free")
+            yield Finding(Level.OK, "port", f"{port} free")
         except OSError:
             listener.bind(("", 0))
-            value = (
-                f"{DEFAULT_PORT}, DeepSpeed's default, is taken: deepspeed --master_port {listener.getsockname()[1]}"
-            )
-            yield Finding(Level.NOTE, "port", value)
+            yield Finding(Level.NOTE, "port", f"{port} taken: deepspeed --master_port {listener.getsockname()[1]}")
 
 
-def _version(package: str) -> str | None:
+def _version(package: str) -> str:
+    """Return the version of an installed package, or an empty text."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return ""
 
 
 def _first_line(program: str) -> str:

@@ -64,11 +64,7 @@ def ensure(fused_adam: bool = True, timeout: float = BUILD_TIMEOUT) -> None:
 
     The first rank of each machine builds. On a CPU the others wait, because the process group loads an operator. On a
     GPU nothing is loaded until the ranks have met, and a failed build is no error: `choose_adam` then makes all
-    ranks use torch's Adam.
-
-    Args:
-        fused_adam: whether the run uses DeepSpeed's FusedAdam.
-        timeout: seconds to wait for another process's build.
+    ranks use torch's Adam. `timeout` is the number of seconds to wait for another process's build.
 
     Raises:
         UserError: on a CPU, if there is no compiler, the build failed, or another process's build did not end in time.
@@ -113,13 +109,10 @@ def choose_adam(params: dict[str, Any], ranks: Ranks) -> None:
 
 
 def remove_stale_lock(folder: Path) -> bool:
-    """Remove what a killed build left in an operator's folder; never while a build is alive.
+    """Remove what a killed build left in an operator's folder; return False if a living process holds its lock.
 
     An unfinished folder is removed as a whole: compilers that outlived the kill then write into a folder that is gone,
     and not into the next build.
-
-    Returns:
-        True if the folder is free (there was no lock, or it was stale), False if a living process holds the lock.
     """
     lock = folder / "lock"
     try:
@@ -142,8 +135,7 @@ def remove_stale_lock(folder: Path) -> bool:
 def prepare_environment() -> None:
     """Let torch find its compilers, and build into a folder for this environment and processor.
 
-    The folder is in TORCH_EXTENSIONS_DIR if the user has set it, else in the virtual environment, else where torch
-    builds by default.
+    It is in the user's TORCH_EXTENSIONS_DIR, else in the virtual environment, else where torch builds by default.
     """
     prepare_compilers()
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):

@@ -28,19 +28,16 @@ def prepare_compilers() -> None:
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if on_gpu():
         spec = importlib.util.find_spec("nvidia")
-        packages = spec.submodule_search_locations if spec else None
-        prepare_cuda([Path("/usr/local"), Path("/opt")], [Path(package) for package in packages or ()])
+        packages = (spec.submodule_search_locations or ()) if spec else ()
+        prepare_cuda([Path("/usr/local"), Path("/opt")], list(map(Path, packages)))
 
 
 def prepare_cuda(roots: Iterable[Path], packages: Iterable[Path]) -> None:
     """Set CUDA_HOME and CPLUS_INCLUDE_PATH where torch's own choice of a toolkit cannot compile.
 
-    torch takes the folder above `nvcc`, but that nvcc may be a wrapper outside the toolkit. The headers of cuSPARSE,
-    cuBLAS and cuSOLVER are often only in pip's packages. A CUDA_HOME that the user has set stays.
-
-    Args:
-        roots: folders that may hold a toolkit of torch's CUDA version, as `cuda-13.0`, `cuda-13*` or `cuda`.
-        packages: pip's `nvidia` folders.
+    torch takes the folder above `nvcc`, but that nvcc may be a wrapper outside the toolkit. `roots` may hold a toolkit
+    of torch's CUDA version, as `cuda-13.0`, `cuda-13*` or `cuda`. The headers of cuSPARSE, cuBLAS and cuSOLVER are
+    often only in `packages`, pip's `nvidia` folders. A CUDA_HOME that the user has set stays.
     """
     version = torch.version.cuda or ""
     if not {"CUDA_HOME", "CUDA_PATH"} & os.environ.keys() and not _is_toolkit(cpp_extension.CUDA_HOME):
@@ -64,8 +61,7 @@ def toolchain_problems() -> list[str]:
         problems.append(f"no C++ compiler ({compiler}): install g++ (Debian: apt-get install g++), or set CXX")
     if shutil.which("ninja") is None:
         problems.append("no ninja on PATH: pip install ninja, and activate the environment (. .venv/bin/activate)")
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not header.exists():
+    if not (header := Path(sysconfig.get_paths()["include"], "Python.h")).exists():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         problems.append(f"no {header}: install Python's headers (Debian: apt-get install python{version}-dev)")
     if not on_gpu():

@@ -1,0 +1,1 @@
+"""What each launch script does, under the same name."""

@@ -27,11 +27,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def begin(config: "Config", trains: bool = True) -> "Ranks":
-    """Build what DeepSpeed compiles, join the launcher's process group, and agree on an Adam that every rank has.
+    """Build what DeepSpeed compiles, and join the launcher's process group.
 
-    Args:
-        config: of the job; its `torch_adam` may change.
-        trains: whether the job has an optimizer.
+    If the job trains, the ranks also agree on an Adam that all of them have: `torch_adam` of the config may change.
     """
     from fast_electra.hosts import operators
     from fast_electra.training.engines import start_ranks
@@ -46,9 +44,7 @@ def begin(config: "Config", trains: bool = True) -> "Ranks":
 def run(name: str, main: Callable[[], None]) -> None:
     """Run a job. A user's mistake becomes exit code 2 and one line on stderr, from one rank of each machine.
 
-    Args:
-        name: of the script, the beginning of that line.
-        main: the job.
+    The line begins with `name`, that of the script.
     """
     try:
         main()

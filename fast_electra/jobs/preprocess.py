@@ -56,9 +56,8 @@ def destination(config: Config, output: Path | None, part: int | None) -> Path:
     Raises:
         UserError: there is no such folder, or an argument is wrong. This is found before any work.
     """
-    if output is None and config.run.replacement.store is not None:
-        output = Path(config.run.replacement.store)
-    if output is None:
+    named = output or config.run.replacement.store
+    if named is None:
         raise UserError("no output folder: pass --output DIR or set fast_electra.replacement.store")
     if config.run.objective != "rtd":
         raise UserError(
@@ -66,18 +65,14 @@ def destination(config: Config, output: Path | None, part: int | None) -> Path:
         )
     if part is not None and part < 1:
         raise UserError(f"--part is the number of sequences of a file: at least 1, not {part}")
-    return output
+    return Path(named)
 
 
 def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -> None:
-    """Write the store of a run, or what is missing of it.
+    """Write the store of a run into the folder `output`, or what is missing of it.
 
-    Args:
-        config: of the run.
-        output: folder of the store.
-        ranks: this process's place among all.
-        part: sequences of a file, from LEAST to MOST; by default, each rank writes PARTS files. An unfinished store
-            keeps its own number.
+    A file holds `part` sequences. By default each rank writes PARTS files of LEAST to MOST sequences. An unfinished
+    store keeps its own number.
 
     Raises:
         UserError: the run cannot be stored in this way, or the folder holds something else.
@@ -88,6 +83,8 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
         if ranks.rank == 0:
             print(f"{output} is complete ({manifest.plan.sequences:,} sequences)")
         return
+    if part is None:
+        part = min(MOST, max(LEAST, ceil_div(config.run.updates * config.sequences, PARTS * ranks.world)))
     store = begin(config, corpus, build_distribution(config, corpus, ranks), output, ranks, part)
     try:
         write_parts(store, ranks)
@@ -115,48 +112,32 @@ class Store:
 
     def micro_batches(self, part: Part) -> Iterator[tuple[TokenBatch, float | None]]:
         """Yield the sequences of a part, and for kind `fixed` the strength at which they are drawn."""
-        size, batch = self.micro_batch, self.config.sequences
+        batch = self.config.sequences
         sequences = self.corpus.heldout if part.set.source == "heldout" else self.corpus.train
         assert sequences is not None
         start = part.first
         while start < part.stop:
-            stop, strength = min(start + size, part.stop), part.set.value
-            if part.set.source != "train":
-                samples = torch.arange(start, stop)
-                yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), strength
-            else:
-                if self.strengths:  # a micro-batch has one strength, so it does not cross an update's end
-                    update = start // batch
-                    stop, strength = min(stop, (update + 1) * batch), self.strengths[update]
+            stop, strength = min(start + self.micro_batch, part.stop), part.set.value
+            if part.set.source == "train" and self.strengths:  # a micro-batch does not cross an update's end
+                update = start // batch
+                stop, strength = min(stop, (update + 1) * batch), self.strengths[update]
+            samples = torch.arange(start, stop)
+            if part.set.source == "train":
                 which, epochs = sequences.order(self.config.run.seed, start, stop)
-                yield read_batch(sequences, torch.arange(start, stop), which, epochs), strength
+                yield read_batch(sequences, samples, which, epochs), strength
+            else:
+                yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), strength
             start = stop
 
 
 def begin(
-    config: Config,
-    corpus: Corpus,
-    drawn_by: tuple[Distribution, dict[str, Any]],
-    folder: Path,
-    ranks: Ranks,
-    part: int | None = None,
+    config: Config, corpus: Corpus, drawn_by: tuple[Distribution, dict[str, Any]], folder: Path, ranks: Ranks, part: int
 ) -> Store:
     """Plan the store and make its folder, which must be new or hold an unfinished store of the same plan.
 
-    Args:
-        config: of the run.
-        corpus: of the run.
-        drawn_by: the distribution, and facts about its auxiliary.
-        folder: of the store.
-        ranks: this process's place among all.
-        part: number of sequences of a file; see `write`.
-
-    Raises:
-        UserError: the run cannot be stored in this way, or the folder holds something else.
+    What draws comes with facts about its auxiliary. See also `write`.
     """
     distribution, auxiliary_facts = drawn_by
-    if part is None:
-        part = min(MOST, max(LEAST, ceil_div(config.run.updates * config.sequences, PARTS * ranks.world)))
     strengths, plan = plan_store(config, corpus, distribution, auxiliary_facts, part)
     begun = folder / PLAN
     if begun.exists():
@@ -230,8 +211,7 @@ def _is_complete(store: Store, part: Part) -> bool:
 
 def finish(store: Store) -> StoreManifest:
     """Hash all parts and write the manifest, which makes the store complete."""
-    parts = list(store.plan.parts())
-    paths = [store.folder / part.name for part in parts]
+    paths = [store.folder / part.name for part in store.plan.parts()]
     positions = pieces = 0
     for path in paths:
         file = PartFile(path)

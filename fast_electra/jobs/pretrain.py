@@ -1,12 +1,17 @@
 """One pre-training run: what `launch/pretrain.py` starts on every rank."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
+from fast_electra.cost.estimate import checkpointing_advice
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher
 from fast_electra.model.files import save_model
@@ -23,6 +28,7 @@ from fast_electra.training.loop import NotFinite, Run, fit
 FREE = {
     *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
+    f"{SECTION}.model.activation_checkpointing",
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("comms_logger", "flops_profiler", "checkpoint"),
@@ -44,11 +50,10 @@ def train(config: Config, ranks: Ranks) -> None:
 
 def finish(run: Run) -> None:
     """Train a run that was built; see `train`."""
-    config, ranks, engine, objective = run.config, run.ranks, run.engine, run.objective
+    config, ranks, engine = run.config, run.ranks, run.engine
     folder, updates = Path(config.run.run), config.run.updates
     settled = config.to_json() | {"corpus_hash": run.corpus.hash, **run.auxiliary_facts}
-    resumed = checkpoint.newest(folder / "checkpoints", ranks)
-    start = 0
+    start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
         if resumed.name == checkpoint.name(updates) and _completed(folder):
@@ -62,6 +67,8 @@ def finish(run: Run) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", settled)
         print(_headline(run), flush=True)
+        if advice := checkpointing_advice(config, _memory(ranks.device)):
+            print(f"note: {advice}")
         for section in config.unread:
             print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
         monitor = Monitor(folder, updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
@@ -81,7 +88,7 @@ def finish(run: Run) -> None:
     weights = full_weights(engine)
     if ranks.rank == 0 and monitor is not None:
         tokenizer = run.corpus.tokenizer.hash
-        for part, kind, settings, of_part in objective.exports(weights):
+        for part, kind, settings, of_part in run.objective.exports(weights):
             save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
         write_examples(run, folder)
         monitor.close()
@@ -91,16 +98,23 @@ def finish(run: Run) -> None:
 
 
 def _headline(run: Run) -> str:
-    config, corpus, world = run.config, run.corpus, run.ranks.world
+    config, train, world = run.config, run.corpus.train, run.ranks.world
     millions = count_parameters(run.objective.model) / 1e6
-    dropped = corpus.train.dropped
     return (
         f"{config.run.objective} {config.run.recipe}: {millions:.{0 if millions >= 20 else 2}f} M parameters, "
         f"{config.dtype}, {world} process{'es' if world > 1 else ''} on {run.ranks.device.type}; "
-        f"{len(corpus.train):,} sequences of {config.run.corpus.sequence_length}, {config.sequences} an update, "
-        f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(corpus.train):.2f} epochs; "
-        f"left out: {dropped.documents} documents too short ({dropped.tokens} tokens)"
+        f"{len(train):,} sequences of {config.run.corpus.sequence_length}, {config.sequences} an update, "
+        f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(train):.2f} epochs; "
+        f"left out: {train.dropped.documents} documents too short ({train.dropped.tokens} tokens)"
     )
+
+
+def _memory(device: torch.device) -> float:
+    """Return the bytes of memory that this process may use: a GPU's, or its share of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    processes = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))  # deepspeed's name, torchrun's
+    return float(psutil.virtual_memory().total / int(processes))
 
 
 def _completed(folder: Path) -> bool:
@@ -116,9 +130,8 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
     try:
         before = _flat(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} cannot be read, so its checkpoints cannot be continued; name another run folder"
-        ) from None
+        remedy = "so its checkpoints cannot be continued; name another run folder"
+        raise UserError(f"{path} cannot be read, {remedy}") from None
     if different := _first_difference(before, _flat(json.loads(json.dumps(settled))), ""):
         key, was, is_now = different
         raise UserError(
@@ -128,12 +141,12 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
 
 
 def _flat(settled: dict[str, Any]) -> dict[str, Any]:
-    """The tree without the level `deepspeed`, whose keys users name without a prefix."""
+    """Return the tree without the level `deepspeed`, whose keys users name without a prefix."""
     return {key: value for key, value in settled.items() if key != "deepspeed"} | settled.get("deepspeed", {})
 
 
 def _first_difference(old: Any, new: Any, path: str) -> tuple[str, Any, Any] | None:
-    """The first key, in alphabetical order, whose values differ and must not; with both values."""
+    """Return the first key, in alphabetical order, whose values differ and must not; with both values."""
     if path in FREE or old == new:
         return None
     if not (isinstance(old, dict) and isinstance(new, dict)):

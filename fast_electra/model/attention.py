@@ -23,8 +23,7 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
     """
     position = torch.arange(length)
     offset = position[None, :] - position[:, None]  # key - query
-    half = buckets // 2
-    exact = half // 2
+    half, exact = buckets // 2, buckets // 4
     distance = offset.abs()
     logarithmic = torch.log(distance.clamp(min=1).double() / exact) / math.log(max_distance / exact) * (half - exact)
     far = (exact + logarithmic.long()).clamp(max=half - 1)
@@ -37,7 +36,7 @@ class RelativePositionBias(nn.Module):
     def __init__(self, buckets: int, max_distance: int, heads: int, start: str) -> None:
         """Make the table. `start` chooses its values before training: `zero` as in T5, or `local` (`_local_start`)."""
         super().__init__()
-        self.buckets, self.max_distance, self.start = buckets, max_distance, start
+        self.buckets, self.max_distance = buckets, max_distance
         self.table = nn.Parameter(torch.zeros(buckets, heads))
         self._bucket_LL: Tensor | None = None
         if start == "local":
@@ -82,7 +81,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None,
 def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: Dropout) -> Tensor:
     scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).add_(bias)
     if padding is not None:
-        scores_BHLL = scores_BHLL.add_(padding)
+        scores_BHLL.add_(padding)
     probabilities_BHLL = F.softmax(scores_BHLL, dim=-1)
     kept_BHLL = F.dropout(probabilities_BHLL, dropout) if isinstance(dropout, float) else dropout(probabilities_BHLL)
     return torch.matmul(kept_BHLL, v)
@@ -105,16 +104,13 @@ def attention(
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(head size) + bias + padding) v, with dropout on the probabilities: [B, H, L, D/H].
 
-    Args:
-        q: queries [B, H, L, D/H].
-        k: keys, same shape and dtype.
-        v: values, same shape and dtype.
-        bias: [1, H, L, L], same dtype, differentiable: the relative positions.
-        padding: [B, 1, 1, L], same dtype: 0 at real keys, the lowest finite number at padding; None if there is none.
-            It is not part of the bias because the bias's gradient is then summed over the batch only once.
-        dropout: a rate, or a function of the probabilities [B, H, L, L] that drops some (backend `matmul` only).
-        backend: a key of BACKENDS. The default is `sdpa` on a GPU, because its memory-efficient kernel takes a
-            differentiable bias. On a CPU it is `matmul`, the faster of the two in training (without gradients, `sdpa`
-            is faster).
+    Queries, keys and values are [B, H, L, D/H]. All tensors have one dtype.
+
+    - `bias`, [1, H, L, L], is differentiable: the relative positions.
+    - `padding`, [B, 1, 1, L], is 0 at real keys and the lowest finite number at padding; None if there is none. It is
+      not part of the bias because the bias's gradient is then summed over the batch only once.
+    - `dropout` is a rate, or a function of the probabilities [B, H, L, L] that drops some (backend `matmul` only).
+    - `backend` is a key of BACKENDS. The default is `sdpa` on a GPU, because its memory-efficient kernel takes a
+      differentiable bias. On a CPU it is `matmul`, the faster of the two in training (without gradients, `sdpa` is).
     """
     return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, padding, dropout)

@@ -28,13 +28,9 @@ class KeyedDropout:
         return dataclasses.replace(self, site=3 * layer)
 
     def hidden(self, x: Tensor, branch: int, positions_M: Tensor | None, length: int) -> Tensor:
-        """Drop features of hidden states.
+        """Drop features of hidden states in residual branch 0 or 1 of the layer.
 
-        Args:
-            x: [B, L, D]; or, if `positions_M` is given, the rows [M, D] at these flat positions.
-            branch: 0 or 1, the residual branch of the layer.
-            positions_M: int64, or None.
-            length: L.
+        They are [B, L, D]; or, if `positions_M` is given, the rows [M, D] at these flat positions. `length` is L.
         """
         if self.hidden_rate == 0.0:
             return x
@@ -47,7 +43,7 @@ class KeyedDropout:
 
     def attention(self, probabilities_BHLL: Tensor) -> Tensor:
         """Drop attention probabilities."""
-        heads, length = probabilities_BHLL.shape[1:3]
+        _, heads, length, _ = probabilities_BHLL.shape
         head_H1 = torch.arange(heads, device=probabilities_BHLL.device)[:, None]
         query_L = torch.arange(length, device=probabilities_BHLL.device)
         keys_BHL = randomness.key(self.keys_B[:, None, None], self.site + 2, head_H1, query_L)

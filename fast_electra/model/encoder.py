@@ -44,7 +44,7 @@ class EncoderSettings(Settings):
 
 
 class EncoderLayer(nn.Module):
-    """x = LN(x * omega + f(x)), where f is attention, then feed-forward. Omega is Admin's scale, 1 unless profiled."""
+    """x = LN(x * omega + f(x)), where f is attention, then feed-forward. Omega is Admin's scale, else 1."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         """Make the weights; `initialize` fills them."""
@@ -63,11 +63,7 @@ class EncoderLayer(nn.Module):
     def mix(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None, drop: KeyedDropout | None = None) -> Tensor:
         """Return the mixed values of the heads, [B, L, D]: the attention branch before its output projection.
 
-        Args:
-            x_BLD: hidden states.
-            bias: added to the attention scores, [1, H, L, L].
-            padding: the same for padding, [B, 1, 1, L]; None if there is none.
-            drop: what to drop in eval mode.
+        See `attention` for `bias` and `padding`, and `Encoder.forward` for `drop`.
         """
         b, length, d = x_BLD.shape
         q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
@@ -78,10 +74,6 @@ class EncoderLayer(nn.Module):
         else:
             mixed_BHLd = attention(q, k, v, bias, padding, backend="sdpa")
         return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
-
-    def attend(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Return the attention branch, before dropout and residual."""
-        return self.attention_output(self.mix(x_BLD, bias, padding))
 
     def feed(self, x_BLD: Tensor) -> Tensor:
         """Return the feed-forward branch, before dropout and residual."""
@@ -111,7 +103,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids [B, L] to hidden states [B, L, D]. Padding is never attended to; its own rows mean nothing."""
+    """Token ids [B, L] to hidden states [B, L, D]. Nothing attends to padding, where hidden states are undefined."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         """Make the weights; `initialize` fills them."""
@@ -120,9 +112,8 @@ class Encoder(nn.Module):
         self.hidden_size, self.vocabulary_size = settings.hidden_size, settings.vocabulary_size
         embedding_size = settings.embedding_size or settings.hidden_size
         self.embedding = nn.Embedding(settings.vocabulary_size, embedding_size)
-        self.embedding_projection = (
-            nn.Linear(embedding_size, settings.hidden_size) if embedding_size != settings.hidden_size else nn.Identity()
-        )
+        projected = embedding_size != self.hidden_size
+        self.embedding_projection = nn.Linear(embedding_size, self.hidden_size) if projected else nn.Identity()
         self.embedding_norm = nn.LayerNorm(settings.hidden_size)
         self.relative_bias = RelativePositionBias(
             settings.relative_buckets, settings.relative_max_distance, settings.heads, settings.relative_start
@@ -143,13 +134,10 @@ class Encoder(nn.Module):
         positions_M: Tensor | None = None,
         drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """Return hidden states [B, L, D]; with `positions_M`, only those at these flat positions, [M, D].
+        """Return hidden states [B, L, D]; with `positions_M`, int64, only those at these flat positions, [M, D].
 
-        Args:
-            tokens_BL: int64.
-            real_BL: bool, False at padding; None if there is none, which is faster.
-            positions_M: int64, positions whose hidden states are needed. The last layer then computes no others.
-            drop: what to drop in eval mode, if an augmentation asks for it.
+        The last layer then computes no others. `real_BL` is False at padding; None if there is none, which is faster.
+        `drop` says what to drop in eval mode, if an augmentation asks for it.
         """
         x_BLD = self.embed(tokens_BL)
         if drop is not None:
@@ -157,8 +145,8 @@ class Encoder(nn.Module):
         bias = self.relative_bias(tokens_BL.shape[1])[None]
         padding = None
         if real_BL is not None:  # the lowest finite number, because a row of -inf alone would become NaN
-            padding = torch.zeros_like(real_BL, dtype=bias.dtype)
-            padding = padding.masked_fill_(~real_BL, torch.finfo(bias.dtype).min)[:, None, None]
+            lowest = torch.finfo(bias.dtype).min
+            padding = torch.zeros_like(real_BL, dtype=bias.dtype).masked_fill_(~real_BL, lowest)[:, None, None]
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None
         for number, layer in enumerate(self.layers, start=1):
             inputs: tuple[Any, ...] = (x_BLD, bias, padding, positions_M if layer is self.layers[-1] else None)

@@ -19,46 +19,24 @@ DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 
 
 class Description(Settings):
-    """Contents of model.json.
-
-    Attributes:
-        kind: a key of KINDS.
-        encoder: sizes of the encoder.
-        hash: xxh3-128 of model.safetensors.
-        tokenizer: hash of the tokenizer.
-        evaluation: figures of the last evaluation.
-    """
+    """Contents of model.json, in which other facts may stand too."""
 
     model_config = ConfigDict(extra="allow")
 
-    kind: str
+    kind: str  # a key of KINDS
     encoder: EncoderSettings
-    hash: str
-    tokenizer: str = ""
-    evaluation: dict[str, Any] = {}
+    hash: str  # xxh3-128 of model.safetensors
+    tokenizer: str = ""  # its hash
+    evaluation: dict[str, Any] = {}  # figures of the last one
 
 
 def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Module:
-    """Return a new model.
-
-    Args:
-        kind: a key of KINDS.
-        settings: sizes.
-        seed: names the initial weights.
-    """
+    """Return a new model of a kind of KINDS."""
     return KINDS[kind](settings, seed)
 
 
 def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> None:
-    """Write the folder in one step; an older one is replaced.
-
-    Args:
-        folder: where to write.
-        kind: a key of KINDS.
-        settings: sizes of the encoder.
-        weights: all parameters by name.
-        facts: recorded beside the sizes: the tokenizer's hash, the figures of the last evaluation.
-    """
+    """Write the folder in one step; an older one is replaced. Facts are fields of `Description`, or others."""
     with atomic_folder(folder, DESCRIPTION, overwrite=True) as partial:
         save_file(weights, partial / WEIGHTS)
         grant(partial / WEIGHTS)
@@ -69,12 +47,8 @@ def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict
 def describe(folder: Path, remedy: str = "restore it or train the model again") -> dict[str, Any] | None:
     """Return what model.json says, with the keys of `Description`; None where the folder holds no model.
 
-    Args:
-        folder: as `save_model` wrote it.
-        remedy: what a user should do whose file is damaged.
-
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged. The message ends with `remedy`.
     """
     if not (folder / DESCRIPTION).exists():
         return None
@@ -84,13 +58,8 @@ def describe(folder: Path, remedy: str = "restore it or train the model again") 
 def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any]]:
     """Return the model in fp32 on the CPU, and its description.
 
-    Args:
-        folder: as `save_model` wrote it.
-        kind: a key of KINDS.
-        remedy: what a user should do whose folder holds no such model, or a damaged one.
-
     Raises:
-        UserError: the folder holds no model of this kind, or a file of it is missing or damaged.
+        UserError: the folder holds no model of this kind, or a damaged one. The message ends with `remedy`.
     """
     description, weights = describe(folder, remedy), folder / WEIGHTS
     if description is None:

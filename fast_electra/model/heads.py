@@ -12,31 +12,20 @@ from fast_electra.model.initialize import initialize
 
 
 class TokenEncoder(Protocol):
-    """What a main model must offer: ours does, and any existing encoder can.
+    """What a main model must offer: ours does, and any existing encoder can."""
 
-    Attributes:
-        hidden_size: D.
-        vocabulary_size: V.
-    """
-
-    hidden_size: int
-    vocabulary_size: int
+    hidden_size: int  # D
+    vocabulary_size: int  # V
 
     def __call__(self, tokens_BL: Tensor, real_BL: Tensor | None) -> Tensor:
         """Return hidden states [B, L, D] from int64 tokens; `real_BL` is False at padding, None if there is none."""
-        ...
 
 
 class MaskedLanguageModel(nn.Module):
     """p(. | i, x_masked): the auxiliary model. Its head is tied to the embedding and reads masked positions only."""
 
     def __init__(self, settings: EncoderSettings, seed: int = 0) -> None:
-        """Build a new model.
-
-        Args:
-            settings: sizes.
-            seed: determines the initial weights.
-        """
+        """Build a new model, whose initial weights the seed determines."""
         super().__init__()
         self.encoder = Encoder(settings)
         embedding_size = self.encoder.embedding.embedding_dim
@@ -53,14 +42,9 @@ class MaskedLanguageModel(nn.Module):
         hidden_only: bool = False,
         drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """Return logits at the masked positions, [M, V].
+        """Return logits at the masked positions, [M, V]; if `hidden_only`, what the vocabulary head multiplies, [M, E].
 
-        Args:
-            tokens_BL: int64.
-            real_BL: bool, False at padding; None if there is none.
-            positions_M: int64, flat indices.
-            hidden_only: return what the vocabulary head multiplies instead: [M, E].
-            drop: what to drop of a frozen model, if an augmentation asks for it.
+        See `Encoder.forward` for the other arguments.
         """
         hidden_MD = self.encoder(tokens_BL, real_BL, positions_M, drop)
         hidden_ME = self.norm(F.gelu(self.transform(hidden_MD)))
@@ -83,11 +67,7 @@ class Discriminator(nn.Module):
     """The main model: for each position, the logit of "this token was replaced"."""
 
     def __init__(self, encoder: TokenEncoder) -> None:
-        """Put a new head on an encoder, which keeps its weights; `new` makes both.
-
-        Args:
-            encoder: an `nn.Module`.
-        """
+        """Put a new head on an encoder, an `nn.Module` that keeps its weights; `new` makes both."""
         super().__init__()
         self.encoder = encoder
         self.transform = nn.Linear(encoder.hidden_size, encoder.hidden_size)
@@ -95,12 +75,7 @@ class Discriminator(nn.Module):
 
     @classmethod
     def new(cls, settings: EncoderSettings, seed: int = 0) -> Self:
-        """Build a new model.
-
-        Args:
-            settings: sizes.
-            seed: determines the initial weights.
-        """
+        """Build a new model, whose initial weights the seed determines."""
         encoder = Encoder(settings)
         model = cls(encoder)
         initialize(model, encoder, seed)

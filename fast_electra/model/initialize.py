@@ -13,12 +13,7 @@ def initialize(model: nn.Module, encoder: Encoder, seed: int) -> None:
     """Fill every weight of a model from the seed alone, so that all ranks have the same.
 
     Linear and embedding weights are normal with the settings' standard deviation. Biases are 0, LayerNorms 1 and 0. The
-    relative bias keeps its start. With `admin`, the residual scales omega are then profiled.
-
-    Args:
-        model: the whole model.
-        encoder: its encoder.
-        seed: determines the weights.
+    relative bias keeps its start. With `admin`, the residual scales omega of its encoder are then profiled.
     """
     std = encoder.settings.initial_std
     generator = torch.Generator().manual_seed(seed)
@@ -26,7 +21,7 @@ def initialize(model: nn.Module, encoder: Encoder, seed: int) -> None:
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, std, generator=generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if isinstance(module, nn.Linear):
                 module.bias.zero_()
     if encoder.settings.initialization == "admin":
         profile(encoder, seed)
@@ -39,24 +34,20 @@ def profile(encoder: Encoder, seed: int) -> None:
     Admin sends one batch through the network with all omega = 1 and measures the variance of each residual branch.
     Each residual connection then weighs as much as all the branches that it carries.
     """
-    was_training = encoder.training
     encoder.eval()
     counters = torch.arange(PROFILE_SEQUENCES * PROFILE_LENGTH).view(PROFILE_SEQUENCES, PROFILE_LENGTH)
     tokens_BL = randomness.key(seed, counters) % encoder.settings.vocabulary_size
     x_BLD = encoder.embed(tokens_BL)
     bias = encoder.relative_bias(PROFILE_LENGTH)[None]
     total = x_BLD.var()
-    scales = []
     for layer in encoder.layers:
         assert isinstance(layer, EncoderLayer)
-        branch = layer.attend(x_BLD, bias)
-        scales.append((layer.attention_omega, total.sqrt()))
+        branch = layer.attention_output(layer.mix(x_BLD, bias, padding=None))
+        layer.attention_omega.fill_(total.sqrt())
         total = total + branch.var()
         x_BLD = layer.attention_norm(x_BLD + branch)
         branch = layer.feed(x_BLD)
-        scales.append((layer.ffn_omega, total.sqrt()))
+        layer.ffn_omega.fill_(total.sqrt())
         total = total + branch.var()
         x_BLD = layer.ffn_norm(x_BLD + branch)
-    for omega, scale in scales:
-        omega.fill_(float(scale))
-    encoder.train(was_training)
+    encoder.train()

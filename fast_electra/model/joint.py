@@ -1,6 +1,5 @@
 """Both models of joint training in one module. They may share their token embedding (section 2)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,34 +14,30 @@ class JointModel(nn.Module):
     """An auxiliary model and a main model that one optimizer trains together."""
 
     def __init__(self, settings: EncoderSettings, auxiliary_layers: int, sharing: str, seed: int = 0) -> None:
-        """Build both models.
+        """Build both models. `settings` are those of the main model, and of the auxiliary except for its layers.
 
-        Args:
-            settings: sizes of the main model, and of the auxiliary except for its layers.
-            auxiliary_layers: layers of the auxiliary.
-            sharing: of the token embedding. "shared" is ELECTRA's: both losses train one table. With
-                "gradient_disentangled" (DeBERTaV3) the main model adds a table of its own, which starts at zero, to the
-                auxiliary's, which is a constant for it. "none" gives each model its own.
-            seed: determines the initial weights.
+        Sharing "shared" is ELECTRA's: both losses train one embedding table. With "gradient_disentangled" (DeBERTaV3)
+        the main model adds a table of its own, which starts at zero, to the auxiliary's, which is a constant for it.
+        "none" gives each model its own.
         """
         super().__init__()
         self.sharing = sharing
         self.auxiliary = MaskedLanguageModel(settings.model_copy(update={"layers": auxiliary_layers}), seed)
         self.main = Discriminator.new(settings, seed)
-        encoder = self.main.encoder
+        encoder, embedding = self.main.encoder, self.auxiliary.encoder.embedding
         assert isinstance(encoder, Encoder)
         if sharing == "shared":
-            encoder.embedding = self.auxiliary.encoder.embedding
+            encoder.embedding = embedding
         elif sharing == "gradient_disentangled":
-            encoder.embedding = DisentangledEmbedding(self.auxiliary.encoder.embedding)
+            encoder.embedding = DisentangledEmbedding(embedding)
 
     def forward(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor | None = None) -> Tensor:
         """Return the auxiliary's logits [M, V] if `positions_M` are given; else the main model's logits [B, L]."""
-        if positions_M is not None:
-            logits_MV: Tensor = self.auxiliary(tokens_BL, real_BL, positions_M)
-            return logits_MV
-        logits_BL: Tensor = self.main(tokens_BL, real_BL)
-        return logits_BL
+        if positions_M is None:
+            logits: Tensor = self.main(tokens_BL, real_BL)
+        else:
+            logits = self.auxiliary(tokens_BL, real_BL, positions_M)
+        return logits
 
     def split(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the complete weights of the main model and of the auxiliary from the module's weights by name."""
@@ -64,8 +59,7 @@ class DisentangledEmbedding(nn.Embedding):
         """Add to `base`, the embedding of the auxiliary."""
         super().__init__(base.num_embeddings, base.embedding_dim)
         self._base = (base,)  # in a tuple, so that it is no submodule: its parameter has one name, the auxiliary's
-        with torch.no_grad():
-            self.weight.zero_()
+        nn.init.zeros_(self.weight)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Return embeddings [B, L, E]."""

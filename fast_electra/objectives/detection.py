@@ -1,16 +1,17 @@
-"""The figures of replaced-token detection, for whatever corrupted the sequences (section 2)."""
+"""The figures of replaced-token detection, shared by objectives rtd and joint (section 2)."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fast_electra.batch import CorruptedBatch
-from fast_electra.objectives.objective import Row, Sums, heldout
+from fast_electra.objectives.objective import Forward, Row, Sums
 
 # The AUC is read from two histograms of the logits. They add over ranks; single scores would not.
 BINS, RANGE = 1024, 16.0
-PRIOR = 10.0  # pseudo-count: how many occurrences of a token the overall replacement rate is worth
+PRIOR = 10.0  # smoothing: the mean replacement rate weighs as much as so many occurrences of a token
 
 
 class Judged(NamedTuple):
@@ -20,18 +21,18 @@ class Judged(NamedTuple):
     logits_BL: Tensor  # float32, of "this token was replaced"
 
 
+def judge(forward: Forward, corrupted: CorruptedBatch) -> Judged:
+    """Run the main model on corrupted sequences."""
+    return Judged(corrupted, forward(corrupted.tokens_BL, corrupted.masked.original.attended_BL).float())
+
+
 @torch.no_grad()
 def detection_sums(judged: Judged, loss_sum: Tensor) -> Sums:
-    """Return the additive figures of one micro-batch. Nothing here waits for the device.
+    """Return the additive figures of one micro-batch, whose losses add up to `loss_sum`; nothing waits for the device.
 
-    Args:
-        judged: sequences and logits.
-        loss_sum: sum of the loss over all tokens that are not padding.
-
-    Returns:
-        `loss`; `tokens`, and how many are `replaced`, `predicted` to be, and rightly so (`found`); `masked` positions,
-        and there the sums of `entropy` and of `original_probability` (NaN if they are not known); and `logits_2K`,
-        histograms of the logits of original and of replaced tokens.
+    They are `loss`; `tokens` without padding, and how many are `replaced`, `predicted` to be, and rightly so (`found`);
+    `masked` positions, and there the sums of `entropy` and of `original_probability` (NaN if they are not known); and
+    `logits_2K`, histograms of the logits of original and of replaced tokens.
     """
     (corrupted, logits_BL), draws = judged, judged.corrupted.draws
     replaced_BL, real_BL = corrupted.replaced_BL, corrupted.masked.original.real_BL
@@ -58,18 +59,19 @@ def detection_summary(sums: Sums) -> Row:
     The last two measure the curriculum: how undecided the distribution of replacements is (nats, mean over masked
     positions), and how probable the original token is. They are None if replacements come from an offline store.
     """
-    loss, tokens, replaced, predicted, found, masked, entropy, original = (
-        float(sums[name])
-        for name in ("loss", "tokens", "replaced", "predicted", "found", "masked", "entropy", "original_probability")
-    )
+
+    def ratio(part: str, whole: str) -> float | None:
+        quotient = float(sums[part] / sums[whole])
+        return None if math.isnan(quotient) else quotient
+
     return {
-        "loss": loss / tokens,
-        "replaced_fraction": replaced / tokens,
-        "recall": found / replaced if replaced else None,
-        "precision": found / predicted if predicted else None,
+        "loss": float(sums["loss"] / sums["tokens"]),
+        "replaced_fraction": ratio("replaced", "tokens"),
+        "recall": ratio("found", "replaced"),
+        "precision": ratio("found", "predicted"),
         "auc": auc(*sums["logits_2K"]),
-        "replacement_entropy": entropy / masked if entropy == entropy else None,
-        "original_probability": original / masked if original == original else None,
+        "replacement_entropy": ratio("entropy", "masked"),
+        "original_probability": ratio("original_probability", "masked"),
     }
 
 
@@ -77,9 +79,7 @@ def detection_summary(sums: Sums) -> Row:
 def token_counts(corrupted: CorruptedBatch, vocabulary_size: int) -> Sums:
     """Count how often each token is original and how often it is a replacement: float64 [2, V].
 
-    Args:
-        corrupted: the sequences; their source names the sum, `heldout_2V` or `reference_2V`.
-        vocabulary_size: V.
+    The sum is named after the source of the sequences: `heldout_2V` or `reference_2V`.
     """
     return {f"{corrupted.masked.original.source}_2V": _counts(corrupted.tokens_BL, vocabulary_size, corrupted)}
 
@@ -95,11 +95,8 @@ def _counts(value_BL: Tensor, values: int, corrupted: CorruptedBatch) -> Tensor:
 def auc(negatives: Tensor, positives: Tensor) -> float | None:
     """Return the area under the ROC curve: the probability that a positive scores higher than a negative.
 
-    Ties count half. The result is None if a class is empty.
-
-    Args:
-        negatives: counts per score level, lowest level first.
-        positives: likewise.
+    Both classes are given as counts per score level, lowest level first. Ties count half. The result is None if a class
+    is empty.
     """
     pairs = negatives.sum() * positives.sum()
     if not float(pairs):
@@ -109,15 +106,11 @@ def auc(negatives: Tensor, positives: Tensor) -> float | None:
 
 
 def auc_token_identity(heldout_2V: Tensor, reference_2V: Tensor) -> float | None:
-    """Return the best AUC that a token alone allows, without its context.
+    """Return the best AUC that a token alone allows, without its context, from two results of `token_counts`.
 
-    Each token is scored by its rate of being a replacement. The rate is estimated on other sequences than those that
-    are judged. On the same sequences, rare tokens would be known by heart, and the AUC would be far above what any
-    model could reach.
-
-    Args:
-        heldout_2V: counts of each token as an original and as a replacement, on the sequences that are judged.
-        reference_2V: the same on other sequences; the rates of rare tokens are drawn towards the mean rate.
+    Each token of the held-out sequences is scored by its rate of being a replacement in the reference sequences. On the
+    same sequences, rare tokens would be known by heart, and the AUC would be far above what any model could reach. The
+    rates of rare tokens are drawn towards the mean rate.
     """
     mean = reference_2V[1].sum() / reference_2V.sum()
     rate_V = (reference_2V[1] + PRIOR * mean) / (reference_2V.sum(0) + PRIOR)
@@ -127,5 +120,7 @@ def auc_token_identity(heldout_2V: Tensor, reference_2V: Tensor) -> float | None
 
 def detection_evaluation(sums: Sums) -> Row:
     """Return an evaluation row from sums of `detection_sums` and both `token_counts`."""
-    identity = auc_token_identity(sums["heldout_2V"], sums["reference_2V"])
-    return heldout(detection_summary(sums)) | {"heldout_auc_token_identity": identity}
+    figures = detection_summary(sums) | {
+        "auc_token_identity": auc_token_identity(sums["heldout_2V"], sums["reference_2V"])
+    }
+    return {f"heldout_{name}": figure for name, figure in figures.items()}

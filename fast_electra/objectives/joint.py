@@ -1,8 +1,4 @@
-"""L_MLM + lambda L_RTD: an auxiliary model trained together with the main model (section 2).
-
-This is the way of ELECTRA and METRO, to compare with. It shares the loader, the loop, the masks and the figures with
-Fast-ELECTRA: only what differs is here.
-"""
+"""L_MLM + lambda L_RTD: the auxiliary trained together with the main model, as in ELECTRA and METRO (section 2)."""
 
 from typing import Annotated
 
@@ -48,12 +44,12 @@ class Joint:
 
     def judge(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Judged:
         """Corrupt the batch by draws from the auxiliary and return it with the main model's logits."""
-        return self._judge(forward, self._corrupt(forward, batch)[0])
+        return detection.judge(forward, self._corrupt(forward, batch)[0])
 
     def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
         """See `Objective`; the sums are those of `masked_loss` and of `detection.detection_sums`."""
         corrupted, mlm_sum, sums = self._corrupt(forward, batch)
-        judged = self._judge(forward, corrupted)
+        judged = detection.judge(forward, corrupted)
         rtd_sum = replaced_loss(judged)
         loss = mlm_sum / batch.global_masked + self.settings.loss_weight * (rtd_sum / batch.global_tokens)
         return loss, sums | detection.detection_sums(judged, rtd_sum)
@@ -71,9 +67,6 @@ class Joint:
                 draws = Draws(masked.original_M)
             return replace(masked, draws), mlm_sum, sums
 
-    def _judge(self, forward: Forward, corrupted: CorruptedBatch) -> Judged:
-        return Judged(corrupted, forward(corrupted.tokens_BL, corrupted.masked.original.attended_BL).float())
-
     def summary(self, sums: Sums) -> Row:
         """Return detection's figures, and `loss`, the whole objective, with its parts `mlm_loss` and `rtd_loss`."""
         row = detection.detection_summary(sums)
@@ -87,7 +80,7 @@ class Joint:
         counts = detection.token_counts(corrupted, self.model.main.encoder.vocabulary_size)
         if batch.source == "reference":
             return counts
-        judged = self._judge(forward, corrupted)
+        judged = detection.judge(forward, corrupted)
         return sums | detection.detection_sums(judged, replaced_loss(judged)) | counts
 
     def evaluation(self, sums: Sums) -> Row:
@@ -99,8 +92,9 @@ class Joint:
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
         """Return the main model, and the auxiliary, which Fast-ELECTRA can use: `auxiliary.run=RUN/auxiliary`."""
         main, auxiliary = self.model.split(weights)
-        assert isinstance(self.model.main.encoder, Encoder)
+        encoder = self.model.main.encoder
+        assert isinstance(encoder, Encoder)
         return [
-            Export("model", "rtd", self.model.main.encoder.settings, main),
+            Export("model", "rtd", encoder.settings, main),
             Export("auxiliary/model", "mlm", self.model.auxiliary.encoder.settings, auxiliary),
         ]

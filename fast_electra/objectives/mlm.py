@@ -35,10 +35,8 @@ class MLM:
 
     def summary(self, sums: Sums) -> Row:
         """Return `loss` and `accuracy`."""
-        return {
-            "loss": float(sums["mlm_loss"] / sums["masked"]),
-            "accuracy": float(sums["correct"] / sums["masked"]),
-        }
+        loss, accuracy = (float(sums[name] / sums["masked"]) for name in ("mlm_loss", "correct"))
+        return {"loss": loss, "accuracy": accuracy}
 
     def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
         """Return the sums of `loss`."""

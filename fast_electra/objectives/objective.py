@@ -23,52 +23,33 @@ class Export(NamedTuple):
 
 
 class Objective(Protocol):
-    """A model and its loss.
+    """A model and its loss."""
 
-    Attributes:
-        name: its name in a config.
-        parameter: what the curriculum's strength is called in rows; None if there is no curriculum.
-        sources: the evaluation sets that `evaluate` reads: "heldout", and "reference" (training sequences) if a figure
-            needs them.
-    """
-
-    name: str
-    parameter: str | None
-    sources: tuple[str, ...]
+    name: str  # in a config
+    parameter: str | None  # what the curriculum's strength is called in rows; None if there is no curriculum
+    sources: tuple[str, ...]  # the sets that `evaluate` reads: "heldout", and perhaps "reference" (training sequences)
 
     @property
     def model(self) -> nn.Module:
         """What is trained."""
-        ...
 
     def strength(self, u: float) -> float | None:
         """Return the curriculum's strength at the fraction u of the updates; None if there is no curriculum."""
-        ...
 
     def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
         """Return this micro-batch's share of the global batch's mean loss, and sums for `summary`.
 
         The shares of all micro-batches and ranks add up to the mean.
         """
-        ...
 
     def summary(self, sums: Sums) -> Row:
         """Return a row of metrics.jsonl from the summed sums of `loss`."""
-        ...
 
     def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
         """Return sums for `evaluation`, from a batch of one of the evaluation sets: `batch.source` names it."""
-        ...
 
     def evaluation(self, sums: Sums) -> Row:
         """Return an evaluation row from the summed sums of `evaluate`."""
-        ...
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
         """Return the models that a finished run leaves, from the weights of `model` by parameter name."""
-        ...
-
-
-def heldout(row: Row) -> Row:
-    """Return the row under the names of held-out figures."""
-    return {f"heldout_{name}": figure for name, figure in row.items()}

@@ -3,14 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fast_electra.batch import TokenBatch
+from fast_electra.batch import CorruptedBatch, TokenBatch
 from fast_electra.corruption import Masking, corrupt
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives import detection
 from fast_electra.objectives.detection import Judged
-from fast_electra.objectives.objective import Export, Forward, Row, Sums
+from fast_electra.objectives.objective import Export, Forward, Sums
 from fast_electra.replacement.distribution import Distribution
 
 
@@ -19,6 +19,8 @@ class RTD:
 
     name = "rtd"
     sources: tuple[str, ...] = ("heldout", "reference")
+    summary = staticmethod(detection.detection_summary)
+    evaluation = staticmethod(detection.detection_evaluation)
 
     def __init__(
         self, model: Discriminator, distribution: Distribution, curriculum: CurriculumSettings, masking: Masking
@@ -33,9 +35,11 @@ class RTD:
 
     def judge(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Judged:
         """Corrupt the batch and return it with the model's logits."""
+        return detection.judge(forward, self._corrupt(batch, strength))
+
+    def _corrupt(self, batch: TokenBatch, strength: float | None) -> CorruptedBatch:
         assert strength is not None
-        corrupted = corrupt(batch, self.masking, self.distribution, strength)
-        return Judged(corrupted, forward(corrupted.tokens_BL, batch.attended_BL).float())
+        return corrupt(batch, self.masking, self.distribution, strength)
 
     def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
         """See `Objective`; the sums are those of `detection.detection_sums`."""
@@ -43,23 +47,14 @@ class RTD:
         loss_sum = replaced_loss(judged)
         return loss_sum / batch.global_tokens, detection.detection_sums(judged, loss_sum)
 
-    def summary(self, sums: Sums) -> Row:
-        """See `detection.detection_summary`."""
-        return detection.detection_summary(sums)
-
     def evaluate(self, forward: Forward, batch: TokenBatch, strength: float | None) -> Sums:
-        """See `Objective`. Reference sequences only count tokens: the model does not run on them."""
+        """See `Objective`. Of reference sequences only the tokens are counted: the model does not run."""
+        corrupted = self._corrupt(batch, strength)
+        counts = detection.token_counts(corrupted, self.model.encoder.vocabulary_size)
         if batch.source == "reference":
-            assert strength is not None
-            corrupted = corrupt(batch, self.masking, self.distribution, strength)
-            return detection.token_counts(corrupted, self.model.encoder.vocabulary_size)
-        judged = self.judge(forward, batch, strength)
-        counts = detection.token_counts(judged.corrupted, self.model.encoder.vocabulary_size)
+            return counts
+        judged = detection.judge(forward, corrupted)
         return detection.detection_sums(judged, replaced_loss(judged)) | counts
-
-    def evaluation(self, sums: Sums) -> Row:
-        """See `detection.detection_evaluation`."""
-        return detection.detection_evaluation(sums)
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
         """Return the main model."""

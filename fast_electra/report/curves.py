@@ -51,39 +51,21 @@ SPEED = Panel("Speed", (Curve("tokens_per_second", "tokens/s", BLUE),), left_for
 LEARNING_RATE = Curve("learning_rate", "learning rate", BLUE, exact=True)
 NORM = Curve("gradient_norm", "gradient norm (right)", ORANGE, right=True)
 RATE = Panel("Learning rate and gradient norm", (LEARNING_RATE, NORM))
-CURRICULUM = Panel(
-    "Curriculum and replaced tokens",
-    (
-        Curve("temperature", "temperature T", BLUE, exact=True),
-        Curve("gamma", "gamma", BLUE, exact=True),
-        Curve("replaced_fraction", "replaced, of all tokens (right)", ORANGE, right=True),
-    ),
-    right_format="percent",
+TEMPERATURE = Curve("temperature", "temperature T", BLUE, exact=True)
+GAMMA = Curve("gamma", "gamma", BLUE, exact=True)
+REPLACED = Curve("replaced_fraction", "replaced, of all tokens (right)", ORANGE, right=True)
+CURRICULUM = Panel("Curriculum and replaced tokens", (TEMPERATURE, GAMMA, REPLACED), right_format="percent")
+ENTROPY = Curve("replacement_entropy", "entropy (nats)", BLUE)
+ORIGINAL = Curve("original_probability", "probability of the original (right)", ORANGE, right=True)
+HARDNESS = Panel("How hard the replacements are", (ENTROPY, ORIGINAL), right_format="percent")
+FOUND = (
+    Curve("auc", "AUC", BLUE, "heldout_auc"),
+    Curve("precision", "precision", ORANGE, "heldout_precision", "s"),
+    Curve("recall", "recall", GREEN, "heldout_recall", "^"),
 )
-HARDNESS = Panel(
-    "How hard the replacements are",
-    (
-        Curve("replacement_entropy", "entropy (nats)", BLUE),
-        Curve("original_probability", "probability of the original (right)", ORANGE, right=True),
-    ),
-    right_format="percent",
-)
-FINDING = Panel(
-    "Finding the replaced tokens",
-    (
-        Curve("auc", "AUC", BLUE, "heldout_auc"),
-        Curve("precision", "precision", ORANGE, "heldout_precision", "s"),
-        Curve("recall", "recall", GREEN, "heldout_recall", "^"),
-    ),
-    dashed="heldout_auc_token_identity",
-    limits=(0, 1),
-)
-ACCURACY = Panel(
-    "Accuracy at masked positions",
-    (Curve("accuracy", "training", BLUE, "heldout_mlm_accuracy"),),
-    left_format="percent",
-    limits=(0, None),
-)
+FINDING = Panel("Finding the replaced tokens", FOUND, dashed="heldout_auc_token_identity", limits=(0, 1))
+RIGHT = Curve("accuracy", "training", BLUE, "heldout_mlm_accuracy")
+ACCURACY = Panel("Accuracy at masked positions", (RIGHT,), left_format="percent", limits=(0, None))
 MLM_LOSS = Curve("mlm_loss", "MLM", BLUE, "heldout_mlm_loss")
 RTD_LOSS = Curve("rtd_loss", "detection (right)", ORANGE, "heldout_loss", right=True)
 PANELS = {
@@ -98,20 +80,16 @@ def draw_panels(objective: str, updates: list[Row], evaluations: list[Row], pref
 
     Each id within an SVG begins with `prefix`, so that one page can hold several.
     """
-    drawn = []
-    for index, panel in enumerate(PANELS[objective]):
-        if any(len(_points(updates, curve.key)[0]) for curve in panel.curves):
-            with matplotlib.rc_context(STYLE):
-                svg = _svg(_figure(panel, updates, evaluations), f"{prefix}{index}-", panel.title)
-            drawn.append((panel.title, svg))
-    return drawn
+    with matplotlib.rc_context(STYLE):
+        return [
+            (panel.title, _svg(_figure(panel, updates, evaluations), f"{prefix}{index}-", panel.title))
+            for index, panel in enumerate(PANELS[objective])
+            if any(len(_points(updates, curve.key)[0]) for curve in panel.curves)
+        ]
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """Return the medians, float64 [n], of a centred window of 1/MEDIAN_SHARE of the n values (at least 5).
-
-    The window is cut short at both ends.
-    """
+    """Return the medians, float64 [n], of a centred window of 1/MEDIAN_SHARE of the n values (at least 5)."""
     half = max(2, len(values) // MEDIAN_SHARE // 2)
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
@@ -172,8 +150,8 @@ def _draw_line(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray) -> None:
         raw_x, raw_y, middle_x, middle_y = x, y, x, y
         if len(x) > 2 * BINS:
             xs, ys = np.array_split(x, BINS), np.array_split(y, BINS)
-            raw_x = np.array([part[[0, -1]] for part in xs]).reshape(-1)
-            raw_y = np.array([(part.min(), part.max()) for part in ys]).reshape(-1)
+            raw_x = np.concatenate([part[[0, -1]] for part in xs])
+            raw_y = np.concatenate([(part.min(), part.max()) for part in ys])
             middle_x, middle_y = np.array([part.mean() for part in xs]), np.array([np.median(part) for part in ys])
         axes.plot(raw_x, raw_y, color=curve.colour, alpha=0.25, linewidth=0.6, zorder=2)
         axes.plot(middle_x, running_median(middle_y), zorder=3, **line)
@@ -183,10 +161,9 @@ def _svg(figure: Figure, prefix: str, title: str) -> str:
     """Return the figure as a scalable `<svg>` element without references to other files; `prefix` begins its ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    _, _, svg = buffer.getvalue().partition("<svg")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::\w+)?|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", svg)
+    attributes, _, content = svg.partition(">")
+    svg = "<svg" + re.sub(r'\s(?:xmlns(?::\w+)?|width|height)="[^"]*"', "", attributes) + ">" + content
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

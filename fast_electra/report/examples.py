@@ -14,12 +14,8 @@ from fast_electra.training.loop import EXAMPLES, Run, evaluation_batch, evaluati
 def write_examples(run: Run, folder: Path) -> None:
     """Write examples.json after a run: held-out sequences as the main model sees them.
 
-    Each token of the corrupted sequence stands with what it was and the predicted probability. Only detection has such
+    Each token of the corrupted sequence has what it was and the predicted probability. Only detection has such
     examples: for other objectives, and without held-out sequences, nothing is written. One rank may call this alone.
-
-    Args:
-        run: what was trained.
-        folder: the run folder.
     """
     objective, heldout, update = run.objective, run.corpus.heldout, run.config.run.updates
     if not isinstance(objective, RTD | Joint) or heldout is None:
@@ -29,25 +25,17 @@ def write_examples(run: Run, folder: Path) -> None:
     run.engine.eval()
     corrupted, logits_BL = objective.judge(run.engine, batch, run.strength(update))
     run.engine.train()
-    probability_BL, piece = logits_BL.sigmoid().cpu(), run.corpus.tokenizer.piece
-    shown_BL, original_BL = corrupted.tokens_BL.cpu(), batch.tokens_BL.cpu()
-    sequences = [
-        {
-            "tokens": [
-                {
-                    "piece": piece(shown),
-                    "original": piece(original),
-                    "replaced": shown != original,
-                    "probability": round(probability, 4),
-                }
-                for shown, original, probability in zip(
-                    shown_BL[row, :length].tolist(),
-                    original_BL[row, :length].tolist(),
-                    probability_BL[row, :length].tolist(),
-                    strict=True,
-                )
-            ]
-        }
-        for row, length in enumerate(batch.lengths_B.tolist())
-    ]
+    piece, sequences = run.corpus.tokenizer.piece, []
+    columns = (corrupted.tokens_BL, batch.tokens_BL, logits_BL.sigmoid(), batch.lengths_B)
+    for shown_L, original_L, probability_L, length in zip(*(column.tolist() for column in columns), strict=True):
+        tokens = [
+            {
+                "piece": piece(shown),
+                "original": piece(original),
+                "replaced": shown != original,
+                "probability": round(probability, 4),
+            }
+            for shown, original, probability in zip(shown_L, original_L, probability_L, strict=True)
+        ]
+        sequences.append({"tokens": tokens[:length]})
     write_json(folder / "examples.json", {"update": update, **run.curriculum(update), "sequences": sequences})

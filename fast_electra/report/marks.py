@@ -65,7 +65,7 @@ def readable(pieces: list[str]) -> str:
     for is_bytes, run in groupby(pieces, key=lambda piece: BYTE.fullmatch(piece) is not None):
         joined = "".join(run)
         if is_bytes:
-            text += bytes(int(byte, 16) for byte in BYTE.findall(joined)).decode("utf-8", errors="replace")
+            text += bytes.fromhex("".join(BYTE.findall(joined))).decode("utf-8", errors="replace")
         else:
             text += joined.replace(WORD_MARK, " ")
     return text

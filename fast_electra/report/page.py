@@ -31,16 +31,14 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     What a run lacks (evaluations, examples, status) or what has an unexpected shape is left out or said to be missing.
 
     Raises:
-        UserError: There is no run, or a run has no update rows.
+        UserError: there is no run, or a run has no update rows.
     """
     if not runs:
         raise UserError("no run folder was given to report on: name at least one")
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    strict: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **strict)
     environment.filters |= {"figure": _figure, "setting": _setting}
-    values = [_values(Path(run), f"run{index}") for index, run in enumerate(runs)]
+    values = [_values(run, f"run{index}") for index, run in enumerate(runs)]
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template("page.html.j2").render(runs=values, written=written)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +51,8 @@ def _values(run: Path, name: str) -> dict[str, Any]:
     metrics = read_metrics(run) if run.is_dir() else ([], [], [])
     updates, evaluations, events = ([row for row in map(_scalars, rows) if "update" in row] for rows in metrics)
     if not updates:
-        raise UserError(
-            f"{run / 'metrics.jsonl'} is missing or has no update rows: give the folder of a run that has trained "
-            "(`fast_electra.run` in its config)"
-        )
+        remedy = "give the folder of a run that has trained (`fast_electra.run` in its config)"
+        raise UserError(f"{run / 'metrics.jsonl'} is missing or has no update rows: {remedy}")
     unreadable: list[str] = []
     config, status, examples = (_read(run / f"{file}.json", unreadable) for file in ("config", "status", "examples"))
     leaves = dict(_leaves(config))
@@ -136,12 +132,11 @@ def _settings(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, value) of each leaf that has a value, those of a level before those of lower levels."""
-    for key, value in tree.items():
-        if not isinstance(value, dict) and value is not None:
-            yield prefix + key, value
-    for key, value in tree.items():
+    for key, value in sorted(tree.items(), key=lambda item: isinstance(item[1], dict)):
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + key, value
 
 
 def _figure(value: Any) -> str:

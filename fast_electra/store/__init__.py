@@ -1,1 +1,1 @@
-"""The offline store: draws that are written before a run trains, and read in place of an auxiliary model."""
+"""The offline store: its files, its reader, and whether it fits a run."""

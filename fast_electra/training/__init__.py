@@ -1,0 +1,1 @@
+"""Training: engines, the loop, checkpoints, and what a run writes and shows."""

@@ -30,14 +30,9 @@ def name(update: int) -> str:
 
 
 def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> None:
-    """Write the state after `update` updates. All ranks call it; they share the file system.
+    """Write the state after `update` updates into `folder`, and leave the `keep` newest checkpoints there.
 
-    Args:
-        folder: the folder of all checkpoints.
-        engine: the training engine.
-        ranks: this process among all.
-        update: number of updates done.
-        keep: number of checkpoints to keep.
+    All ranks call it; they share the file system.
     """
     whole = folder / name(update)
     partial = folder / f"partial-{whole.name}"
@@ -47,8 +42,7 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
     engine.save_checkpoint(str(folder), tag=partial.name, client_state={"update": update}, save_latest=False)
     wait_for_ranks()
     if ranks.rank == 0:
-        records = map(FileRecord.of, sorted(partial.iterdir()))
-        files = {record.name: (record.size, record.hash) for record in records}
+        files = {file.name: (file.size, file.hash) for file in map(FileRecord.of, sorted(partial.iterdir()))}
         write_json(partial / COMPLETE, Complete(update=update, ranks=ranks.world, files=files).model_dump())
         sync_folder(partial)
         shutil.rmtree(whole, ignore_errors=True)
@@ -70,11 +64,9 @@ def prune(folder: Path, latest: str, keep: int) -> None:
 
 
 def newest(folder: Path, ranks: Ranks) -> Path | None:
-    """Return the checkpoint to resume from; None only where none was ever written.
+    """Return the checkpoint of `folder` to resume from; None only where none was ever written.
 
-    Args:
-        folder: the folder of all checkpoints.
-        ranks: this process among all. Rank 0 checks the contents of the files, the others only the sizes.
+    Rank 0 checks the contents of its files, the others only the sizes.
 
     Raises:
         UserError: there are checkpoints, or traces of them, but the newest is damaged or does not fit the run.

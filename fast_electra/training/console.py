@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
@@ -20,20 +19,8 @@ SHOWN_ROWS = 50  # one update's recall or AUC jumps about: the console shows mea
 REFRESH_SECONDS = 0.25
 
 
-class Monitor:
-    """Writes the rows of one run and shows them: a bar on a terminal, plain lines elsewhere.
-
-    Args:
-        run: The run folder; made if it is missing.
-        updates: Updates of the whole run.
-        start: Updates done before this process began (its checkpoint's).
-        write_events: Takes (name, value, update) tuples, as DeepSpeed's monitors do; called with what each row holds.
-        console: Where to show; the terminal or standard output by default.
-        every_seconds: Time between plain lines where the console is not a terminal.
-
-    Attributes:
-        update: The last update whose row was written; `start` before the first.
-    """
+class Monitor(Metrics):
+    """Writes the rows of one run and shows them: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(
         self,
@@ -44,7 +31,12 @@ class Monitor:
         console: Console | None = None,
         every_seconds: float = 10.0,
     ) -> None:
-        self.updates, self.start, self.update = updates, start, start
+        """Open the files as `Metrics` does, and show on the terminal or standard output unless a console is given.
+
+        `write_events` takes (name, value, update) tuples of what each row holds, as DeepSpeed's monitors do. Where the
+        console is not a terminal, `every_seconds` is the time between plain lines.
+        """
+        self.start, self.update = start, start  # `update` is the last one whose row was written
         self._write_events = write_events
         self._events_failed = False
         self._console = console or Console()
@@ -54,33 +46,29 @@ class Monitor:
         self._shown_update = start
         self._bar = _Bar(self._console)
         self._task = self._bar.add_task("", total=updates, completed=start, count="", pace="", values="")
-        self._metrics = Metrics(run, updates, start)
-        if self._metrics.opening is not None:
-            self._say_event(self._metrics.opening)
+        super().__init__(run, updates, start)  # last, because it may show an event
 
     def rows(self, rows: list[Row]) -> None:
         """Write and show update rows, in order."""
         if not rows:
             return
-        self._metrics.rows(rows)
+        super().rows(rows)
         self.update = rows[-1]["update"]
         self._recent.extend(rows)
         self._hand_over(rows)
         self._show_progress(last=self.update >= self.updates)
 
-    def evaluation(self, row: Row) -> None:
+    def evaluation(self, row: Row) -> Row:
         """Write an evaluation row and show it on a line of its own."""
-        row = self._metrics.evaluation(row)
+        row = super().evaluation(row)
         self._hand_over([row])
         self._say(evaluation_line(row), "bold")
+        return row
 
     def event(self, update: int, kind: str, message: str) -> None:
         """Write and show something that happened: "skipped", "resumed", ..."""
-        self._say_event(self._metrics.event(update, kind, message))
-
-    def status(self, state: str, update: int, message: str = "") -> None:
-        """Replace `status.json`: state is "running", "completed", "failed" or "interrupted"."""
-        self._metrics.status(state, update, message)
+        super().event(update, kind, message)
+        self._say(f"update {update:,}: {kind}: {message}", "" if kind in SUPERSEDING else "yellow")
 
     def close(self) -> None:
         """Show the last row if no line has shown it, and end the progress bar. May be called twice."""
@@ -89,14 +77,12 @@ class Monitor:
         if self._bar.live.is_started:
             self._bar.stop()
         self._recent.clear()
-        self._metrics.close()
+        super().close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _hand_over(self, rows: list[Row]) -> None:
@@ -114,20 +100,15 @@ class Monitor:
         # On a terminal this prints above the bar. Elsewhere a line is never wrapped: a log is searched line by line.
         self._console.print(Text(line, style=style), soft_wrap=not self._console.is_interactive)
 
-    def _say_event(self, row: Row) -> None:
-        style = "" if row["event"] in SUPERSEDING else "yellow"
-        self._say(f"update {row['update']:,}: {row['event']}: {row['message']}", style)
-
     def _show_progress(self, last: bool = False) -> None:
-        now = time.monotonic()
-        wait = REFRESH_SECONDS if self._console.is_interactive else self._every_seconds
-        if now - self._shown_at < wait and not last:
+        now, on_terminal = time.monotonic(), self._console.is_interactive
+        if now - self._shown_at < (REFRESH_SECONDS if on_terminal else self._every_seconds) and not last:
             return
         self._shown_at, self._shown_update = now, self.update
         total = f"{self.updates:,}"
         count = f"update {self.update:>{len(total)},}/{total}"
         values, pace = "  ".join(self._values()), self._pace()
-        if not self._console.is_interactive:
+        if not on_terminal:
             self._say(f"{count}  {values}  {pace}")
             return
         self._bar.update(self._task, completed=self.update, count=count, pace=pace, values=values, refresh=True)
@@ -137,20 +118,16 @@ class Monitor:
 
     def _values(self) -> list[str]:
         """Fields of SHOWN that the rows have, each of constant width: means of the recent rows; T as it is now."""
-        fields = []
+        latest, fields = self._recent[-1], []
         for key, label, form, width in SHOWN:
-            if key not in self._recent[-1]:
-                continue
-            held = [row.get(key) for row in ([self._recent[-1]] if key in ("temperature", "gamma") else self._recent)]
-            numbers = [number for number in map(plain, held) if number is not None]
-            value = form.format(sum(numbers) / len(numbers)) if numbers else "-"
-            fields.append(f"{label} {value:>{width}}")
+            if key in latest:
+                value = _mean([latest] if key in ("temperature", "gamma") else self._recent, key, form)
+                fields.append(f"{label} {value:>{width}}")
         return fields
 
     def _pace(self) -> str:
         """Tokens per second, and the time left at this process's mean pace, which counts evaluations in."""
-        speeds = [speed for row in self._recent if (speed := plain(row.get("tokens_per_second"))) is not None]
-        speed = f"{sum(speeds) / len(speeds):,.0f}" if speeds else "-"
+        speed = _mean(self._recent, "tokens_per_second", "{:,.0f}")
         seconds = self._recent[-1].get("seconds") or 0.0
         remaining = (self.updates - self.update) * seconds / max(self.update - self.start, 1)
         return f"{speed:>7} tokens/s  ETA {duration(remaining):>6}"
@@ -166,6 +143,12 @@ class _Bar(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         yield from (Text(task.fields["values"]) for task in self.tasks)
+
+
+def _mean(rows: Iterable[Row], key: str, form: str) -> str:
+    """Write the mean of the numbers that rows have under a key; "-" if there are none."""
+    numbers = [number for row in rows if (number := plain(row.get(key))) is not None]
+    return form.format(sum(numbers) / len(numbers)) if numbers else "-"
 
 
 def evaluation_line(row: Row) -> str:
@@ -184,9 +167,9 @@ def evaluation_line(row: Row) -> str:
 def _events(row: Row) -> Events:
     """Return a row's numbers under the names that dashboards group by: `train/loss`, `heldout/auc`."""
     group = "heldout" if row.get("evaluation") else "train"
-    events = []
-    for key, value in row.items():
-        number = plain(value)
-        if key not in ("update", "updates", "evaluation", "seconds") and isinstance(number, int | float):
-            events.append((f"{group}/{key.removeprefix('heldout_')}", float(number), int(row["update"])))
-    return events
+    numbers = {key: plain(row[key]) for key in row if key not in ("update", "updates", "evaluation", "seconds")}
+    return [
+        (f"{group}/{key.removeprefix('heldout_')}", float(number), int(row["update"]))
+        for key, number in numbers.items()
+        if isinstance(number, int | float)
+    ]

@@ -23,7 +23,7 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
-from fast_electra.training.graphs import ReplayedModel
+from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
@@ -96,8 +96,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 def add_over_ranks(rows: list[Sums]) -> list[Sums]:
     """Return rows of sums added over all ranks, on the CPU: one reduction for all rows.
 
-    Args:
-        rows: at least one; the names and shapes are the same on every rank.
+    There is at least one row, and the names and shapes are the same on every rank.
     """
     values = [value for sums in rows for value in sums.values()]
     total = sum_over_ranks(torch.cat([value.flatten() for value in values])).cpu()
@@ -123,15 +122,10 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
     From now on a rank that waits for another gives up after UPDATE_LIMIT.
     """
-    params = config["optimizer"].get("params", {})
+    parameters = parameter_groups(model, config["optimizer"].get("params", {}).get("weight_decay", 0.0))
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
     config = config | {"timers": {"throughput": {"enabled": False}}}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
-        config=config,
-        dist_init_required=False,
-    )
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
     limit_waits(UPDATE_LIMIT)
     # In fp32 DeepSpeed checks the norm, which costs less. In 16 bit it checks each gradient, whatever the config says.
     if engine.optimizer.dtype != torch.float32 or not engine.optimizer.compute_grad_norm:
@@ -145,20 +139,13 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
 
 
 def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = True) -> ReplayedModel:
-    """Freeze a model and give it to DeepSpeed's inference engine, in eval mode.
+    """Freeze a model on its device and give it to DeepSpeed's inference engine in a dtype of DTYPES.
 
     The CUDA graph of that engine serves a single shape, so it stays off. `ReplayedModel` has one for each shape.
-
-    Args:
-        model: on its device; it is changed.
-        dtype: a key of DTYPES.
-        cuda_graph: whether the model is replayed as CUDA graphs on a GPU.
     """
-    model.requires_grad_(False)
-    model.eval()
-    config = {"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}}
-    engine = deepspeed.init_inference(model, config=config)
-    return ReplayedModel(engine, model) if cuda_graph else ReplayedModel(engine, model, limit=0)
+    model.requires_grad_(False).eval()
+    engine = deepspeed.init_inference(model, config={"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}})
+    return ReplayedModel(engine, model, limit=LIMIT if cuda_graph else 0)
 
 
 def skipped(engine: Engine) -> bool:

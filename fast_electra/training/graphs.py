@@ -20,7 +20,6 @@ ROWS = 256  # masked positions are padded to a multiple of this, or of about 1/1
 WARM_UP = 3  # passes before a capture, in which libraries make their workspaces and modules fill their caches
 
 Inputs = tuple[Tensor, Tensor | None, Tensor]  # tokens_BL, attended_BL, positions_M
-Key = tuple[tuple[int, ...], bool, int]
 
 
 class Graph(NamedTuple):
@@ -31,27 +30,32 @@ class Graph(NamedTuple):
     output_ME: Tensor
     kept: list[Tensor]  # what else the graph reads, besides the weights
 
+    def run(self, inputs: Inputs) -> Tensor:
+        """Return hidden states [padded M, E], which the next call overwrites."""
+        for static, given in zip(self.inputs, inputs, strict=True):
+            if static is not None and given is not None:
+                static.copy_(given)
+        self.replay()
+        return self.output_ME
+
 
 class ReplayedModel:
     """A frozen model in an inference engine, in eval mode. On a GPU it replays one CUDA graph for each shape.
 
-    The engine itself answers every call on a CPU. On a GPU it answers calls that need more than the plain pass to the
-    hidden states: dropout, or the hooks of a profiler, which a replay would not call.
+    On a CPU the engine itself answers every call. On a GPU it answers the calls with dropout, and those that a
+    profiler watches by hooks, which a replay would not call.
 
-    The next replay sees weights that were changed in place. Other weight tensors need a new `ReplayedModel`. All calls
-    must come from one stream.
+    Weights may be changed in place: the next replay uses them. If weight tensors are replaced by others, build a new
+    `ReplayedModel`. All calls must come from one stream.
     """
 
     def __init__(self, engine: nn.Module, model: MaskedLanguageModel, limit: int = LIMIT) -> None:
-        """Keep the engine; graphs are captured when their shapes come.
+        """Keep `engine`, which is called as its `model` is and never waits for the device.
 
-        Args:
-            engine: called as `model` is; it must never wait for the device.
-            model: what the engine runs.
-            limit: number of graphs to keep, those of the first shapes that come. The engine answers all others.
+        A graph is captured at the first call with a new shape, up to `limit` graphs. The engine answers all others.
         """
         self.engine, self.model, self.limit = engine, model, limit
-        self.graphs: dict[Key, Graph] = {}
+        self.graphs: dict[tuple[torch.Size, bool, int], Graph] = {}
         self._all_modules = list(engine.modules())
 
     @property
@@ -62,7 +66,7 @@ class ReplayedModel:
     def hidden(
         self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
     ) -> Tensor:
-        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`. No later call overwrites it.
+        """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`. The result is a copy, safe to keep.
 
         On a GPU positions are padded even where no graph is used, because products of other shapes may round
         differently: results must not depend on which shapes came first.
@@ -72,14 +76,12 @@ class ReplayedModel:
             hidden_ME: Tensor = self.engine(tokens_BL, attended_BL, positions_M, hidden_only=True, **more)
             return hidden_ME
         inputs = (tokens_BL, attended_BL, padded(positions_M, tokens_BL.numel()))
-        key = (tuple(tokens_BL.shape), attended_BL is not None, len(inputs[2]))
+        key = (tokens_BL.shape, attended_BL is not None, len(inputs[2]))
         with torch.no_grad():
             if key not in self.graphs and len(self.graphs) < self.limit:
                 self.graphs[key] = self._capture(inputs)
-            if key in self.graphs:
-                hidden_ME = _replay(self.graphs[key], inputs)
-            else:
-                hidden_ME = self.engine(*inputs, hidden_only=True)
+            graph = self.graphs.get(key)
+            hidden_ME = graph.run(inputs) if graph is not None else self.engine(*inputs, hidden_only=True)
         return hidden_ME[: len(positions_M)].clone()
 
     def _on_gpu(self, tokens_BL: Tensor) -> bool:
@@ -113,23 +115,10 @@ class ReplayedModel:
 
 
 def padded(positions_M: Tensor, positions: int) -> Tensor:
-    """Return `positions_M` (int64) with zeros up to one of a few lengths, so that the varying M needs few graphs.
+    """Return int64 `positions_M` padded with zeros up to a multiple, so that few graphs serve every M.
 
     Position 0 always exists, every position is a separate row in all that follows, and the caller drops the last rows.
-    So padding costs a little time in the last layer and changes nothing else.
-
-    Args:
-        positions_M: flat positions of masked tokens.
-        positions: B * L, the number of all positions.
+    So padding costs a little time in the last layer and changes nothing else. `positions` is B * L.
     """
     multiple = ROWS * max(1, positions // (16 * ROWS))
     return F.pad(positions_M, (0, -len(positions_M) % multiple))
-
-
-def _replay(graph: Graph, inputs: Inputs) -> Tensor:
-    """Return hidden states [padded M, E], which the next replay overwrites."""
-    for static, given in zip(graph.inputs, inputs, strict=True):
-        if static is not None and given is not None:
-            static.copy_(given)
-    graph.replay()
-    return graph.output_ME

@@ -1,4 +1,4 @@
-"""A run, and the loop that trains it: the updates, what is logged of them, and what is kept."""
+"""A run, and the loop that trains it: updates, logging, evaluations and checkpoints."""
 
 import time
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from fast_electra.training.engines import Engine, Ranks, add_over_ranks, skipped
 
 MOST_SKIPPED = 10  # updates in a row that were not finite, after which a run stops
 EVALUATION_EPOCH = -1  # names the noise of evaluations: no training epoch has it
-REFERENCE = 4  # training sequences per held-out one, for a figure that needs them
+REFERENCE = 4  # training sequences per held-out one, for the AUC by token identity
 EXAMPLES = 10  # held-out sequences that a report shows
 
 
@@ -31,28 +31,18 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that trains: `fast_electra.parts.build` makes one from a config.
-
-    Attributes:
-        config: the resolved configuration.
-        ranks: this process's place among all.
-        corpus: the sequences to train on, and those held out.
-        objective: model and loss.
-        engine: DeepSpeed's engine around the model.
-        loader: this rank's part of each global batch.
-        auxiliary_facts: what is known of the replacements: hash, precision and accuracy of the auxiliary.
-    """
+    """Everything that trains: `fast_electra.parts.build` makes one from a config."""
 
     config: Config
     ranks: Ranks
     corpus: Corpus
-    objective: Objective
-    engine: Engine
-    loader: Loader
-    auxiliary_facts: dict[str, Any] = field(default_factory=dict)
+    objective: Objective  # model and loss
+    engine: Engine  # DeepSpeed's, around the model
+    loader: Loader  # this rank's part of each global batch
+    auxiliary_facts: dict[str, Any] = field(default_factory=dict)  # hash, precision and accuracy of the auxiliary
 
     def strength(self, n: int) -> float | None:
-        """Return the curriculum's strength at update n = 1, 2, ..., the last of which is u = 1."""
+        """Return the curriculum's strength at update n = 1, 2, ...; the last update has u = 1."""
         return self.objective.strength(self.config.u(n, len(self.corpus.train)))
 
     def curriculum(self, n: int) -> dict[str, float]:
@@ -61,16 +51,12 @@ class Run:
         return {} if strength is None or parameter is None else {parameter: strength}
 
     def update(self, n: int) -> tuple[dict[str, Any], Sums]:
-        """Do update n = 1, 2, ..., which reads global batch n - 1.
-
-        Returns:
-            The update's row so far, and this rank's sums for the objective's figures.
-        """
-        # Dropout alone is not counter-based. Reseeding it here makes a resumed run equal to an uninterrupted one.
+        """Do update n = 1, 2, ..., which reads global batch n - 1; return its row so far, and this rank's sums."""
+        # Only the main model's dropout uses torch's generator. It is reseeded, so that a resumed run draws the same.
         torch.manual_seed(int(randomness.key(self.config.run.seed, n, self.ranks.rank)))
         learning_rate, strength = self.engine.get_lr()[0], self.strength(n)
         batches = self.loader.batch(n - 1)
-        # DeepSpeed averages over ranks and accumulation steps, but the shares of the global mean must be added.
+        # DeepSpeed averages over ranks and accumulation steps, but these losses must be added: each is multiplied.
         shares = float(len(batches) * self.ranks.world)
         total: Sums = {}
         for batch in batches:
@@ -89,67 +75,47 @@ class Run:
         return row | self.curriculum(n), total
 
 
-@dataclass
-class _Pending:
-    """Rows whose sums are still this rank's own. They are added over ranks together, every `log_every` updates."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    sums: list[Sums] = field(default_factory=list)
-
-    def flush(self, objective: Objective) -> list[dict[str, Any]]:
-        totals = add_over_ranks(self.sums) if self.sums else []
-        rows = [row | objective.summary(total) for row, total in zip(self.rows, totals, strict=True)]
-        self.rows, self.sums = [], []
-        return rows
-
-
 def fit(run: Run, folder: Path, monitor: Monitor | None, start: int = 0) -> Row:
-    """Train from update `start` to the end, and return the last evaluation row.
+    """Train after `start` updates to the end, and return the last evaluation row.
 
-    Args:
-        run: what is trained.
-        folder: the run folder.
-        monitor: on rank 0, what shows and keeps the rows; None on the others.
-        start: number of updates done.
+    Checkpoints go into the run's folder. Only rank 0 has a monitor, which shows and keeps the rows.
 
     Raises:
         NotFinite: after MOST_SKIPPED updates in a row without finite loss and gradients.
     """
-    settings, engine = run.config.run, run.engine
-    pending, in_a_row, evaluation = _Pending(), 0, Row()
+    settings = run.config.run
+    pending: list[tuple[dict[str, Any], Sums]] = []  # rows whose sums are still this rank's own
+    in_a_row, evaluation = 0, Row()
     began = time.perf_counter()
 
     def log() -> None:
-        rows = pending.flush(run.objective)
+        totals = add_over_ranks([sums for _, sums in pending]) if pending else []
+        rows = [row | run.objective.summary(total) for (row, _), total in zip(pending, totals, strict=True)]
+        pending.clear()
         if monitor is not None:
             monitor.rows(rows)
 
     def evaluate_now(n: int) -> Row:
         row = evaluate(run, n)
         if monitor is not None:
-            repeated = {
-                name: run.auxiliary_facts[name] for name in ("heldout_mlm_accuracy",) if name in run.auxiliary_facts
-            }
+            repeated = {name: fact for name, fact in run.auxiliary_facts.items() if name == "heldout_mlm_accuracy"}
             monitor.evaluation({"update": n, "updates": settings.updates, **run.curriculum(n), **repeated, **row})
         return row
 
     if start == settings.updates and run.corpus.heldout is not None:  # interrupted between last checkpoint and end
         return evaluate_now(start)
-    engine.train()
     for n in range(start + 1, settings.updates + 1):
         update_began = time.perf_counter()
         row, sums = run.update(n)
         now = time.perf_counter()
         row |= {"tokens_per_second": row["tokens"] / (now - update_began), "seconds": now - began}
-        pending.rows.append({"update": n, "updates": settings.updates, **row})
-        pending.sums.append(sums)
-
+        pending.append(({"update": n, "updates": settings.updates, **row}, sums))
         in_a_row = in_a_row + 1 if row["skipped"] else 0
         if row["skipped"]:
             log()
             if monitor is not None:
                 monitor.event(n, "skipped", f"loss or gradients not finite ({in_a_row} in a row); weights unchanged")
-            if in_a_row >= MOST_SKIPPED and not _still_scaling(engine):
+            if in_a_row >= MOST_SKIPPED and not _still_scaling(run.engine):
                 raise NotFinite(
                     f"{in_a_row} updates in a row had a loss or gradients that are not finite, up to update {n}; "
                     "the weights are those of the last good one. Lower optimizer.params.lr or check the data, and "
@@ -162,7 +128,7 @@ def fit(run: Run, folder: Path, monitor: Monitor | None, start: int = 0) -> Row:
             evaluation = evaluate_now(n)
         if last or n % settings.checkpoint.every == 0:
             log()
-            checkpoint.save(folder / "checkpoints", engine, run.ranks, n, settings.checkpoint.keep)
+            checkpoint.save(folder / "checkpoints", run.engine, run.ranks, n, settings.checkpoint.keep)
             if monitor is not None:
                 monitor.status("running", n)
     return evaluation
@@ -179,7 +145,7 @@ def evaluate(run: Run, n: int) -> Row:
         samples = torch.arange(evaluation_size(sequences, source, run.config.run.evaluation.sequences))
         parts = samples.split(run.loader.share.micro_batch)
         mine = parts[run.ranks.rank :: run.ranks.world]
-        # A rank without a part evaluates the first one and counts it 0 times: all ranks must have the same sums.
+        # A rank without a part evaluates the first one and adds zeros: the reduction needs the same names everywhere.
         for part in mine or parts[:1]:
             batch = evaluation_batch(sequences, source, part, run.config.run.seed).to(run.ranks.device)
             found = run.objective.evaluate(run.engine, batch, strength)
@@ -189,25 +155,12 @@ def evaluate(run: Run, n: int) -> Row:
 
 
 def evaluation_size(sequences: Sequences, source: str, count: int) -> int:
-    """Return how many sequences an evaluation of `count` held-out ones reads from an evaluation set.
-
-    Args:
-        sequences: the split that the set is taken from.
-        source: "heldout", or "reference" for training sequences.
-        count: number of held-out sequences.
-    """
+    """Return how many of a split's sequences belong to the evaluation set `source`, for `count` held-out ones."""
     return min(count * REFERENCE if source == "reference" else count, len(sequences))
 
 
 def evaluation_batch(sequences: Sequences, source: str, samples_B: Tensor, seed: int) -> TokenBatch:
-    """Read members of an evaluation set, which is spread over the documents of a split.
-
-    Args:
-        sequences: the split that the set is taken from.
-        source: name of the set.
-        samples_B: int64, which members.
-        seed: of the run.
-    """
+    """Read the members `samples_B`, int64, of the evaluation set `source`, which is spread over a split's documents."""
     rounds = randomness.key(seed, randomness.ORDER, EVALUATION_EPOCH, torch.arange(4))[None]
     which = randomness.permute(samples_B, len(sequences), rounds)
     return read_batch(sequences, samples_B, which, torch.full_like(which, EVALUATION_EPOCH), source)

@@ -28,9 +28,6 @@ def best_dtype() -> str:
 
     A CPU without bf16 instructions computes bf16 products many times slower than fp32 ones. The environment variable
     FAST_ELECTRA_DTYPE overrides the choice.
-
-    Raises:
-        UserError: the variable holds something else.
     """
     if forced := os.environ.get(FORCED_DTYPE):
         if forced not in ("fp32", "bf16", "fp16"):
@@ -54,11 +51,9 @@ def cpu_name() -> str:
 
 
 def numbered_devices(visible: str, count: int) -> str:
-    """Return CUDA_VISIBLE_DEVICES as numbers, because DeepSpeed fails where it holds anything else, such as UUIDs.
+    """Return the value of CUDA_VISIBLE_DEVICES as numbers: `visible` itself, or those of the `count` devices it names.
 
-    Args:
-        visible: its value.
-        count: number of devices that CUDA has made visible.
+    DeepSpeed fails where it holds anything else, such as UUIDs.
     """
     numbers = [number.strip() for number in visible.split(",")]
     return visible if all(number.isdecimal() for number in numbers) else ",".join(map(str, range(count)))

@@ -27,48 +27,36 @@ SUPERSEDING = ("resumed", "restarted")  # events after which earlier rows of lat
 
 
 class Metrics:
-    """Writer of a run's `metrics.jsonl` and `status.json`. One process writes a run folder: rank 0.
-
-    Args:
-        run: The run folder; made if it is missing.
-        updates: Updates of the whole run.
-        start: Updates done before this process began (its checkpoint's). Rows that `metrics.jsonl` already holds are
-            never removed. An event marks those of later updates as superseded: "resumed", or "restarted" where `start`
-            is 0 and rows are there.
-
-    Attributes:
-        opening: That event, or None if the file held no rows.
-    """
+    """Writer of a run's `metrics.jsonl` and `status.json`. One process writes a run folder: rank 0."""
 
     def __init__(self, run: Path, updates: int, start: int = 0) -> None:
+        """Open the files of the folder `run`, which is made if it is missing, after update `start` of `updates`.
+
+        Rows that `metrics.jsonl` already holds are never removed. An event marks those of later updates as superseded:
+        "resumed", or "restarted" where `start` is 0 and rows are there.
+        """
         run.mkdir(parents=True, exist_ok=True)
         self.run, self.updates = run, updates
         self._file = (run / "metrics.jsonl").open("ab+")
         held = self._end_half_line()
-        self.opening: Row | None = None
         if start > 0:
-            self.opening = self.event(start, "resumed", f"continues after update {start:,}")
+            self.event(start, "resumed", f"continues after update {start:,}")
         elif held:
-            message = "starts again from update 0; earlier rows of this folder are superseded"
-            self.opening = self.event(0, "restarted", message)
+            self.event(0, "restarted", "starts again from update 0; earlier rows of this folder are superseded")
 
     def rows(self, rows: list[Row]) -> None:
-        """Write rows, so that they outlive this process from now on."""
-        lines = [json.dumps({key: plain(value) for key, value in row.items()}, allow_nan=False) for row in rows]
-        self._file.write("".join(line + "\n" for line in lines).encode())
-        self._file.flush()
+        """Write update rows, in order."""
+        self._write(rows)
 
     def evaluation(self, row: Row) -> Row:
         """Write an evaluation row and return it as written."""
         row = {**row, "updates": row.get("updates", self.updates), "evaluation": True}
-        self.rows([row])
+        self._write([row])
         return row
 
-    def event(self, update: int, kind: str, message: str) -> Row:
-        """Write something that happened ("skipped", "resumed", ...) and return it as a row."""
-        row = {"update": update, "updates": self.updates, "event": kind, "message": message}
-        self.rows([row])
-        return row
+    def event(self, update: int, kind: str, message: str) -> None:
+        """Write something that happened: "skipped", "resumed", ..."""
+        self._write([{"update": update, "updates": self.updates, "event": kind, "message": message}])
 
     def status(self, state: str, update: int, message: str = "") -> None:
         """Replace `status.json`: state is "running", "completed", "failed" or "interrupted"."""
@@ -79,6 +67,12 @@ class Metrics:
     def close(self) -> None:
         """Close the file. May be called twice."""
         self._file.close()
+
+    def _write(self, rows: list[Row]) -> None:
+        """Write rows, so that they outlive this process from now on."""
+        lines = [json.dumps({key: plain(value) for key, value in row.items()}, allow_nan=False) for row in rows]
+        self._file.write("".join(line + "\n" for line in lines).encode())
+        self._file.flush()
 
     def _end_half_line(self) -> bool:
         """End the line that a killed process left unfinished. Return whether the file held anything."""
@@ -99,25 +93,20 @@ def read_metrics(run: Path) -> tuple[list[Row], list[Row], list[Row]]:
     Returns:
         Update rows, evaluation rows and events, each sorted by update; three empty lists if there is no file.
     """
-    kept: dict[tuple[int, str], Row] = {}
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return [], [], []
-    for line in lines:
-        row = _parsed(line)
-        if row is None:
-            continue
+    kept: dict[tuple[int, str], Row] = {}  # by update and kind
+    for row in filter(None, map(_parsed, lines)):
         kind = f"event {row['event']}" if "event" in row else "evaluation" if row.get("evaluation") else "update"
         if row.get("event") in SUPERSEDING:
             kept = {key: held for key, held in kept.items() if key[0] <= row["update"]}
         kept[row["update"], kind] = row
-    ordered = [(kind, kept[update, kind]) for update, kind in sorted(kept)]
-    return (
-        [row for kind, row in ordered if kind == "update"],
-        [row for kind, row in ordered if kind == "evaluation"],
-        [row for kind, row in ordered if kind.startswith("event")],
+    updates, evaluations, events = (
+        [kept[key] for key in sorted(kept) if key[1].startswith(kind)] for kind in ("update", "evaluation", "event")
     )
+    return updates, evaluations, events
 
 
 def plain(value: Any) -> Any:

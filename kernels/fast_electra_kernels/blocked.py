@@ -19,16 +19,15 @@ from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
 def sample(request: Request) -> SampleResult:
     """Draw for one block of rows after another, each over all blocks of the vocabulary."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
-    vocabulary = len(weight_VD)
     parts = []
-    height, width = block_shape(len(hidden_MD), vocabulary, hidden_MD.is_cuda)
+    height, width = block_shape(len(hidden_MD), len(weight_VD), hidden_MD.is_cuda)
     for rows in _slices(len(hidden_MD), height):
         search = _Search(keys_M[rows], scale, original_M is not None)
-        for tokens in _slices(vocabulary, width):
+        for tokens in _slices(len(weight_VD), width):
             logits_RC = logits(hidden_MD[rows], weight_VD[tokens], None if bias_V is None else bias_V[tokens])
             search.add(logits_RC, tokens.start, None if prior_V is None else prior_V[tokens])
         parts.append(search.result(None if original_M is None else _scores(request, rows, original_M[rows])))
-    return SampleResult.joined(parts, hidden_MD.device, original_M is not None)
+    return SampleResult.joined(parts)
 
 
 def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> SampleResult:
@@ -41,7 +40,7 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Samp
         for tokens in _slices(vocabulary, width):
             search.add(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
         parts.append(search.result(logits_MV[rows].gather(1, original_M[rows, None])[:, 0].float()))
-    return SampleResult.joined(parts, logits_MV.device, True)
+    return SampleResult.joined(parts)
 
 
 @without_autocast()
@@ -80,15 +79,14 @@ class _Search:
 
     def add(self, logits_RC: Tensor, first: int, prior_C: Tensor | None) -> None:
         """Search the logits of the tokens from `first` on, a multiple of GROUP; overwrites them."""
-        r, c = logits_RC.shape
-        scores_RC, scale = logits_RC, self.scale
-        if prior_C is not None or c % GROUP:
+        scores_RC, scale, missing = logits_RC, self.scale, -logits_RC.shape[1] % GROUP
+        if prior_C is not None or missing:
             scores_RC, scale = scores_RC.mul_(scale), 1.0
         if prior_C is not None:
             scores_RC.add_(prior_C)
-        if c % GROUP:
-            scores_RC = torch.nn.functional.pad(scores_RC, (0, -c % GROUP), value=-torch.inf)
-        scores_RGC = scores_RC.view(r, -1, GROUP)
+        if missing:
+            scores_RC = torch.nn.functional.pad(scores_RC, (0, missing), value=-torch.inf)
+        scores_RGC = scores_RC.unflatten(1, (-1, GROUP))
         highest_RG = scores_RGC.amax(2)
         top_R = highest_RG.amax(1).mul_(scale)
         self.top_R = torch.maximum(self.top_R, top_R)
@@ -106,8 +104,7 @@ class _Search:
 
     def _draw(self, scores_RGC: Tensor, highest_RG: Tensor, scale: float, first: int) -> None:
         """Compare the tokens that can win with the best so far."""
-        device = highest_RG.device
-        groups_G = torch.arange(first // GROUP, first // GROUP + highest_RG.shape[1], dtype=torch.int32, device=device)
+        groups_G = torch.arange(highest_RG.shape[1], dtype=torch.int32, device=highest_RG.device) + first // GROUP
         least_RG = group_least(self.keys_R, groups_G)
         log_least_RG = least_RG.log()
         if bool((self.best_R == -torch.inf).any()):  # begin with the token of each group that has the most noise
@@ -141,17 +138,16 @@ class _Search:
             log_sums_BR, means_BR = (torch.stack(column) for column in zip(*self.sums, strict=True))
             log_sum_R = log_sums_BR.logsumexp(0)
             mean_R = ((log_sums_BR - log_sum_R).exp_() * means_BR).sum(0)
-            statistics = Statistics(
-                self.score_R - log_sum_R, original_score_R - log_sum_R, (log_sum_R - mean_R).clamp_(min=0.0)
-            )
+            entropy_R = (log_sum_R - mean_R).clamp_(min=0.0)
+            statistics = Statistics(self.score_R - log_sum_R, original_score_R - log_sum_R, entropy_R)
         return SampleResult(self.ids_R, self.top_R.abs() < torch.inf, statistics)
 
 
 def row_blocks(rows: int, vocabulary: int, on_gpu: bool) -> Iterator[slice]:
     """Yield slices of rows for callers that need all logits of a row at once; each is a block or two of logits."""
-    size = max(64, (BLOCK_GPU if on_gpu else BLOCK_CPU) // vocabulary)
-    return _slices(rows, size)
+    return _slices(rows, max(64, (BLOCK_GPU if on_gpu else BLOCK_CPU) // vocabulary))
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+    """Yield slices of at most `size`; a count of 0 gives one empty slice."""
+    return (slice(start, min(start + size, count)) for start in range(0, max(count, 1), size))

@@ -36,13 +36,8 @@ class SampleResult(NamedTuple):
     statistics: Statistics | None
 
     @classmethod
-    def joined(cls, parts: "list[SampleResult]", device: torch.device, with_statistics: bool) -> "SampleResult":
-        """Concatenate the results of several blocks of positions; without any block, the tensors are empty."""
-        if not parts:
-            empty = torch.empty(0, dtype=torch.float32, device=device)
-            return cls(empty.long(), empty.bool(), Statistics(empty, empty, empty) if with_statistics else None)
-        statistics = None
-        if with_statistics:
-            columns = zip(*(part.statistics for part in parts if part.statistics is not None), strict=True)
-            statistics = Statistics(*(torch.cat(column) for column in columns))
-        return cls(torch.cat([part.ids_M for part in parts]), torch.cat([part.valid_M for part in parts]), statistics)
+    def joined(cls, parts: "list[SampleResult]") -> "SampleResult":
+        """Concatenate the results of one or more blocks of positions."""
+        ids, valid, statistics = zip(*parts, strict=True)
+        columns = None if statistics[0] is None else Statistics(*map(torch.cat, zip(*statistics, strict=True)))
+        return cls(torch.cat(ids), torch.cat(valid), columns)

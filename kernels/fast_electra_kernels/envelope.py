@@ -3,8 +3,6 @@
 With the noise fixed, the token drawn at a position is the argmax over tokens of slope * t + intercept. The coordinate t
 is 1/T for a temperature T (the slope is the logit, the intercept is the noise) or gamma for an interpolation. As t
 moves, the argmax changes only where two lines cross, so a few pieces give the drawn token at every t, exactly.
-
-Coordinates are float32, like the sampler's scale; `low` and `high` are rounded to float32.
 """
 
 import math
@@ -44,8 +42,8 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
     Args:
         slopes_MC: [M, C] float32 or float64, finite; NEVER marks a line that must not win.
         intercepts_MC: as the slopes.
-        low: the lowest coordinate; at most `high`.
-        high: the highest coordinate.
+        low: lowest coordinate, which is rounded to float32, like the sampler's scale.
+        high: highest coordinate; rounded too.
 
     Returns:
         Pieces whose tokens are column numbers. Below `low` they give the winner at `low`; above `high`, that at `high`.
@@ -54,9 +52,8 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
         ValueError: for wrong shapes or coordinates, and for values without a highest line (NaN, +inf).
     """
     if slopes_MC.dim() != 2 or slopes_MC.shape != intercepts_MC.shape or slopes_MC.shape[1] == 0:
-        raise ValueError(
-            f"slopes and intercepts must be [M, C] with C > 0: {slopes_MC.shape} and {intercepts_MC.shape}"
-        )
+        shapes = f"{slopes_MC.shape} and {intercepts_MC.shape}"
+        raise ValueError(f"slopes and intercepts must be [M, C] with C > 0: {shapes}")
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"coordinates must be finite, low at most high, not {low} and {high}")
     m, device = slopes_MC.shape[0], slopes_MC.device
@@ -92,12 +89,11 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
 @without_autocast()
 def winners(pieces: Pieces, t: float) -> Tensor:
     """Return the winner of each position at the coordinate `t`, int64 [M]."""
-    counts_M = pieces.counts_M
-    last_M = counts_M.cumsum(0)
-    coordinate = torch.full((), t, dtype=torch.float32, device=counts_M.device)
-    begun_P = (pieces.starts_P <= coordinate).long().cumsum(0)  # a position's first piece begins at -inf
-    before_M = torch.cat([begun_P.new_zeros(1), begun_P])[last_M - counts_M]
-    return pieces.tokens_P[last_M - counts_M + begun_P[last_M - 1] - before_M - 1]
+    end_M = pieces.counts_M.cumsum(0)
+    first_M = end_M - pieces.counts_M
+    begun_P = (pieces.starts_P <= torch.tensor(t, dtype=torch.float32, device=end_M.device)).long().cumsum(0)
+    before_M = torch.cat([begun_P.new_zeros(1), begun_P])[first_M]
+    return pieces.tokens_P[first_M + begun_P[end_M - 1] - before_M - 1]  # a position's first piece begins at -inf
 
 
 @without_autocast()

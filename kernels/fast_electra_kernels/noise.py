@@ -3,8 +3,8 @@
 The noise of a position does not depend on any state, on the device or on the batch. The arithmetic is 32-bit integer
 multiplication, exclusive or and shift, which give the same bits on every device.
 
-The noise of token v is g_v = -log E_v, where E_v is a standard exponential. Each GROUP neighbouring tokens form a
-group. For group g we draw the smallest exponential m_g and the token a_g that has it. The other exponentials of the
+The noise of token v is g_v = -log E_v, where E_v is a standard exponential. Every GROUP = 32 consecutive tokens form
+a group. For group g we draw the smallest exponential m_g and the token a_g that has it. The other exponentials of the
 group follow, because the exponential distribution is memoryless:
 
     m_g ~ Exp(1) / GROUP,    a_g ~ uniform,    E_v = m_g + [v != a_g] e_v  with  e_v ~ Exp(1).
@@ -33,15 +33,14 @@ MULTIPLY_3 = 0xC2B2AE35 - (1 << 32)
 def random_bits(keys_M: Tensor, counters_C: Tensor) -> Tensor:
     """Return 32 random bits for every (key, counter), int32 [M, C].
 
-    Args:
-        keys_M: int64 [M], well-mixed 64-bit keys, one for each position.
-        counters_C: int32 [C], or [M, C] if each key has its own counters.
+    Keys are well-mixed and int64. Counters are int32 [C], or [M, C] if each key has its own.
     """
     low_M1 = keys_M.to(torch.int32)[:, None]  # wraps: the low 32 bits
     high_M1 = (keys_M >> 32).to(torch.int32)[:, None]
     x = low_M1 + counters_C * STEP
     _xorshift_(x, 16).mul_(MULTIPLY_1)
-    _xorshift_(x, 15).add_(high_M1).mul_(MULTIPLY_2)  # the high half enters here, so keys are not mere shifts
+    # The high half of the key enters between rounds. At the start, two keys could give shifted copies of one stream.
+    _xorshift_(x, 15).add_(high_M1).mul_(MULTIPLY_2)
     _xorshift_(x, 13).mul_(MULTIPLY_3)
     return _xorshift_(x, 16)
 
@@ -50,13 +49,10 @@ def exponential(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return standard exponentials -log(1 - U) with U = (bits + 1/2) / 2^32.
 
     Small exponentials become the large noise that decides a draw. They come from small U, where float32 and log1p are
-    precise. Near 1, float32 rounds U to steps of 2^-24, which only coarsens the largest exponentials.
-
-    Args:
-        bits: int32, 32 random bits for each exponential.
-        dtype: float32, or float64 for exact values.
+    precise. Near 1, float32 rounds U to steps of 2^-24, which only coarsens the largest exponentials. The bits are
+    int32. `dtype` is float32, or float64 for exact values.
     """
-    # The arithmetic shift is -1 for the negative half and adds its missing 2^32.
+    # A negative int32 stands for itself plus 2^32: `bits >> 31` is -1 there, so the subtraction adds 2^32 / 2^32 = 1.
     uniform = bits.to(dtype).mul_(2.0**-32).sub_(bits >> 31).add_(2.0**-33)
     if dtype == torch.float32:
         uniform.clamp_(max=1.0 - 2.0**-24)
@@ -77,11 +73,7 @@ def group_winner(keys_M: Tensor, groups_C: Tensor) -> Tensor:
 def token_exponentials(keys_M: Tensor, tokens_MC: Tensor, least_MC: Tensor, winner_MC: Tensor) -> Tensor:
     """Return E_v for each key and token, [M, C].
 
-    Args:
-        keys_M: int64 [M].
-        tokens_MC: int32 [C] or [M, C], token ids.
-        least_MC: m of each token's group, broadcast against [M, C].
-        winner_MC: int32, a of each token's group, broadcast against [M, C].
+    `tokens_MC` has int32 ids, [C] or [M, C]. `least_MC` and `winner_MC` are m and a of each token's group.
     """
     more_MC = exponential(random_bits(keys_M, tokens_MC), least_MC.dtype)
     return more_MC.masked_fill_(tokens_MC == winner_MC, 0.0).add_(least_MC)
@@ -89,19 +81,14 @@ def token_exponentials(keys_M: Tensor, tokens_MC: Tensor, least_MC: Tensor, winn
 
 @without_autocast()
 def gumbel(keys_M: Tensor, tokens_V: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return standard Gumbel noise for every (key, token), [M, V] in dtype.
+    """Return standard Gumbel noise for every (key, token id), [M, V] in dtype: float32, or float64 for exact values.
 
-    Args:
-        keys_M: int64 [M], well-mixed 64-bit keys, one for each position.
-        tokens_V: int32 [V], token ids.
-        dtype: float32, or float64 for exact values.
+    Keys are well-mixed and int64, one for each position. Token ids are int32.
     """
     groups_G, group_V = torch.unique(tokens_V // GROUP, return_inverse=True)
     least_MG, winner_MG = group_least(keys_M, groups_G, dtype), group_winner(keys_M, groups_G)
-    exponentials_MV = token_exponentials(
-        keys_M, tokens_V, least_MG.index_select(1, group_V), winner_MG.index_select(1, group_V)
-    )
-    return exponentials_MV.log_().neg_()
+    least_MV, winner_MV = least_MG.index_select(1, group_V), winner_MG.index_select(1, group_V)
+    return token_exponentials(keys_M, tokens_V, least_MV, winner_MV).log_().neg_()
 
 
 def _xorshift_(x: Tensor, bits: int) -> Tensor:

@@ -30,4 +30,4 @@ def sample(request: Request) -> SampleResult:
             drawn_R, original_R = (log_p_RV.gather(1, ids)[:, 0] for ids in (ids_R1, original_M[rows, None]))
             statistics = Statistics(drawn_R.float(), original_R.float(), entropy_R.float())
         parts.append(SampleResult(ids_R1[:, 0], highest_R.abs() < torch.inf, statistics))
-    return SampleResult.joined(parts, hidden_MD.device, original_M is not None)
+    return SampleResult.joined(parts)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -105,16 +105,7 @@ def default_implementation(device: torch.device) -> str:
 def default_for(capability: tuple[int, int] | None) -> str:
     """Return "triton" from compute capability 8.0 on if it is installed, else "blocked"; None stands for a CPU."""
     # Below 8.0, Triton spills 28 KB of registers to memory and is far slower than the matrix library.
-    return "triton" if capability is not None and capability >= (8, 0) and _has_triton() else "blocked"
-
-
-@cache
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return "triton" if capability is not None and capability >= (8, 0) and find_spec("triton") else "blocked"
 
 
 def _sample(request: Request, impl: str | None) -> SampleResult:
@@ -130,9 +121,8 @@ def _sample(request: Request, impl: str | None) -> SampleResult:
         raise ValueError(f"scale must be a finite number >= 0, not {scale}")
     if scale == 0.0 and bias_V is not None:  # 0 * -inf is NaN, so a bias of -inf moves to the prior
         never_V = torch.where(bias_V == -torch.inf, -torch.inf, 0.0)
-        request = request._replace(
-            bias_V=None, prior_V=never_V if request.prior_V is None else request.prior_V + never_V
-        )
+        prior_V = never_V if request.prior_V is None else request.prior_V + never_V
+        request = request._replace(bias_V=None, prior_V=prior_V)
     request = Request(*(x.contiguous() if isinstance(x, Tensor) else x for x in request))  # type: ignore[arg-type]
     with torch.cuda.device_of(hidden_MD):  # the device that launches the kernels; no effect on a CPU
         return _refuse_invalid(IMPLEMENTATIONS[name](request))

@@ -70,8 +70,7 @@ def sample(request: Request, shape: Tiles | None = None) -> SampleResult:
         added_V = torch.zeros(v, dtype=torch.float32, device=device) if bias_V is None else bias_V.float() * scale
         if prior_V is not None:
             added_V += prior_V
-        on_gpu = device.type == "cuda"
-        if on_gpu:
+        if hidden_MD.is_cuda:
             properties = torch.cuda.get_device_properties(device)
             shape = shape or tiles(hidden_MD.dtype, (properties.major, properties.minor))
             processors, rows_of_draw = properties.multi_processor_count * shape.resident, 1
@@ -86,7 +85,7 @@ def sample(request: Request, shape: Tiles | None = None) -> SampleResult:
         _scan[row_blocks, chunks](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, float(scale), m, v, highest_MS.shape[1], each, chunks,
             D=d, BM=shape.rows, BN=shape.tokens, BK=shape.features, SPAN=SPAN,
-            WIDEN=not on_gpu, num_warps=shape.warps, num_stages=shape.stages,
+            WIDEN=not hidden_MD.is_cuda, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
         _draw[(triton.cdiv(m, rows_of_draw),)](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, keys_M, keys_M if original_M is None else original_M,
@@ -116,8 +115,7 @@ _NUMBERS = ["M", "V", "spans", "chunks", "each"]
 @triton.jit(do_not_specialize=_NUMBERS)
 def _scan(
     hidden, weight, added, highest, sums, scale, M, V, spans, each, chunks,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPAN: tl.constexpr,
-    WIDEN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPAN: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Compute BM rows and `each` tiles of BN tokens; store highest scores [M, spans] and sums [3, M, chunks]."""
     chunk = tl.program_id(1)

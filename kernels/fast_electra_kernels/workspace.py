@@ -28,10 +28,9 @@ def block_shape(rows: int, vocabulary: int, on_gpu: bool) -> tuple[int, int]:
 
 
 def most_chunks(row_blocks: int, processors: int = 132) -> int:
-    """Return the most parts into which `triton` may split the vocabulary.
+    """Return the most parts into which `triton` may split the vocabulary: few for many rows, to save memory.
 
-    Each part stores sums for every row. So there are few parts if there are many rows, which saves memory, and enough
-    parts to occupy all processors if there are few rows.
+    Each part stores sums for every row. If there are few rows, there are enough parts to occupy all processors.
     """
     return max(10, 2 * processors // row_blocks)
 

@@ -240,7 +240,7 @@ def test_reference_that_cannot_be_matched_is_told(ends: float, note: str, config
         (["--auxiliary", "other"], "was trained with another tokenizer"),
         (["--set", "fast_electra.objective=mlm"], "calibrate is for the temperature"),
         (["--set", "fast_electra.replacement.augmentation=dropout"], "augmentation dropout: name a config"),
-        (["--sequences", "0"], "--sequences is a number of sequences"),
+        (["--sequences", "0"], "--sequences must be at least 1, not 0"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -15,7 +15,7 @@ from fast_electra.cost.flops import (
     masked_lm_forward,
     trained,
 )
-from fast_electra.cost.methods import embedding_parameters, joint_parameters, parameters
+from fast_electra.cost.methods import embedding_parameters, parameters
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel, count_parameters
 from fast_electra.model.joint import JointModel
@@ -103,7 +103,7 @@ def test_parameters_are_the_models_own() -> None:
     assert parameters(size, "rtd") == count_parameters(Discriminator.new(size))
     assert parameters(size, "mlm") == count_parameters(MaskedLanguageModel(size))
     assert embedding_parameters(size) == 96 * 8
-    shared = joint_parameters(size, 2, "shared")
+    shared = parameters(size, "joint", 2, "shared")
     assert shared == count_parameters(JointModel(size, 2, "shared"))
     for sharing in ("gradient_disentangled", "none"):
-        assert joint_parameters(size, 2, sharing) - shared == embedding_parameters(size)
+        assert parameters(size, "joint", 2, sharing) - shared == embedding_parameters(size)

@@ -1,21 +1,11 @@
-"""The bytes of a device: against what torch really keeps, and the arithmetic of ZeRO."""
+"""The bytes of activations and of drawing, against what torch really holds. tests/jobs/test_measure.py has the rest."""
 
 import pytest
 import torch
 
 from fast_electra import randomness
 from fast_electra.cost.measure import tensor_memory
-from fast_electra.cost.memory import (
-    AT_WORK,
-    BYTES,
-    MicroBatch,
-    Zero,
-    activations,
-    reduction_buckets,
-    sampler,
-    states,
-    step_copy,
-)
+from fast_electra.cost.memory import AT_WORK, MicroBatch, activations, sampler
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra_kernels import sample_with_statistics
@@ -73,30 +63,6 @@ def test_checkpointing_keeps_one_layer_inside() -> None:
     assert (
         checkpointed["activations between the layers"] == whole["activations between the layers"] == 3 * 4 * 16 * 24 * 2
     )
-
-
-@pytest.mark.parametrize("dtype", BYTES)
-def test_zero_shares_out_evenly(dtype: str) -> None:
-    """Doubling the devices halves what is shared out, exactly, and leaves the weights whole."""
-    one, two = (states(1001, Zero(world, dtype)) for world in (4, 8))
-    assert one["weights"] == two["weights"] == 1001 * BYTES[dtype]
-    for name in one.keys() - {"weights"}:
-        assert two[name] * 2 == one[name]
-    # On one device: the paper's 20 bytes a parameter, less its 16-bit gradient, which ZeRO-2 does not keep.
-    alone = sum(states(1000, Zero(1, dtype)).values())
-    assert alone == 1000 * (BYTES[dtype] + 4 + 8 + 4)
-
-
-def test_buckets_are_as_large_as_configured() -> None:
-    """DeepSpeed allocates whole buckets, however small the model."""
-    assert reduction_buckets(10, Zero(1, "bf16")) == {"reduction's buckets": 2 * 500_000_000 * 2}
-    assert reduction_buckets(10, Zero(1, "bf16", bucket=100, buckets=1)) == {"reduction's buckets": 200}
-    assert reduction_buckets(10, Zero(1, "bf16", buckets=0)) == {"gradients before their reduction": 20}
-
-
-def test_gradients_are_flattened_only_where_no_buffer_holds_them() -> None:
-    assert sum(step_copy(1000, Zero(4, "bf16")).values()) == 0
-    assert sum(step_copy(1000, Zero(4, "fp32")).values()) == 1000
 
 
 @pytest.mark.parametrize(("rows", "vocabulary"), [(600, 4000), (2000, 5000)])

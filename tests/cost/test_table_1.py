@@ -73,5 +73,6 @@ def test_the_papers_rounded_counts_give_the_same_digits() -> None:
 
 
 def test_ratios_are_of_unrounded_figures() -> None:
-    rows = table_1(paper_models())
-    assert ratios(rows)[1]["gflops"]["total"] == rows[3]["gflops"]["total"] / rows[2]["gflops"]["total"]
+    """An auxiliary that is trained does three forward passes: 1/3. The figures that the table prints give 0.3334."""
+    for row in ratios(table_1(paper_models())):
+        assert row["gflops"]["auxiliary"] == pytest.approx(1 / 3, rel=1e-12)

@@ -1,13 +1,16 @@
 """Measured costs: what a hand count says of tensors' memory, and Table 7 by the real launcher with two processes."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from conftest import Corpus, Launch
 from torch import Tensor
+from torch.distributed import HashStore, ProcessGroupGloo
 
 from fast_electra import config
 from fast_electra.cost.estimate import GPUS
@@ -57,6 +60,29 @@ def test_freeing_what_was_there_before_hides_nothing() -> None:
     assert tensor_memory(CPU, lambda: torch.zeros(N), work).peak == 2 * N * FLOAT
 
 
+def test_what_a_thread_of_gloo_releases_is_not_held() -> None:
+    """The profiler does not see such a release, so it counted parameters that DeepSpeed had replaced, at random."""
+    gloo = ProcessGroupGloo(HashStore(), 0, 1, timedelta(minutes=1))
+
+    def prepare() -> Tensor:
+        replaced = [torch.zeros(N)]
+        gloo.allreduce(replaced).wait()
+        thread = Thread(target=replaced.clear)  # as gloo's own does, if it is the last to hold the tensor
+        thread.start()
+        thread.join()
+        return torch.zeros(N)
+
+    memory = tensor_memory(CPU, prepare, torch.exp)
+    assert memory.held == N * FLOAT
+    assert memory.peak == 2 * N * FLOAT
+
+
+def test_what_outlives_the_work_is_counted() -> None:
+    kept: list[Tensor] = []
+    memory = tensor_memory(CPU, lambda: kept.append(torch.zeros(N)), lambda _: kept.append(torch.zeros(N)))
+    assert (memory.held, memory.peak) == (N * FLOAT, 2 * N * FLOAT)
+
+
 def test_ratios_compare_within_a_round() -> None:
     quiet, busy = [1.0, 2.0, 9.0], [10.0, 20.0, 90.0]
     assert ratios([quiet, busy], [[4.0], [40.0]]) == [0.5, 0.5]
@@ -104,11 +130,12 @@ def measured(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, laun
         "fast_electra.corpus.shards": str(tiny_corpus.shards),
         "fast_electra.corpus.tokenizer": str(tiny_corpus.tokenizer),
         "fast_electra.model.vocabulary_size": tiny_corpus.vocabulary_size,
-        "zero_optimization.reduce_bucket_size": 1_000_000,
+        "fast_electra.model.layers": 2,
+        "zero_optimization.reduce_bucket_size": 200_000,
         "train_batch_size": 32,
     }
     arguments = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    arguments += ["--updates", "3", "--warmup", "1", "--rounds", "2", "--flops"]
+    arguments += ["--updates", "2", "--warmup", "1", "--rounds", "2", "--flops"]
     arguments += ["--json", str(folder / "figures.json"), "--trace", str(folder / "traces")]
     output = launch("launch/measure.py", ["--deepspeed_config", "ds_configs/tiny.json", *arguments], ranks=2).stdout
     return output, folder
@@ -126,8 +153,16 @@ def test_joint_training_holds_most(figures: dict[str, Any]) -> None:
     peaks = {name: of_method["peak_bytes"] for name, of_method in methods.items()}
     assert peaks["joint"] > 1.1 * max(peaks["online"], peaks["offline"])
     for of_method in methods.values():
-        assert of_method["peak_bytes"] == pytest.approx(of_method["predicted"]["peak_bytes"], rel=0.15)
+        assert of_method["peak_bytes"] == pytest.approx(of_method["predicted"]["peak_bytes"], rel=0.1)
         assert len(of_method["peak_bytes_of_ranks"]) == 2
+
+
+def test_each_device_starts_with_whole_weights_and_half_of_their_copy(figures: dict[str, Any]) -> None:
+    """ZeRO-2 on two ranks. Each encoder adds its table of relative positions."""
+    for name, of_method in figures["methods"].items():
+        terms = of_method["predicted"]["bytes"]
+        states = terms["weights"] + terms["fp32 copy of the weights, shared out"] + terms.get("frozen auxiliary", 0)
+        assert 0 <= of_method["held_bytes"] - states < 150_000 * (2 if name == "joint" else 1)
 
 
 def test_offline_training_has_no_auxiliary_in_memory(figures: dict[str, Any]) -> None:
@@ -147,7 +182,7 @@ def test_every_update_is_kept(figures: dict[str, Any]) -> None:
     assert list(figures["methods"]) == ["joint", "online", "offline"]
     for of_method in figures["methods"].values():
         turns = of_method["seconds"]
-        assert [len(turn) for turn in turns] == [3, 3] == [len(turn) for turn in of_method["cpu_seconds"]]
+        assert [len(turn) for turn in turns] == [2, 2] == [len(turn) for turn in of_method["cpu_seconds"]]
         assert min(min(turn) for turn in turns) > 0 and of_method["skipped_updates"] == 0
         assert of_method["mfu"] is None and of_method["flops_per_second_and_process"] > 0
     assert figures["machine"]["processes"] == 2 and figures["machine"]["device"] == "cpu"
@@ -165,7 +200,7 @@ def test_deepspeed_counts_the_same_flops(figures: dict[str, Any]) -> None:
 
 def test_table_and_traces_are_there(measured: tuple[str, Path]) -> None:
     output, folder = measured
-    assert "untrained, for" in output and "DeepSpeed's profiler" in output and "middle half" in output
+    assert "untrained, because" in output and "DeepSpeed's profiler" in output and "middle half" in output
     table = [line.split() for line in output.splitlines() if line.startswith(("joint ", "online ", "offline "))]
     assert [row[0] for row in table] == ["joint", "online", "offline"] * 2
     assert all(len(row) == 8 for row in table[:3]) and all(len(row) == 6 for row in table[3:])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Corpus
 
@@ -31,7 +32,7 @@ def overrides(corpus: Corpus, run: Path, **more: Any) -> list[str]:
 def auxiliary(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Path:
     run = tmp_path_factory.mktemp("pretrain") / "auxiliary"
     arguments = ["--deepspeed_config", "ds_configs/tiny_auxiliary.json", *overrides(tiny_corpus, run)]
-    launch("launch/pretrain.py", arguments, ranks=1)
+    run.with_name("auxiliary.txt").write_text(launch("launch/pretrain.py", arguments, ranks=1).stdout)
     return run
 
 
@@ -39,7 +40,8 @@ def auxiliary(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, lau
 def discriminator(tiny_corpus: Corpus, auxiliary: Path, launch: Launch) -> Path:
     run = auxiliary.with_name("discriminator")
     monitors = {"csv_monitor.enabled": "true", "csv_monitor.output_path": str(run.with_name("csv"))}
-    more = {"fast_electra.auxiliary.run": str(auxiliary), **monitors}
+    checkpointing = {"fast_electra.model.activation_checkpointing": "true"}
+    more = {"fast_electra.auxiliary.run": str(auxiliary), **monitors, **checkpointing}
     arguments = ["--deepspeed_config", "ds_configs/tiny.json", *overrides(tiny_corpus, run, **more)]
     result = launch("launch/pretrain.py", arguments, ranks=2)
     run.with_name("output.txt").write_text(result.stdout)
@@ -77,9 +79,21 @@ def test_plain_lines_and_deepspeeds_monitors_show_the_run(discriminator: Path) -
     assert losses == pytest.approx([row["loss"] for row in read_metrics(discriminator)[0]], rel=1e-4)
 
 
+def test_headline_says_that_the_run_would_fit_without_checkpointing(auxiliary: Path, discriminator: Path) -> None:
+    """Each of the two processes may use half of the machine's memory. The auxiliary trains without checkpointing."""
+    lines = discriminator.with_name("output.txt").read_text().splitlines()
+    headline = next(number for number, line in enumerate(lines) if line.startswith("rtd tiny:"))
+    note = lines[headline + 1]
+    assert note.startswith("note: activation checkpointing can be off")
+    assert f"of its {psutil.virtual_memory().total / 2 / 1e9:,.1f} GB" in note and "fewer FLOPs" in note
+    assert note.endswith("--set fast_electra.model.activation_checkpointing=false")
+    assert "activation checkpointing" not in auxiliary.with_name("auxiliary.txt").read_text()
+
+
 def test_a_complete_run_is_left_alone(
     discriminator: Path, auxiliary: Path, tiny_corpus: Corpus, launch: Launch
 ) -> None:
+    """Also by a config without activation checkpointing, which may change between the sessions of a run."""
     before = (discriminator / "metrics.jsonl").read_bytes()
     more = {"fast_electra.auxiliary.run": str(auxiliary)}
     arguments = ["--deepspeed_config", "ds_configs/tiny.json", *overrides(tiny_corpus, discriminator, **more)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra_kernels import NEVER, Pieces, concatenate, envelope, gumbel, sample, winners
+from fast_electra_kernels import NEVER, Pieces, concatenate, envelope, gumbel, row_blocks, sample, winners
 
 
 def exact(slopes_C: np.ndarray, intercepts_C: np.ndarray, low: float, high: float) -> list[tuple[int, float]]:
@@ -128,6 +128,8 @@ def test_smallest_shapes() -> None:
     none = envelope(torch.zeros(0, 5), torch.zeros(0, 5), 0.5, 1.0)
     check(none, 0)
     assert winners(none, 0.7).shape == (0,)
+    empty = [envelope(torch.zeros(0, 5)[rows], torch.zeros(0, 5)[rows], 0.5, 1.0) for rows in row_blocks(0, 5, False)]
+    assert concatenate(empty).counts_M.shape == (0,)  # without any position there is still one block to join
     point = envelope(*random_lines(20, 30, seed=5), 0.7, 0.7)  # a constant curriculum
     slopes, intercepts = random_lines(20, 30, seed=5)
     assert point.counts_M.tolist() == [1] * 20 and torch.equal(point.tokens_P, (slopes * 0.7 + intercepts).argmax(1))

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from fast_electra.report.page import write_report
-from fast_electra.training.metrics import Monitor
+from fast_electra.training.console import Monitor
 
 
 class Page(HTMLParser):

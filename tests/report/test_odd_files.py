@@ -10,7 +10,7 @@ from pages import report, token, train
 from rich.console import Console
 
 from fast_electra import cli
-from fast_electra.training.metrics import Monitor
+from fast_electra.training.console import Monitor
 
 NESTED = "[" * 100_000 + "]" * 100_000
 
