@@ -1,8 +1,8 @@
 """One JSON file to a checked, resolved configuration of a run.
 
-The file is a DeepSpeed config with one more section, `fast_electra`. DeepSpeed's keys own batch, optimizer, precision,
-ZeRO and clipping; `fast_electra` owns model, corpus, curriculum, replacement and run folder, on top of a recipe. Both
-parts are checked key by key before any process group starts: DeepSpeed takes a misspelt top-level key in silence.
+The file is a DeepSpeed config with one more section, `fast_electra`. DeepSpeed's keys set batch, optimizer, precision,
+ZeRO and clipping. The section `fast_electra` names a recipe and sets model, corpus, curriculum, replacement and run
+folder. Every key of both parts is checked before any process group starts.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ ONE_CPU = Machine()
 
 
 class CheckpointSettings(Settings):
-    """When checkpoints are written and how many are kept. The end of a run always writes one."""
+    """When checkpoints are written, and how many are kept. One is always written at the end of a run."""
 
     every: int = Field(default=5000, ge=1)  # updates
     keep: int = Field(default=2, ge=1)
 
 
 class EvaluationSettings(Settings):
-    """When the held-out documents are evaluated, and on how many of their sequences. The end of a run always is."""
+    """When a run is evaluated, and on how many held-out sequences. It is always evaluated at its end."""
 
     every: int = Field(default=5000, ge=1)  # updates
     sequences: int = Field(default=2048, ge=1)
@@ -64,46 +64,43 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _fits_objective(self) -> "RunConfig":
         if self.objective == "joint" and self.joint is None:
-            raise ValueError("objective joint needs the section joint: leave it out, and the recipe's stands")
+            raise ValueError("objective joint needs the section joint: leave it out to use the recipe's")
         if self.objective != "rtd":
             if self.replacement.store is not None:
                 raise ValueError(
                     f"replacement.store holds what a frozen model drew, and objective {self.objective} has none: "
-                    "leave it out, or train by objective rtd"
+                    "leave it out, or train with objective rtd"
                 )
             return self
         replacement, initial = self.replacement, self.curriculum.initial
-        if replacement.distribution != "auxiliary" and replacement.augmentation != "temperature":
+        if not replacement.from_auxiliary and replacement.augmentation != "temperature":
             raise ValueError(
                 f"replacement.augmentation {replacement.augmentation} acts on an auxiliary model, and "
                 f"replacement.distribution {replacement.distribution} has none: leave one of the two out"
             )
-        if replacement.distribution == "auxiliary" and (self.auxiliary is None or self.auxiliary.run is None):
+        if replacement.from_auxiliary and (self.auxiliary is None or self.auxiliary.run is None):
             raise ValueError(
-                "objective rtd needs auxiliary.run: the run folder of an auxiliary model (or a "
-                "replacement.distribution that needs none)"
+                "objective rtd needs auxiliary.run, the run folder of an auxiliary model, or a "
+                "replacement.distribution that needs no auxiliary"
             )
         parameter, floor, highest, _ = replacement.range
         if not floor <= initial <= highest:
             bounds = f"at least {floor:g}" if highest == float("inf") else f"in [{floor:g}, {highest:g}]"
-            raise ValueError(f"curriculum.initial is the first {parameter}: {bounds}, not {initial:g}")
+            raise ValueError(f"curriculum.initial is the first {parameter}: it must be {bounds}, not {initial:g}")
         return self
 
 
-_UNREAD = {
-    "mlm": ("auxiliary", "replacement", "curriculum", "joint"),
-    "joint": ("auxiliary", "replacement", "curriculum"),
-    "rtd": ("joint",),
-}
+_DRAWING = ("auxiliary", "replacement", "curriculum")
+_UNREAD = {"mlm": (*_DRAWING, "joint"), "joint": _DRAWING, "rtd": ("joint",)}
 
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved configuration: our part, DeepSpeed's part as plain JSON without `auto`, and the machine it is for."""
+    """A resolved configuration."""
 
-    run: RunConfig
-    deepspeed: dict[str, Any]
-    machine: Machine
+    run: RunConfig  # our part
+    deepspeed: dict[str, Any]  # DeepSpeed's part: plain JSON, without `auto`
+    machine: Machine  # the one that it is for
 
     @property
     def sequences(self) -> int:
@@ -127,22 +124,12 @@ class Config:
         return bool(self.deepspeed["optimizer"]["params"].get("torch_adam", False))
 
     def u(self, update: int, epoch: int) -> float:
-        """Return the fraction of the updates done, as the curriculum counts it: see `CurriculumSettings.fraction`.
-
-        Args:
-            update: 1 ... updates.
-            epoch: number of sequences of an epoch.
-        """
+        """Return u at an update, 1 ... updates, for epochs of `epoch` sequences: see `CurriculumSettings.fraction`."""
         return self.run.curriculum.fraction(update, self.run.updates, self.sequences, epoch)
 
     def changed(self, **changes: Any) -> "Config":
-        """Return the config with other values of our part, checked again; DeepSpeed's part stays as it is.
-
-        Args:
-            **changes: fields of `RunConfig`; a section is given as a dict of the keys that change.
-        """
-        section = _merge(self.run.model_dump(), changes)
-        return dataclasses.replace(self, run=RunConfig.model_validate(section))
+        """Return the config with other values of our part, checked again; a section is a dict of what changes."""
+        return dataclasses.replace(self, run=RunConfig.model_validate(_merge(self.run.model_dump(), changes)))
 
     @property
     def unread(self) -> list[str]:
@@ -155,51 +142,44 @@ class Config:
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE_CPU) -> Config:
-    """Read, override, check and resolve a config.
+    """Read, override, check and resolve a config for a machine: by default for one process on a CPU, in fp32.
 
-    Args:
-        path: the file.
-        overrides: `KEY=VALUE` strings, KEY a dotted path into either part, VALUE JSON or a plain string.
-        machine: what the config depends on of the machine that runs it; by default one process on a CPU, in fp32.
+    In an override `KEY=VALUE`, KEY is a dotted path into either part, and VALUE is JSON or a plain string.
 
     Raises:
-        UserError: naming the key, the file and the remedy.
+        UserError: something is wrong. The message names the file, the key and the remedy.
     """
     tree = read(path, overrides)
     section = tree.pop(SECTION, None)
     if not isinstance(section, dict):
-        raise UserError(f'{path}: there is no section "{SECTION}"; see ds_configs/tiny.json for one')
+        raise UserError(f'{path} has no section "{SECTION}"; see ds_configs/tiny.json for one')
     run = _run_config(section, str(path))
     return Config(run, deepspeed_config.resolve(tree, run.updates, machine, str(path)), machine)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The file's JSON with its overrides, before anything is checked or resolved."""
-    tree = _read(Path(path))
-    for override in overrides:
-        _override(tree, override)
-    return tree
+    """Return the file's JSON with the overrides, before anything is checked or resolved."""
 
-
-def _read(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        tree = dict(pairs)
-        if len(tree) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{path}: the key {twice!r} stands twice in one section; keep one")
-        return tree
+        section: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in section:
+                raise UserError(f"{path}: the key {key!r} occurs twice in one section; remove one of them")
+            section[key] = value
+        return section
 
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        tree = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"there is no config file {path}; those that ship stand in ds_configs/") from None
+        raise UserError(f"there is no config file {path}; see ds_configs/ for those that ship") from None
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold one JSON object")
+    for override in overrides:
+        _override(tree, override)
     return tree
 
 
@@ -220,32 +200,31 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _merge(preset: Any, own: Any) -> Any:
+    """Return `preset` with the values of `own`, section by section."""
     if isinstance(preset, dict) and isinstance(own, dict):
         return {key: _merge(preset.get(key), own[key]) if key in own else preset[key] for key in preset | own}
     return own
 
 
 def _run_config(section: dict[str, Any], where: str) -> RunConfig:
-    names = {"recipe": tuple(recipes.NAMES), "objective": tuple(recipes.OBJECTIVES)}
-    for key, allowed in names.items():
+    for key, allowed in (("recipe", recipes.NAMES), ("objective", recipes.OBJECTIVES)):
         if section.get(key) not in allowed:
             given = json.dumps(section.get(key))
             raise UserError(f"{where}: {SECTION}.{key} must be one of {', '.join(allowed)}, not {given}")
-    preset = recipes.recipe(section["recipe"], section["objective"])
+    merged = _merge(recipes.recipe(section["recipe"], section["objective"]), section)
     try:
-        merged = _merge(preset, section)
         return RunConfig.model_validate(_with_initial(merged) if section["objective"] == "rtd" else merged)
     except ValidationError as error:
         raise UserError(f"{where}: {one_line(error, RunConfig, SECTION)}") from None
 
 
 def _with_initial(tree: dict[str, Any]) -> dict[str, Any]:
-    """Where the curriculum begins, unless the config says so, depends on what is scheduled."""
-    replacement, curriculum = tree.get("replacement", {}), tree.get("curriculum", {})
+    """Return `tree` with the default of `curriculum.initial`, which depends on what is scheduled."""
+    curriculum = tree["curriculum"]
     if not isinstance(curriculum, dict) or curriculum.get("initial") is not None:
         return tree
     try:
-        initial = ReplacementSettings.model_validate(replacement).range.initial
+        initial = ReplacementSettings.model_validate(tree.get("replacement", {})).range.initial
     except ValidationError:
-        return tree  # which is validated as a whole, and the message then names the whole key
+        return tree  # it is validated as a whole next, and that message names the whole key
     return tree | {"curriculum": curriculum | {"initial": initial}}

@@ -1,7 +1,7 @@
 """Schedules of the curriculum: from u, the fraction of updates done, to its strength (Eq. 2, section E.2).
 
-Every schedule starts at 1 and falls. The strength falls from `initial` towards a floor: 1 for a temperature, 0 for a
-gamma.
+Every schedule starts at 1 and falls. So the strength falls from `initial` towards its floor: 1 for a temperature, 0 for
+a gamma.
 """
 
 import math
@@ -39,9 +39,8 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "stepwise": stepwise,
     "constant": constant,
 }
-
 # Default of tau. The first is the paper's (C.1). The paper prints none for the others, and `constant` ignores it.
-RATES = {"exponential": 0.1, "polynomial": 2.0, "stepwise": 4.0, "constant": 0.1}
+_RATES = {"exponential": 0.1, "polynomial": 2.0, "stepwise": 4.0, "constant": 0.1}
 
 
 class CurriculumSettings(Settings):
@@ -55,16 +54,15 @@ class CurriculumSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _usual_rate(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("schedule") in RATES and given.get("rate") is None:
-            return given | {"rate": RATES[given["schedule"]]}
+        if isinstance(given, dict) and given.get("schedule") in _RATES and given.get("rate") is None:
+            return given | {"rate": _RATES[given["schedule"]]}
         return given
 
     @model_validator(mode="after")
     def _whole_steps(self) -> "CurriculumSettings":
         if self.schedule == "stepwise" and self.rate != int(self.rate):
-            raise ValueError(
-                f"rate, the number of steps of the schedule stepwise, must be a whole number, not {self.rate}"
-            )
+            steps = "rate, the number of steps of the schedule stepwise,"
+            raise ValueError(f"{steps} must be a whole number, not {self.rate}")
         return self
 
     def strength(self, u: float, floor: float = 1.0) -> float:
@@ -72,13 +70,9 @@ class CurriculumSettings(Settings):
         return floor + (self.initial - floor) * SCHEDULES[self.schedule](u, self.rate)
 
     def fraction(self, update: int, updates: int, batch: int, epoch: int) -> float:
-        """Return u at an update: update / updates; with `per` epoch, that fraction at the beginning of its epoch.
+        """Return u at an update, 1 ... `updates`: update / updates. With `per` epoch, u at the beginning of its epoch.
 
-        Args:
-            update: 1, 2, ..., `updates`. Its epoch is the one in which it begins.
-            updates: of the run.
-            batch: sequences of an update.
-            epoch: sequences of an epoch.
+        An update has `batch` sequences, an epoch has `epoch`. The epoch of an update is the one in which it begins.
         """
         if self.per == "update":
             return update / updates

@@ -1,7 +1,7 @@
-"""DeepSpeed's part of a config: every key known, every value of its kind, the batch sizes consistent, no `auto` left.
+"""DeepSpeed's part of a config: check every key and value, make the batch sizes consistent, and resolve `auto`.
 
 DeepSpeed itself ignores a misspelt top-level key and leaves `auto` to others. Here each section is checked against our
-settings or DeepSpeed's own schema, before any process group starts.
+settings or DeepSpeed's own schema.
 """
 
 import copy
@@ -28,7 +28,7 @@ Scheduler = Literal["WarmupDecayLR", "WarmupLR", "WarmupCosineLR"]
 
 
 class AdamParams(Settings):
-    """Parameters of Adam, as DeepSpeed's fused one and torch's take them."""
+    """Parameters of Adam, DeepSpeed's fused one or torch's."""
 
     lr: Positive
     betas: Betas = [0.9, 0.999]
@@ -41,7 +41,7 @@ class AdamParams(Settings):
 
 
 class Optimizer(Settings):
-    """Optimizer; DeepSpeed makes its fused Adam of either type."""
+    """Optimizer. DeepSpeed uses its fused Adam for either type."""
 
     type: Literal["Adam", "AdamW"]
     params: AdamParams
@@ -68,14 +68,14 @@ def _section(*names: str, **kinds: Any) -> type[Settings]:
 
 
 def _scheduler_params(scheduler: str) -> type[Settings]:
-    """Return a settings class for what a scheduler of DeepSpeed's takes, after `auto` is resolved."""
+    """Return a settings class for the parameters of a scheduler of DeepSpeed, after `auto` is resolved."""
     number = Annotated[NotNegative, Field(description=f"a number >= 0 ({' and '.join(AUTOS)} can also be auto)")]
     kinds = {"warmup_type": Literal["log", "linear"], "last_batch_iteration": int}
     taken = inspect.signature(getattr(lr_schedules, scheduler)).parameters
     return _section(**{name: kinds.get(name, number) for name in taken if name != "optimizer"})
 
 
-AUTOS = ("total_num_steps", "warmup_max_lr")
+AUTOS = ("total_num_steps", "warmup_max_lr")  # parameters of a scheduler
 SCHEDULER_PARAMS = {scheduler: _scheduler_params(scheduler) for scheduler in get_args(Scheduler)}
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and what it holds
@@ -96,19 +96,19 @@ SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and wh
     "flops_profiler": _section("enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file"),
     "checkpoint": _section("tag_validation", "use_node_local_storage", "parallel_write"),
 }
-# `fast_electra` is taken out before: it is here as the nearest name of a misspelt one.
+# The section `fast_electra` is taken out before. It is known here so that a misspelling of it is recognised.
 SCHEMA = create_model("DeepSpeed", __base__=_section("fast_electra", **SECTIONS), optimizer=(Optimizer, ...))
 
 
 class Machine(NamedTuple):
-    """What a config depends on of the machine that runs it: given, never asked, so any can be planned for."""
+    """Facts about the machine that runs a config. They are given, so that a config can be checked for any machine."""
 
     processes: int = 1
     best_dtype: str = "fp32"  # what `auto` means: the fastest precision that computes correctly there
     on_gpu: bool = False
 
     def dtype(self, name: str, key: str) -> str:
-        """Return the precision `name`, with `auto` resolved; raise a UserError that names `key` if it cannot be had."""
+        """Return the precision `name`, with `auto` resolved; raise a UserError that names `key` if it has none."""
         resolved = self.best_dtype if name == "auto" else name
         if resolved == "fp16" and not self.on_gpu:
             raise UserError(f"{key}: fp16 needs a GPU; use bf16, fp32 or auto")
@@ -118,17 +118,12 @@ class Machine(NamedTuple):
 def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) -> dict[str, Any]:
     """Return DeepSpeed's config, checked, complete and without `auto`.
 
-    In one process `zero_optimization.overlap_comm` becomes false: there is no communication that could overlap, and
-    DeepSpeed would only wait for the whole device in each micro-batch.
-
-    Args:
-        tree: The file without its section `fast_electra`.
-        updates: Optimizer updates of the run: a scheduler's `total_num_steps`.
-        machine: What runs the config.
-        where: The file's name, for messages.
+    `tree` is the file without its section `fast_electra`, and `where` its name in messages. The number of updates is a
+    scheduler's `total_num_steps`. In one process `zero_optimization.overlap_comm` becomes false: there is no
+    communication that could overlap, and DeepSpeed would only wait for the whole device in each micro-batch.
 
     Raises:
-        UserError: If a key is unknown or a value is wrong; in one line.
+        UserError: a key is unknown or a value is wrong.
     """
     tree = copy.deepcopy(tree)
     try:
@@ -164,23 +159,24 @@ def _resolve_scheduler(scheduler: dict[str, Any], updates: int, learning_rate: f
 
 
 def _resolve_precision(tree: dict[str, Any], machine: Machine) -> None:
-    sections = {name: tree.get(name, {}) for name in ("bf16", "fp16")}
-    for name, section in sections.items():
+    enabled = []
+    for name in ("bf16", "fp16"):
+        section = tree.get(name, {})
         if section.get("enabled") == "auto":
             section["enabled"] = machine.best_dtype == name
         if section.get("enabled"):
-            machine.dtype(name, f"{name}.enabled")
-    if all(section.get("enabled") for section in sections.values()):
+            enabled.append(machine.dtype(name, f"{name}.enabled"))
+    if len(enabled) > 1:
         raise UserError("bf16.enabled and fp16.enabled are both true; keep one")
 
 
 def _without_auto(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leave out every `auto` that remains: it means DeepSpeed's default."""
+    """Return the tree without any `auto` that is left, which means DeepSpeed's default."""
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in tree.items() if v != "auto"}
 
 
 def _resolve_batch(tree: dict[str, Any], processes: int) -> None:
-    """Fill in what is missing of train_batch_size = micro-batch x accumulation steps x processes, and check it."""
+    """Fill in the missing sizes of train_batch_size = micro-batch x accumulation steps x processes, and check them."""
     total, micro, steps = (tree.get(name) for name in SIZES)
     if total is None:
         if micro is None:

@@ -1,9 +1,8 @@
 """The paper's Tables 2 and 3 as named presets, and two smaller ones: values of `fast_electra` that a config may omit.
 
 `base` and `large` are the paper's. `small` has ELECTRA-small's size (Clark et al., 2020). `tiny` is for trying things
-on two CPU cores; where it departs from the paper, docs/tiny.md says so.
-
-What DeepSpeed's keys own (batch, optimizer, learning rate, warm-up, clipping, precision, ZeRO) stands in ds_configs/.
+on two CPU cores; docs/tiny.md says where it departs from the paper. What DeepSpeed's keys set (batch, optimizer,
+learning rate, warm-up, clipping, precision, ZeRO) is in ds_configs/.
 """
 
 from typing import Any
@@ -45,8 +44,8 @@ _TINY = {
     "attention_dropout": 0.0,
 }
 
-# Encoder, depths of main model and auxiliary (Table 2: their layers are alike), sequence length, updates, and the
-# loss weight lambda of joint training (Table 3; ELECTRA's for the sizes that the paper has not).
+# Encoder, numbers of layers of main model and auxiliary (Table 2: the layers are alike), sequence length, updates, and
+# the loss weight lambda of joint training (Table 3; ELECTRA's for the sizes that the paper does not have).
 _SIZES: dict[str, tuple[dict[str, Any], int, int, int, int, float]] = {
     "tiny": (_TINY, 3, 1, 64, 1400, 50.0),
     "small": (_SMALL, 12, 4, 128, 1_000_000, 50.0),
@@ -59,7 +58,7 @@ OBJECTIVES = ("rtd", "mlm", "joint")
 
 
 def recipe(name: str, objective: str) -> dict[str, Any]:
-    """The preset `name` (tiny, small, base, large): `model` is the auxiliary for objective mlm, else the main model."""
+    """Return the preset of a name. Its `model` is the auxiliary for objective mlm, and else the main model."""
     encoder, main, auxiliary, length, updates, loss_weight = _SIZES[name]
     preset: dict[str, Any] = {
         "updates": updates,

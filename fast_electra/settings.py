@@ -1,4 +1,4 @@
-"""The strict base of every settings class, and the one line in which a mistake is shown to users."""
+"""The strict base of every settings class, and the one line that tells a user about a mistake."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
 
 def one_of(names: Iterable[str]) -> AfterValidator:
-    """Return the check of a setting whose values are the names of a table: the names then stand in one place."""
+    """Return the check of a setting whose values are the names of a table."""
     allowed = tuple(names)
 
     def check(name: str) -> str:
@@ -34,7 +34,7 @@ def one_of(names: Iterable[str]) -> AfterValidator:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: what was probably meant, or all names that are known."""
+    """Return the end of a message about an unknown name: the name probably meant, or all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
@@ -47,12 +47,9 @@ def settings_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """Return the first thing that pydantic found wrong: the key, what it must be or the nearest name, what it is.
+    """Return the first thing that was wrong in a `model`: the key, what it must be or the nearest name, what it is.
 
-    Args:
-        error: Raised while `model` was validated.
-        model: The outermost settings class. A field's description says what its value must be.
-        prefix: Dotted path of the section that was validated.
+    A field's description says what its value must be. `prefix` is the dotted path of the section that was validated.
     """
     first = error.errors()[0]
     kind, given, message = first["type"], first["input"], first["msg"].removeprefix("Value error, ")
@@ -60,7 +57,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     field: FieldInfo | None = None
     for place, part in enumerate(first["loc"], 1):
         unknown = kind == "extra_forbidden" and place == len(first["loc"])
-        if part in fields or unknown or isinstance(part, int):  # what is left out names a member of a union
+        if part in fields or unknown or isinstance(part, int):  # else pydantic's name for a member of a union
             names.append(str(part))
             field = fields.get(part)
             fields = fields if field is None else _fields(settings_in(field.annotation))

@@ -79,7 +79,10 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fast_electra__curriculum": {"initial": 0.5}}, "curriculum.initial is the first temperature: at least 1"),
+        (
+            {"fast_electra__curriculum": {"initial": 0.5}},
+            "curriculum.initial is the first temperature: it must be at least 1",
+        ),
         ({"gradient_cliping": 1.0}, r"unknown key gradient_cliping; did you mean gradient_clipping\?"),
         ({"fp16__enabled": True}, "fp16.enabled: fp16 needs a GPU"),
         ({"fast_electra__curriculm": {}}, r"unknown key fast_electra.curriculm; did you mean curriculum\?"),
@@ -95,7 +98,7 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ({"fast_electra__updates": -1}, "fast_electra.updates"),
         (
             {"fast_electra__replacement": {"augmentation": "dropout"}, "fast_electra__curriculum": {"initial": 1.0}},
-            r"curriculum.initial is the first gamma: in \[0, 0.99\], not 1",
+            r"curriculum.initial is the first gamma: it must be in \[0, 0.99\], not 1",
         ),
         (
             {"fast_electra__replacement": {"augmentation": "dropout", "distribution": "uniform"}},
@@ -154,10 +157,10 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         config.load(tmp_path / "none.json")
     broken = tmp_path / "broken.json"
     broken.write_text('{"train_batch_size": 3,}')
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         config.load(broken)
     broken.write_text('{"train_batch_size": 3, "train_batch_size": 4}')
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="'train_batch_size' occurs twice"):
         config.load(broken)
 
 

@@ -1,7 +1,6 @@
 """The corpus of a run: its tokenizer, the sequences to train on, and those held out."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import Field
 
@@ -30,27 +29,21 @@ class Corpus:
 
 
 def open_corpus(settings: CorpusSettings, vocabulary_size: int, verify: bool) -> Corpus:
-    """Open tokenizer and shards, and check that they fit each other and the model.
+    """Open tokenizer and shards, and check that they fit each other and a model whose vocabulary has V entries.
 
-    Args:
-        settings: the folders and the sequence length.
-        vocabulary_size: V of the model.
-        verify: also hash the contents of the shards; one rank does so for all.
+    With `verify`, the contents of the shards are hashed; one rank does so for all.
 
     Raises:
         UserError: something is missing or damaged, or the parts do not fit each other.
     """
-    tokenizer = Tokenizer.load(Path(settings.tokenizer))
-    if tokenizer.vocabulary_size != vocabulary_size:
+    tokenizer = Tokenizer.load(settings.tokenizer)
+    if (size := tokenizer.vocabulary_size) != vocabulary_size:
         raise UserError(
-            f"{settings.tokenizer} has {tokenizer.vocabulary_size} entries and fast_electra.model.vocabulary_size is "
-            f"{vocabulary_size}: train a tokenizer with `--vocabulary {vocabulary_size}`, or use "
-            f"--set fast_electra.model.vocabulary_size={tokenizer.vocabulary_size}"
+            f"{settings.tokenizer} has {size} entries and fast_electra.model.vocabulary_size is {vocabulary_size}: "
+            f"train a tokenizer with `--vocabulary {vocabulary_size}`, or use "
+            f"--set fast_electra.model.vocabulary_size={size}"
         )
-    shards = Path(settings.shards)
-    train = Shards.open(shards, "train", verify=verify)  # checks the files of both splits
-    length = settings.sequence_length
-    heldout = None
-    if train.manifest.splits.get("heldout"):
-        heldout = Sequences(Shards.open(shards, "heldout", verify=False), tokenizer, length)
+    train, heldout, length = Shards.open(settings.shards, "train", verify), None, settings.sequence_length
+    if train.manifest.splits.get("heldout"):  # the files of both splits were checked above
+        heldout = Sequences(Shards.open(settings.shards, "heldout", verify=False), tokenizer, length)
     return Corpus(tokenizer, Sequences(train, tokenizer, length), heldout, train.hash)

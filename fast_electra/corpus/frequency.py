@@ -8,21 +8,15 @@ from fast_electra.corpus.shards import Shards
 from fast_electra.settings import UserError
 from fast_electra_kernels import NEVER  # log 0, but finite: 0 * NEVER is 0, so 0^0 = 1 needs no special case
 
-_BLOCK = 2**20  # tokens that are counted at a time
+_BLOCK = 2**20  # tokens that are read from the memory-mapped files and counted at a time
 
 
 def token_counts(shards: Shards, vocabulary_size: int, rank: int = 0, world: int = 1) -> Tensor:
     """Count each token in this rank's share of the documents: int64 [V], on the CPU.
 
     A share is a range of whole documents, and all shares have about as many tokens. The sum over the ranks is the
-    count of the whole split. Documents hold no [CLS], [SEP] or [PAD], so their counts are 0. Tokens are read block by
-    block from the memory-mapped files.
-
-    Args:
-        shards: the split, usually `train`.
-        vocabulary_size: V, no less than that of the tokenizer that made the shards.
-        rank: whose share is counted.
-        world: number of shares.
+    count of the whole split. Documents hold no [CLS], [SEP] or [PAD], so their counts are 0. The vocabulary may be
+    larger than that of the tokenizer that made the shards.
     """
     assert shards.manifest.vocabulary_size <= vocabulary_size, (shards.manifest.vocabulary_size, vocabulary_size)
     ends = np.cumsum(shards.lengths)
@@ -30,32 +24,20 @@ def token_counts(shards: Shards, vocabulary_size: int, rank: int = 0, world: int
     # A document belongs to the rank in whose share of the tokens it ends.
     first, last = (int(np.searchsorted(ends, total * r // world, side="right")) for r in (rank, rank + 1))
     counts = np.zeros(vocabulary_size, dtype=np.int64)
-    block: list[np.ndarray] = []
-    waiting = 0
     for document in range(first, last):
-        for start in range(0, int(shards.lengths[document]), _BLOCK):
-            tokens = shards.tokens(document, start, min(start + _BLOCK, int(shards.lengths[document])))
-            block.append(tokens)
-            waiting += len(tokens)
-            if waiting >= _BLOCK:
-                counts += np.bincount(np.concatenate(block), minlength=vocabulary_size)
-                block, waiting = [], 0
-    if block:
-        counts += np.bincount(np.concatenate(block), minlength=vocabulary_size)
+        length = int(shards.lengths[document])
+        for start in range(0, length, _BLOCK):
+            np.add.at(counts, shards.tokens(document, start, min(start + _BLOCK, length)), 1)
     return torch.from_numpy(counts)
 
 
 def log_frequency(counts_V: Tensor) -> Tensor:
-    """Return log p_TF, float64 [V], from the share p_TF of each token in the corpus (D.1); `NEVER` if the count is 0.
-
-    Args:
-        counts_V: int64 [V], summed over all ranks.
+    """Return log p_TF, float64 [V], from the counts of all ranks, int64 [V] (D.1); `NEVER` if a count is 0.
 
     Raises:
         UserError: nothing was counted.
     """
-    total = int(counts_V.sum())
-    if total == 0:
+    if (total := int(counts_V.sum())) == 0:
         raise UserError(
             "the documents of the corpus hold no token, so there is no term frequency: "
             "build the shards from other input, or choose another replacement distribution"

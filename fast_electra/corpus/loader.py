@@ -25,19 +25,14 @@ class Share:
         return self.micro_batch * self.accumulation * self.ranks
 
 
+@dataclass(frozen=True)
 class Loader:
     """Batches in the order of (seed, epoch). The global batches do not depend on the number of ranks."""
 
-    def __init__(self, sequences: Sequences, share: Share, seed: int, mask_fraction: float) -> None:
-        """Read `share` of each global batch.
-
-        Args:
-            sequences: the training sequences.
-            share: this rank's part.
-            seed: determines the order.
-            mask_fraction: determines how many positions of the global batch are masked.
-        """
-        self.sequences, self.share, self.seed, self.mask_fraction = sequences, share, seed, mask_fraction
+    sequences: Sequences  # to train on
+    share: Share
+    seed: int  # determines the order
+    mask_fraction: float  # determines how many positions of the global batch are masked
 
     def batch(self, n: int) -> list[TokenBatch]:
         """Return this rank's part of global batch n = 0, 1, ...: one TokenBatch for each accumulation step."""
@@ -59,15 +54,7 @@ class Loader:
 def read_batch(
     sequences: Sequences, samples_B: Tensor, sequences_B: Tensor, epochs_B: Tensor, source: str = "train"
 ) -> TokenBatch:
-    """Read sequences by their numbers.
-
-    Args:
-        sequences: those of the corpus.
-        samples_B: int64, number of each sequence in the stream `source`.
-        sequences_B: int64, number of each sequence in the corpus.
-        epochs_B: int64.
-        source: see `TokenBatch`.
-    """
+    """Read sequences by their numbers; see `TokenBatch` for what the numbers are."""
     lengths_B = sequences.lengths(sequences_B)
     tokens_BL = sequences.tokens(sequences_B)
     real_BL = torch.arange(tokens_BL.shape[1]) < lengths_B[:, None]

@@ -32,22 +32,16 @@ class Sequences:
     """All sequences of one split, addressed by number. Memory holds two numbers for each document, and no tokens."""
 
     def __init__(self, shards: Shards, tokenizer: Tokenizer, length: int, minimum: int = 8) -> None:
-        """Cut the documents of `shards`.
-
-        Args:
-            shards: the split.
-            tokenizer: the one that made the shards.
-            length: L, positions of a sequence with its [CLS] and [SEP].
-            minimum: documents with fewer tokens are left out.
+        """Cut the documents of `shards` that have at least `minimum` tokens to L = `length`, [CLS] and [SEP] included.
 
         Raises:
             UserError: the shards were made with another tokenizer, or no document is long enough.
         """
         if tokenizer.hash != shards.tokenizer_hash:
+            made_by, given = shards.tokenizer_hash[:12], tokenizer.hash[:12]
             raise UserError(
-                f"the shards were made with another tokenizer (sha256 {shards.tokenizer_hash[:12]}) than the one given "
-                f"({tokenizer.hash[:12]}); name the one that made them in fast_electra.corpus.tokenizer, or run "
-                "`fast-electra corpus` again"
+                f"the shards were made with another tokenizer (sha256 {made_by}) than the one given ({given}); name "
+                "the one that made them in fast_electra.corpus.tokenizer, or run `fast-electra corpus` again"
             )
         self.shards, self.tokenizer, self.length = shards, tokenizer, length
         lengths = shards.lengths

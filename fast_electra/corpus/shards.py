@@ -1,6 +1,5 @@
-"""Tokenised documents on disk: megatron-core's IndexedDataset, and a manifest with counts and hashes."""
+"""Tokenised documents on disk: megatron-core's IndexedDatasets, and a manifest with counts and hashes."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +23,6 @@ class ShardRecord(Settings):
     bin: FileRecord
     idx: FileRecord
 
-    @property
-    def files(self) -> tuple[FileRecord, FileRecord]:
-        """Both files."""
-        return self.bin, self.idx
-
 
 class InputRecord(Settings):
     """One file that was read, and its size on disk in bytes."""
@@ -38,31 +32,18 @@ class InputRecord(Settings):
 
 
 class Manifest(Settings):
-    """What a folder of shards holds.
+    """What a folder of shards holds. The counts are those of all splits together."""
 
-    Attributes:
-        format: version of this layout.
-        tokenizer: hash of the tokenizer that made the tokens.
-        vocabulary_size: V of that tokenizer.
-        heldout: requested share of the documents.
-        documents: number of tokenised documents, all splits together.
-        tokens: number of their tokens.
-        bytes: size of their text in UTF-8.
-        rejected: number of rejected documents by reason; each is a line of quarantine.jsonl.
-        inputs: the files that were read, in order.
-        splits: the shards of each split, in order.
-    """
-
-    format: Literal[1]
-    tokenizer: str
-    vocabulary_size: int
-    heldout: float
+    format: Literal[1]  # version of this layout
+    tokenizer: str  # hash of the tokenizer that made the tokens
+    vocabulary_size: int  # V of that tokenizer
+    heldout: float  # requested share of the documents
     documents: int
     tokens: int
-    bytes: int
-    rejected: dict[str, int]
-    inputs: list[InputRecord]
-    splits: dict[SplitName, list[ShardRecord]]
+    bytes: int  # of text in UTF-8
+    rejected: dict[str, int]  # number of rejected documents by reason; each is a line of quarantine.jsonl
+    inputs: list[InputRecord]  # in the order in which they were read
+    splits: dict[SplitName, list[ShardRecord]]  # in order
 
 
 class Shards:
@@ -76,17 +57,9 @@ class Shards:
     """
 
     def __init__(self, manifest: Manifest, manifest_hash: str, datasets: list[Any]):
-        """Read from open files; `Shards.open` opens a folder.
-
-        Args:
-            manifest: of the folder.
-            manifest_hash: xxh3-128 of its file.
-            datasets: the IndexedDatasets of the split, in the manifest's order.
-        """
-        self.manifest = manifest
-        self.hash = manifest_hash
+        """Read from the open IndexedDatasets of the split, in the manifest's order; `open` opens a folder."""
+        self.manifest, self.hash, self._datasets = manifest, manifest_hash, datasets
         self.tokenizer_hash = manifest.tokenizer
-        self._datasets = datasets
         self._starts = np.cumsum([0] + [len(dataset) for dataset in datasets])
         lengths = [dataset.sequence_lengths for dataset in datasets]
         self.lengths = np.concatenate([np.zeros(0), *lengths]).astype(np.int64)
@@ -107,15 +80,12 @@ class Shards:
         path = folder / MANIFEST
         missing = f"no shards in {folder}: {path} is missing; build them with `fast-electra corpus`"
         manifest = read_settings(path, Manifest, missing, _REMEDY)
-        files = [file for shards in manifest.splits.values() for shard in shards for file in shard.files]
+        files = [file for shards in manifest.splits.values() for shard in shards for file in (shard.bin, shard.idx)]
         check_files(folder, files, _REMEDY, verify)
-        shards = manifest.splits.get(split, [])
-        if not shards:
-            raise UserError(
-                f"{folder} holds no {split} documents: "
-                "build it with `fast-electra corpus --heldout SHARE`, above 0 and below 1"
-            )
-        return cls(manifest, file_hash(path), [_dataset(folder, shard) for shard in shards])
+        if not manifest.splits.get(split):
+            remedy = "build it with `fast-electra corpus --heldout SHARE`, above 0 and below 1"
+            raise UserError(f"{folder} holds no {split} documents: {remedy}")
+        return cls(manifest, file_hash(path), [_dataset(folder, shard) for shard in manifest.splits[split]])
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """Return tokens [start, stop) of a document, a view of the file: uint16, or int32 for large vocabularies."""
@@ -125,9 +95,8 @@ class Shards:
 
 
 def _dataset(folder: Path, shard: ShardRecord) -> Any:
-    dataset = indexed_dataset().IndexedDataset(
-        str((folder / shard.bin.name).with_suffix("")), multimodal=False, mmap=True
-    )
+    prefix = (folder / shard.bin.name).with_suffix("")
+    dataset = indexed_dataset().IndexedDataset(str(prefix), multimodal=False, mmap=True)
     if len(dataset) != shard.documents or int(dataset.sequence_lengths.sum(dtype=np.int64)) != shard.tokens:
         raise UserError(f"{folder / shard.idx.name} does not hold the documents that the manifest counts: {_REMEDY}")
     return dataset
@@ -139,8 +108,3 @@ def indexed_dataset() -> Any:
         warnings.simplefilter("ignore")
         from megatron.core.datasets import indexed_dataset as module
     return module
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json, after all other files."""
-    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")

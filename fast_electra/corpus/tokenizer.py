@@ -45,30 +45,23 @@ class Tokenizer:
         Raises:
             UserError: the folder is missing, incomplete or altered, or holds another kind of tokenizer.
         """
-        folder = Path(folder)
+        file, card = Path(folder) / MODEL, Path(folder) / CARD
+        train_one = "train one with `fast-electra tokenizer`"
         try:
-            model = (folder / MODEL).read_bytes()
-            card = json.loads((folder / CARD).read_text())
-            expected = card["sha256"]
+            model = file.read_bytes()
+            expected = json.loads(card.read_text())["sha256"]
         except FileNotFoundError as error:
-            raise UserError(
-                f"no tokenizer in {folder}: {error.filename} is missing; train one with `fast-electra tokenizer`"
-            ) from None
+            raise UserError(f"no tokenizer in {folder}: {error.filename} is missing; {train_one}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / CARD} cannot be read ({error}): train the tokenizer again") from None
+            raise UserError(f"{card} cannot be read ({error}): train the tokenizer again") from None
         if hashlib.sha256(model).hexdigest() != expected:
-            raise UserError(
-                f"{folder / MODEL} was altered (its sha256 is not that of {CARD}): restore or train it again"
-            )
+            raise UserError(f"{file} was altered (its sha256 is not that of {CARD}): restore or train it again")
         try:
             tokenizer = cls(model)
         except RuntimeError as error:
-            raise UserError(f"{folder / MODEL} is not a SentencePiece model ({error}): train it again") from None
+            raise UserError(f"{file} is not a SentencePiece model ({error}): train it again") from None
         if tokenizer.special_ids != (0, 1, 2, 3, 4) or tokenizer.piece(5) != "<0x00>":
-            raise UserError(
-                f"{folder / MODEL} has other special tokens than {' '.join(SPECIAL_PIECES)}: "
-                "train one with `fast-electra tokenizer`"
-            )
+            raise UserError(f"{file} has other special tokens than {' '.join(SPECIAL_PIECES)}: {train_one}")
         return tokenizer
 
     def encode(self, text: str) -> list[int]:

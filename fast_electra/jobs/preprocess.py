@@ -24,14 +24,13 @@ from fast_electra.config import Config
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.loader import read_batch
 from fast_electra.corruption import mask
-from fast_electra.files import FileRecord, check_files, read_settings, write_json
+from fast_electra.files import FileRecord, read_settings, write_json
 from fast_electra.jobs import launcher
 from fast_electra.parts import build_distribution, masking, open_run_corpus
 from fast_electra.replacement.distribution import Distribution, LinearDistribution
 from fast_electra.settings import UserError
 from fast_electra.store.format import MANIFEST, PLAN, Part, PartFile, StoreManifest, StorePlan, write_part
-from fast_electra.store.match import check_same, facts_of_run, known_of_auxiliary, plan_store
-from fast_electra.store.reader import check_belongs, read_manifest, remedy
+from fast_electra.store.match import check_same, check_store, plan_store
 from fast_electra.training.engines import Ranks, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import evaluation_batch
 from fast_electra_kernels import Pieces, concatenate
@@ -80,10 +79,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
     """
     corpus = open_run_corpus(config.run, ranks)
     if (output / MANIFEST).exists():
-        known = facts_of_run(config, corpus, known_of_auxiliary(config))
-        manifest = read_manifest(output)
-        check_belongs(output, manifest.plan.facts, known(manifest.plan.kind))
-        check_files(output, manifest.parts, remedy(output), verify=False)
+        manifest = check_store(config, corpus, output, verify=False)
         if ranks.rank == 0:
             print(f"{output} is complete ({manifest.plan.sequences:,} sequences)")
         return

@@ -1,7 +1,8 @@
 """Replacements from a frozen masked language model, made easier by an augmentation (Eq. 1, E.2).
 
 An augmentation acts on one of three things: the model's output (temperature, interpolation with term frequency), the
-model (dropout, attention dropout), or its input (drop token). The curriculum sets its strength.
+model (dropout, attention dropout), or its input (drop token): the methods `output`, `dropout` and `input` of
+`Auxiliary`. The curriculum sets its strength.
 """
 
 from collections.abc import Iterator
@@ -32,35 +33,22 @@ class FrozenMaskedLM(Protocol):
     ) -> Tensor:
         """Return what the vocabulary head multiplies, at flat positions: [M, E].
 
-        Args:
-            tokens_BL: int64, with [MASK] at the masked positions.
-            attended_BL: bool, False at padding; None if there is none.
-            positions_M: int64.
-            drop: what to drop inside the model, if an augmentation asks for it.
+        `attended_BL` is False at padding, and None if there is none. `drop` says what to drop inside the model.
         """
         ...
 
 
 class Auxiliary:
-    """x_hat ~ p_aux(. | i, x_masked): sampled, never argmax. Each augmentation overrides what it changes.
+    """x_hat ~ p_aux(. | i, x_masked): sampled, never argmax. Each augmentation overrides the one method it changes.
 
-    Attributes:
-        range: name and range of the strength. The paper searches for each augmentation's best gamma_max and does not
-            print it: the initial values are ours.
-        needs_frequency: whether the augmentation needs log p_TF.
+    The paper searches for each augmentation's best gamma_max and does not print it: the initial values are ours.
     """
 
-    range: ClassVar[Range]
-    needs_frequency: ClassVar[bool] = False
+    range: ClassVar[Range]  # of the strength
+    needs_frequency: ClassVar[bool] = False  # whether the augmentation needs log p_TF
 
     def __init__(self, model: FrozenMaskedLM, unk_id: int, log_frequency_V: Tensor | None = None) -> None:
-        """Draw from `model`.
-
-        Args:
-            model: the frozen auxiliary.
-            unk_id: id of the token that takes the place of a dropped token.
-            log_frequency_V: log p_TF, float [V] on the model's device; None if `needs_frequency` is False.
-        """
+        """Draw from `model`; `log_frequency_V` is log p_TF on its device, or None if `needs_frequency` is False."""
         self.model, self.unk_id = model, unk_id
         self.log_frequency_V = None if log_frequency_V is None else log_frequency_V.float()
         self.parameter: str | None = self.range.parameter
@@ -69,29 +57,30 @@ class Auxiliary:
     @torch.no_grad()
     def sample(self, masked: MaskedBatch, strength: float) -> Draws:
         """Draw by Gumbel-max; see `fast_electra_kernels.sample`."""
-        hidden_ME = self.hidden(masked, strength)
-        scale, prior_V = self.output(strength)
+        hidden_ME, (scale, prior_V) = self.hidden(masked, strength), self.output(strength)
+        keys_M, original_M = masked.keys_M, masked.original_M
         with _sampling():
             ids_M, statistics = sample_with_statistics(
-                hidden_ME,
-                *self.model.head,
-                scale=scale,
-                prior_V=prior_V,
-                keys_M=masked.keys_M,
-                original_M=masked.original_M,
+                hidden_ME, *self.model.head, scale=scale, prior_V=prior_V, keys_M=keys_M, original_M=original_M
             )
         return Draws(ids_M, statistics.entropy_M, statistics.original_M.exp())
 
     def hidden(self, masked: MaskedBatch, strength: float) -> Tensor:
         """Return what the vocabulary head multiplies: [M, E]."""
-        return self._run(masked, masked.tokens_BL)
+        tokens_BL, drop = self.input(masked, strength), self.dropout(masked, strength)
+        return self.model.hidden(tokens_BL, masked.original.attended_BL, masked.positions_M, drop)
+
+    def input(self, masked: MaskedBatch, strength: float) -> Tensor:
+        """Return the model's input, int64 [B, L]."""
+        return masked.tokens_BL
+
+    def dropout(self, masked: MaskedBatch, strength: float) -> KeyedDropout | None:
+        """Return what is dropped inside the model."""
+        return None
 
     def output(self, strength: float) -> tuple[float, Tensor | None]:
         """Return the factor of the logits, and what is added to them: [V] or None."""
         return 1.0, None
-
-    def _run(self, masked: MaskedBatch, tokens_BL: Tensor, drop: KeyedDropout | None = None) -> Tensor:
-        return self.model.hidden(tokens_BL, masked.original.attended_BL, masked.positions_M, drop)
 
 
 class OutputAugmentation(Auxiliary):
@@ -153,9 +142,9 @@ class Dropout(Auxiliary):
 
     range = GAMMA._replace(highest=0.99, initial=0.5)
 
-    def hidden(self, masked: MaskedBatch, strength: float) -> Tensor:
-        """Return hidden states [M, E] of the perturbed model."""
-        return self._run(masked, masked.tokens_BL, KeyedDropout(_dropout_keys(masked), hidden_rate=strength))
+    def dropout(self, masked: MaskedBatch, strength: float) -> KeyedDropout:
+        """Return a dropout of activations."""
+        return KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), hidden_rate=strength)
 
 
 class AttentionDropout(Auxiliary):
@@ -163,9 +152,9 @@ class AttentionDropout(Auxiliary):
 
     range = GAMMA._replace(highest=0.99, initial=0.5)
 
-    def hidden(self, masked: MaskedBatch, strength: float) -> Tensor:
-        """Return hidden states [M, E] of the perturbed model."""
-        return self._run(masked, masked.tokens_BL, KeyedDropout(_dropout_keys(masked), attention_rate=strength))
+    def dropout(self, masked: MaskedBatch, strength: float) -> KeyedDropout:
+        """Return a dropout of attention."""
+        return KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), attention_rate=strength)
 
 
 class DropToken(Auxiliary):
@@ -173,22 +162,15 @@ class DropToken(Auxiliary):
 
     range = GAMMA._replace(initial=0.5)
 
-    def hidden(self, masked: MaskedBatch, strength: float) -> Tensor:
-        """Return hidden states [M, E] for the perturbed input."""
-        return self._run(masked, self.drop(masked, strength))
-
-    def drop(self, masked: MaskedBatch, fraction: float) -> Tensor:
-        """Return the input with dropped tokens, int64 [B, L].
-
-        The tokens with the smallest noise are dropped, so a falling fraction only restores tokens.
-        """
+    def input(self, masked: MaskedBatch, strength: float) -> Tensor:
+        """Drop the tokens with the smallest noise, so that a falling strength only restores tokens."""
         b, length = masked.tokens_BL.shape
         position_L = torch.arange(length, device=masked.tokens_BL.device)
         eligible_BL = masked.original.maskable_BL.clone()
         eligible_BL.view(-1)[masked.positions_M] = False
         noise_BL = randomness.key(randomness.DROP_TOKEN, masked.keys_B[:, None], position_L)
         order_BL = noise_BL.masked_fill(~eligible_BL, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-        count_B1 = (eligible_BL.sum(1, keepdim=True) * fraction + 0.5).floor()
+        count_B1 = (eligible_BL.sum(1, keepdim=True) * strength + 0.5).floor()
         dropped_BL = torch.zeros_like(eligible_BL).scatter(1, order_BL, position_L.expand(b, -1) < count_B1)
         return masked.tokens_BL.masked_fill(dropped_BL, self.unk_id)
 
@@ -202,13 +184,9 @@ AUGMENTATIONS: dict[str, type[Auxiliary]] = {
 }
 
 
-def _dropout_keys(masked: MaskedBatch) -> Tensor:
-    return randomness.key(randomness.DROPOUT, masked.keys_B)
-
-
 @contextmanager
 def _sampling() -> Iterator[None]:
-    """Turn the sampler's ValueError (NaN or +inf among the logits) into one line for the user."""
+    """Turn the sampler's ValueError (NaN or +inf among the logits) into a UserError."""
     try:
         yield
     except ValueError as error:

@@ -38,15 +38,10 @@ _BLOCK = 2**18  # number of lines held at a time, over all positions: some tens 
 
 
 class Mixture(NamedTuple):
-    """The geometric mixture that a name stands for.
+    """The geometric mixture that a name stands for."""
 
-    Attributes:
-        frequency: True if q is the term frequency, False if it is uniform.
-        gamma: the constant gamma of a distribution without a curriculum; None if the curriculum gives it.
-    """
-
-    frequency: bool
-    gamma: float | None
+    frequency: bool  # True if q is the term frequency, False if it is uniform
+    gamma: float | None  # constant if there is no curriculum; None if the curriculum gives it
 
 
 AUXILIARY_FREE = {
@@ -79,24 +74,17 @@ class AuxiliaryFree:
 
     floor = 0.0
 
-    def __init__(self, log_q_V: Tensor, alpha: float, gamma: float | None, arrivals: int = _ARRIVALS) -> None:
-        """Group the tokens by q.
+    def __init__(self, log_q_V: Tensor, alpha: float, gamma: float | None) -> None:
+        """Group the tokens by q; raise a UserError if alpha is not in (0, 1).
 
-        Args:
-            log_q_V: log q, float64 [V] on the device of the batches, normalised, `NEVER` where q is 0; V >= 2.
-            alpha: share of smoothed one-hot that goes to other tokens than the original, in (0, 1).
-            gamma: a constant in place of the curriculum's strength, or None.
-            arrivals: K of the first race; the draws do not depend on it.
-
-        Raises:
-            UserError: alpha is out of range.
+        `log_q_V` is float64 [V] on the device of the batches, normalised, `NEVER` where q is 0; V >= 2. A `gamma` is a
+        constant in place of the curriculum's strength.
         """
         if not 0.0 < alpha < 1.0:
-            raise UserError(
-                f"fast_electra.replacement.alpha must lie between 0 and 1, not be {alpha}; the paper's is 0.35"
-            )
+            key = "fast_electra.replacement.alpha"
+            raise UserError(f"{key} must lie between 0 and 1, not be {alpha}; the paper's is 0.35")
         assert log_q_V.dtype == torch.float64 and len(log_q_V) >= 2
-        self.gamma, self.arrivals = gamma, arrivals
+        self.gamma, self.arrivals = gamma, _ARRIVALS  # the draws do not depend on the latter
         self.parameter = "gamma" if gamma is None else None
         self.log_q_V = log_q_V
         self.log_x, self.log_other = math.log1p(-alpha), math.log(alpha / (len(log_q_V) - 1))
@@ -105,9 +93,8 @@ class AuxiliaryFree:
         log_q_V = log_q_V.cpu()
         octaves_V = ((log_q_V.max() - log_q_V) / math.log(2.0) + 0.3).floor()
         _, groups_V, sizes_G = torch.unique(octaves_V, return_inverse=True, return_counts=True)
-        largest_G = torch.full(sizes_G.shape, -math.inf, dtype=torch.float64).scatter_reduce(
-            0, groups_V, log_q_V, "amax"
-        )
+        lowest_G = torch.full(sizes_G.shape, -math.inf, dtype=torch.float64)
+        largest_G = lowest_G.scatter_reduce(0, groups_V, log_q_V, "amax")
         device = self.log_q_V.device
         self.members_V = groups_V.argsort(stable=True).to(device)  # the tokens, group after group
         self.firsts_G = (sizes_G.cumsum(0) - sizes_G).to(device)  # where each group begins among them
@@ -120,18 +107,19 @@ class AuxiliaryFree:
         Raises:
             UserError: gamma is not in [0, 1].
         """
-        gamma = self._gamma(strength) if self.gamma is None else self.gamma
-        originals_M = masked.original_M
-        tokens_M = torch.full_like(originals_M, -1)
+        gamma = self._gamma(strength)
+        tokens_M = torch.full_like(masked.original_M, -1)
         rows_M, arrivals = torch.arange(len(tokens_M), device=tokens_M.device), self.arrivals
         while len(rows_M):
-            for rows, lines in self._race(masked.keys_M, originals_M, rows_M, arrivals):
+            for rows, lines in self._race(masked, rows_M, arrivals):
                 winners = (lines.slopes_MC * gamma + lines.intercepts_MC).argmax(dim=1)
                 tokens_M[rows] = lines.tokens_MC.gather(1, winners[:, None])[:, 0]
             rows_M, arrivals = rows_M[tokens_M[rows_M] < 0], 2 * arrivals
-        return Draws(tokens_M, *self._figures(originals_M, gamma))
+        return Draws(tokens_M, *self._figures(masked.original_M, gamma))
 
     def _gamma(self, strength: float) -> float:
+        if self.gamma is not None:
+            return self.gamma
         if not 0.0 <= strength <= 1.0:
             raise UserError(f"gamma must lie in [0, 1], not be {strength}; see fast_electra.curriculum.initial")
         return axis_position("gamma", strength)
@@ -144,13 +132,12 @@ class AuxiliaryFree:
             starts_M = torch.full(tokens_M.shape, -math.inf, device=tokens_M.device)
             return Pieces(torch.ones_like(tokens_M), tokens_M, starts_M)
         low, high = self._gamma(low), self._gamma(high)
-        originals_M = masked.original_M
-        settled: list[Tensor] = []
-        found: list[Pieces] = []
-        rows_M, arrivals = torch.arange(len(originals_M), device=originals_M.device), self.arrivals
+        settled: list[Tensor] = []  # positions
+        found: list[Pieces] = []  # theirs
+        rows_M, arrivals = torch.arange(len(masked.keys_M), device=masked.keys_M.device), self.arrivals
         while len(rows_M) or not found:
             open_rows = []
-            for rows, lines in self._race(masked.keys_M, originals_M, rows_M, arrivals):
+            for rows, lines in self._race(masked, rows_M, arrivals):
                 pieces = envelope(lines.slopes_MC, lines.intercepts_MC, low, high)
                 owner_P = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), pieces.counts_M)
                 tokens_P = lines.tokens_MC[owner_P, pieces.tokens_P]
@@ -161,15 +148,15 @@ class AuxiliaryFree:
                 found.append(Pieces(pieces.counts_M[decided], tokens_P[kept_P], pieces.starts_P[kept_P]))
                 open_rows.append(rows[~decided])
             rows_M, arrivals = torch.cat(open_rows), 2 * arrivals
-        return _ordered(settled, found)
+        settled_M, pieces = torch.cat(settled), concatenate(found)
+        order_P = settled_M.repeat_interleave(pieces.counts_M).argsort(stable=True)
+        return Pieces(pieces.counts_M[settled_M.argsort()], pieces.tokens_P[order_P], pieces.starts_P[order_P])
 
-    def _race(
-        self, keys_M: Tensor, originals_M: Tensor, rows_M: Tensor, arrivals: int
-    ) -> Iterator[tuple[Tensor, _Lines]]:
+    def _race(self, masked: MaskedBatch, rows_M: Tensor, arrivals: int) -> Iterator[tuple[Tensor, _Lines]]:
         """Yield the given rows and their lines, block by block."""
-        lines = len(self.sizes_G) * (arrivals + 1) + 1
+        originals_M, lines = masked.original_M, len(self.sizes_G) * (arrivals + 1) + 1
         for rows in rows_M.split(max(1, _BLOCK // lines)):
-            yield rows, self._lines(keys_M[rows], originals_M[rows], arrivals)
+            yield rows, self._lines(masked.keys_M[rows], originals_M[rows], arrivals)
 
     def _lines(self, keys_M: Tensor, originals_M: Tensor, arrivals: int) -> _Lines:
         m, g = len(keys_M), len(self.sizes_G)
@@ -219,14 +206,11 @@ def auxiliary_free(
     log_frequency_V: Tensor | None = None,
     device: torch.device | None = None,
 ) -> AuxiliaryFree:
-    """Return the distribution of a name.
+    """Return the distribution of a name in `AUXILIARY_FREE`, for batches on `device` (None for the CPU).
 
-    Args:
-        name: one of `AUXILIARY_FREE`.
-        vocabulary_size: V.
-        alpha: of smoothed one-hot; the paper's is 0.35 (D.1). Uniform and term frequency do not depend on it.
-        log_frequency_V: float64 [V], from `log_frequency`; needed if q is the term frequency.
-        device: of the batches; None for the CPU.
+    `alpha` is the share of smoothed one-hot that goes to other tokens than the original; the paper's is 0.35 (D.1).
+    Uniform and term frequency do not depend on it. Term frequency needs `log_frequency_V`, float64 [V]; see
+    `log_frequency`.
     """
     if AUXILIARY_FREE[name].frequency:
         assert log_frequency_V is not None and len(log_frequency_V) == vocabulary_size
@@ -234,16 +218,3 @@ def auxiliary_free(
     else:
         log_q_V = torch.full((vocabulary_size,), -math.log(vocabulary_size), dtype=torch.float64)
     return AuxiliaryFree(log_q_V.to(device or torch.device("cpu")), alpha, AUXILIARY_FREE[name].gamma)
-
-
-def _ordered(rows: list[Tensor], parts: list[Pieces]) -> Pieces:
-    """Return the pieces of positions 0 to M - 1 from parts that hold those of the positions `rows`."""
-    pieces = concatenate(parts)
-    order_M = torch.cat(rows).argsort()
-    counts_M = pieces.counts_M[order_M]
-    firsts_M = (pieces.counts_M.cumsum(0) - pieces.counts_M)[order_M]
-    # Each piece keeps its distance from the first piece of its position.
-    shifts_M = firsts_M - (counts_M.cumsum(0) - counts_M)
-    index_P = torch.repeat_interleave(shifts_M, counts_M)
-    index_P += torch.arange(len(index_P), device=index_P.device)
-    return Pieces(counts_M, pieces.tokens_P[index_P], pieces.starts_P[index_P])

@@ -30,10 +30,6 @@ def axis_position(parameter: str | None, strength: float) -> float:
 
     It is 1/T for a temperature (Eq. 1) and gamma itself for a gamma (E.2); 0 if there is no curriculum. It is rounded
     to float32, in which scores are computed, so that online training and a store agree on it to the bit.
-
-    Args:
-        parameter: "temperature", "gamma" or None.
-        strength: T or gamma.
     """
     if parameter is None:
         return 0.0
@@ -41,16 +37,10 @@ def axis_position(parameter: str | None, strength: float) -> float:
 
 
 class Distribution(Protocol):
-    """A distribution over replacements.
+    """A distribution over replacements."""
 
-    Attributes:
-        parameter: name of its strength, "temperature" or "gamma"; None if it has no curriculum and ignores the
-            strength.
-        floor: what its strength falls to: 1 for a temperature, 0 for a gamma.
-    """
-
-    parameter: str | None
-    floor: float
+    parameter: str | None  # "temperature" or "gamma"; None if it has no curriculum and ignores the strength
+    floor: float  # the value that its strength falls to: 1 for a temperature, 0 for a gamma
 
     def sample(self, masked: MaskedBatch, strength: float) -> Draws:
         """Draw one token for each masked position, with the positions' own keys."""

@@ -11,13 +11,10 @@ from fast_electra.settings import Settings, one_of
 
 
 class AuxiliarySettings(Settings):
-    """The frozen model that draws the replacements, and its precision.
-
-    Precision `auto` is 16 bit if the device computes in it.
-    """
+    """The frozen model that draws the replacements, and its precision."""
 
     run: str | None = None  # a run folder of objective `mlm`
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # `auto` is 16 bit if the device computes in it
     cuda_graph: bool = True  # on a GPU the model is replayed as CUDA graphs: faster, for some more memory
 
 

@@ -1,13 +1,13 @@
-"""The files of an offline store: corrupted data as differences only.
+"""The files of an offline store. It holds only the drawn tokens.
 
-    plan.json                  what is to be written: written first, so that a killed preprocessing continues
-    train-00000.safetensors    parts: a fixed number of sequences each, written whole; heldout-..., reference-...
-    manifest.json              the same facts, counts, and the hash of each part: written last
+    plan.json                  what is to be written; written first, so that a killed preprocessing can resume
+    train-00000.safetensors    parts: a fixed number of sequences each, also heldout-..., reference-...; each is atomic
+    manifest.json              the same facts, counts, and the hash of each part; written last
 
-Which positions are masked follows from the noise, so a part holds the drawn tokens alone, in the order of a batch's
-masked positions: in 2 or 3 bytes each. Of kind `fixed` that is one token a position; of kind `axis` the pieces of its
-envelope (fast_electra_kernels.envelope): 1 byte for their number, and 4 for where each but the first begins. Offsets
-of each sequence, 4 or 8 bytes, make the rest addressable: no part is ever read whole.
+Which positions are masked follows from the noise. So a part has only the tokens, in the order of a batch's masked
+positions, in 2 or 3 bytes each. A store of kind `fixed` has one token for each position. A store of kind `axis` has the
+pieces of the position's envelope (fast_electra_kernels.envelope): 1 byte for their number, and 4 bytes for the start of
+each piece but the first. Offsets of each sequence (4 or 8 bytes) make the rest addressable. No part is read whole.
 """
 
 import json
@@ -28,82 +28,63 @@ from fast_electra.settings import Settings, UserError
 from fast_electra_kernels import Pieces
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
-METADATA = "fast_electra"
+_METADATA = "fast_electra"
 StoreKind = Literal["axis", "fixed"]
 
 
 class Facts(Settings):
-    """What decides the tokens of a store, or of a run: by it they are known to belong together.
+    """What determines the tokens of a store, or of a run. A comparison shows whether the two belong together."""
 
-    Attributes:
-        exact: must be the same.
-        most: a run may need as much as the store has, or less.
-    """
-
-    exact: dict[str, str | int | float | None]
-    most: dict[str, int | float]
+    exact: dict[str, str | int | float | None]  # must be the same
+    most: dict[str, int | float]  # a run may need as much as the store has, or less
 
 
 class SetRecord(Settings):
-    """One row of sequences, addressed by their numbers.
+    """A set of sequences that are numbered from 0."""
 
-    Attributes:
-        name: how the names of its parts begin.
-        source: as in `TokenBatch`: "train", or an evaluation set, "heldout" or "reference".
-        value: the curriculum's value at which it was drawn; None of kind `axis`, and of "train", where it changes.
-        sequences: how many.
-    """
-
-    name: str
-    source: str
-    value: float | None
-    sequences: int
+    name: str  # the names of its parts begin with it
+    source: str  # as in `TokenBatch`: "train", or an evaluation set, "heldout" or "reference"
+    value: float | None  # the strength at which it was drawn; None for kind `axis`, and for "train", where it changes
+    sequences: int  # number of them
 
 
 class StorePlan(Settings):
-    """All that is known of a store before its first token.
+    """What is known about a store before its first token is drawn."""
 
-    Attributes:
-        format: version of this layout, and of the masks and noise: a change of those must raise it.
-        parameter, floor: of the distribution.
-        low, high: the coordinates that the pieces span, of kind `axis`.
-        vocabulary_size: tells the bytes of a token.
-        part: sequences of a part.
-        about: figures of the auxiliary model, which a run from the store repeats.
-    """
-
-    format: Literal[1] = 1
+    format: Literal[1] = 1  # version of this layout, and of the masks and noise: a change of those must raise it
     kind: StoreKind
-    parameter: str | None
-    floor: float
-    low: float | None
+    parameter: str | None  # of the distribution
+    floor: float  # of the distribution
+    low: float | None  # for kind `axis`: the pieces span the positions [low, high] of the axis
     high: float | None
-    vocabulary_size: int
-    part: int
+    vocabulary_size: int  # determines the bytes of a token
+    part: int  # sequences of a part
     facts: Facts
     sets: list[SetRecord]
-    about: dict[str, Any]
+    about: dict[str, Any]  # facts about the auxiliary model, which a run from the store repeats
 
     @property
     def fingerprint(self) -> str:
-        """Stands in each part too."""
+        """Hash of the plan, which each part holds too."""
         return str(xxhash.xxh3_128_hexdigest(json.dumps(self.model_dump(), sort_keys=True).encode()))
 
     @property
     def sequences(self) -> int:
+        """Number of sequences of all sets."""
         return sum(record.sequences for record in self.sets)
 
     def parts(self) -> "Iterator[Part]":
+        """Yield all parts, in order."""
         for record in self.sets:
             for number, first in enumerate(range(0, record.sequences, self.part)):
                 yield Part(record, number, first, min(first + self.part, record.sequences))
 
 
 class StoreManifest(Settings):
-    """What a complete store holds: `positions` masked ones and `pieces` in `bytes`, all parts together."""
+    """What a complete store holds. The numbers are those of all parts together."""
 
     plan: StorePlan
-    positions: int
+    positions: int  # masked ones
     pieces: int
     bytes: int
     parts: list[FileRecord]
@@ -120,18 +101,15 @@ class Part:
 
     @property
     def name(self) -> str:
+        """Name of the file."""
         return f"{self.set.name}-{self.number:05d}.safetensors"
 
 
 def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces: Pieces) -> None:
-    """Writes one part: beside its place, synced, and moved there.
+    """Write one part atomically; raise a UserError if it cannot be written.
 
-    Args:
-        counts_B: int64, masked positions of each sequence of the part.
-        pieces: of all these positions; of kind `fixed`, one each.
-
-    Raises:
-        UserError: when it cannot be written.
+    Each sequence of the part has `counts_B` masked positions, int64. The pieces are those of all these positions; for
+    kind `fixed`, one for each.
     """
     counts_M, tokens_P, starts_P = (tensor.cpu().numpy() for tensor in pieces)
     positions = _offsets(counts_B.numpy())
@@ -145,35 +123,25 @@ def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces
         arrays["starts"] = np.delete(starts_P, first_P[:-1])
     else:
         assert len(tokens_P) == len(counts_M)
-    # One entry: the order of several would differ from one writing to the next.
-    label = {METADATA: json.dumps({"store": plan.fingerprint, "kind": plan.kind, "first": part.first})}
+    # One entry, because the order of several would not always be the same.
+    label = {_METADATA: json.dumps({"store": plan.fingerprint, "kind": plan.kind, "first": part.first})}
     try:
         with atomic_file(path) as temporary:
             save_file(arrays, temporary, metadata=label)
             grant(temporary)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be written ({error}): make room, and start the same command again, which goes on"
-        ) from None
+        remedy = "make room, and start the same command again, which resumes"
+        raise UserError(f"{path} cannot be written ({error}): {remedy}") from None
 
 
 class PartFile:
-    """One part, memory-mapped: what is asked for is read, and no more.
-
-    Attributes:
-        label: what the part says of itself; empty where it says nothing.
-        pieces_in_all: number of its pieces.
-        positions_in_all: number of its masked positions.
-    """
+    """One part, memory-mapped: only what is asked for is read. Its label is empty if the file has none."""
 
     def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            OSError, SafetensorError: when it is missing or truncated.
-        """
+        """Open a file. Raise an OSError or a SafetensorError if it is missing or truncated."""
         self._file = safe_open(path, framework="numpy")
-        self._axis = "counts" in self._file.keys()  # noqa: SIM118 (no dict)
-        self.label: dict[str, Any] = json.loads((self._file.metadata() or {}).get(METADATA, "{}"))
+        self._axis = "counts" in self._file.keys()  # noqa: SIM118 (not a dict); the kind is `axis`
+        self.label: dict[str, Any] = json.loads((self._file.metadata() or {}).get(_METADATA, "{}"))
         self.pieces_in_all = self._length("tokens")
         self.positions_in_all = self._length("counts") if self._axis else self.pieces_in_all
 
@@ -182,12 +150,12 @@ class PartFile:
 
     def _slice(self, name: str, start: int, stop: int) -> np.ndarray:
         stored = self._file.get_slice(name)
-        if start == stop:  # which safetensors takes for out of bounds
+        if start == stop:  # safetensors would call this out of bounds
             return np.zeros(0, np.float32 if name == "starts" else np.uint8)
         return np.asarray(stored[start:stop])
 
     def read(self, start: int, stop: int) -> Pieces:
-        """The pieces of sequences [start, stop) of the part, start < stop."""
+        """Return the pieces of sequences [start, stop) of the part, start < stop."""
         first, *_, last = self._slice("positions", start, stop + 1).tolist()
         if not self._axis:
             tokens_M = torch.from_numpy(_unpack(self._slice("tokens", first, last)))
@@ -204,14 +172,14 @@ class PartFile:
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
-    """Where each begins, and the end: uint32 [n + 1]."""
+    """Return where each of n ranges begins, and where the last ends: uint32 [n + 1]."""
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    assert offsets[-1] < 2**32, "a part is too large: fewer sequences each"
+    assert offsets[-1] < 2**32, "a part has too many sequences"
     return offsets.astype(np.uint32)
 
 
 def _pack(tokens_P: np.ndarray, vocabulary_size: int) -> np.ndarray:
-    """Token ids as uint16 [P], or as three bytes each, the lowest first: uint8 [P, 3]."""
+    """Return token ids as uint16 [P] or, for a large vocabulary, as three bytes each, lowest first: uint8 [P, 3]."""
     assert vocabulary_size <= 2**24
     if vocabulary_size <= 2**16:
         return tokens_P.astype(np.uint16)
@@ -219,7 +187,7 @@ def _pack(tokens_P: np.ndarray, vocabulary_size: int) -> np.ndarray:
 
 
 def _unpack(packed: np.ndarray) -> np.ndarray:
-    """int64 [P]"""
+    """Return what `_pack` was given, int64 [P]."""
     if packed.ndim == 1:
         return packed.astype(np.int64)
     wide = np.zeros((len(packed), 4), np.uint8)

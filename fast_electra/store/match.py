@@ -1,42 +1,82 @@
 """Check whether an offline store fits a run: compare what determines which tokens are replaced."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fast_electra.batch import ceil_div
 from fast_electra.config import SECTION, Config
 from fast_electra.corpus.corpus import Corpus
+from fast_electra.files import check_files, read_settings
 from fast_electra.model.files import describe
 from fast_electra.replacement.distribution import Distribution, LinearDistribution, axis_position
 from fast_electra.settings import UserError
-from fast_electra.store.format import Facts, SetRecord, StoreKind, StorePlan
-from fast_electra.store.reader import Stored, open_store
+from fast_electra.store.format import MANIFEST, PLAN, Facts, SetRecord, StoreKind, StoreManifest, StorePlan
+from fast_electra.store.reader import COMMAND, Stored, remedy
 from fast_electra.training.engines import Ranks
 from fast_electra.training.loop import EXAMPLES, REFERENCE, evaluation_size
 from fast_electra_kernels import noise
 
 
 def open_for_run(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Stored, dict[str, Any]]:
-    """Open the store that a config names.
+    """Open the store that a config names. Rank 0 checks the contents for all.
 
     Returns:
         The store, and the facts about its auxiliary that online training would record.
 
     Raises:
-        UserError: the store is not complete, is damaged, or was written for another run. Rank 0 checks the contents
-            for all.
+        UserError: see `check_store`.
     """
     assert config.run.replacement.store is not None
-    folder, known = Path(config.run.replacement.store), known_of_auxiliary(config)
-    stored = open_store(folder, facts_of_run(config, corpus, known), verify=ranks.rank == 0)
-    drawn_by = stored.plan.about.get("auxiliary_hash")
-    if ranks.rank == 0 and drawn_by and "auxiliary_hash" not in known:
+    folder = Path(config.run.replacement.store)
+    plan = check_store(config, corpus, folder, verify=ranks.rank == 0).plan
+    drawn_by = plan.about.get("auxiliary_hash")
+    if ranks.rank == 0 and drawn_by and "auxiliary_hash" not in _known_of_auxiliary(config):
         print(f"note: there is no auxiliary model to compare; {folder} was drawn by the one with hash {drawn_by[:12]}")
-    return stored, stored.plan.about
+    return Stored(folder, plan), plan.about
 
 
-def known_of_auxiliary(config: Config) -> dict[str, Any]:
+def check_store(config: Config, corpus: Corpus, folder: Path, verify: bool) -> StoreManifest:
+    """Return the manifest of a complete store after checking that it fits the run and is undamaged.
+
+    With `verify`, the contents are hashed too; one rank does so for all.
+
+    Raises:
+        UserError: the store is missing, not complete or damaged, or was written for another run.
+    """
+    path = folder / MANIFEST
+    missing = f"there is no store in {folder} ({path} is missing): write one with {COMMAND}"
+    if (folder / PLAN).exists():
+        missing = f"the store {folder} is not complete: finish it with the command that started it ({COMMAND})"
+    manifest = read_settings(path, StoreManifest, missing, remedy(folder))
+    plan = manifest.plan
+    _check_belongs(folder, plan.facts, _facts_of_run(config, corpus, _known_of_auxiliary(config), plan.kind))
+    check_files(folder, manifest.parts, remedy(folder), verify)
+    return manifest
+
+
+def _check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
+    """Raise a UserError that names the first fact in which a store and a run differ."""
+    another = f"use another store, or write a new one: {COMMAND}"
+    for name, value in run.exact.items():
+        if (was := stored.exact.get(name)) != value:
+            raise UserError(
+                f"the store {folder} does not belong to this run: {name} was {_short(was)} when it was written and is "
+                f"{_short(value)} here; set it back, {another}"
+            )
+    for name, value in run.most.items():
+        if (most := stored.most.get(name, 0)) < value:
+            raise UserError(
+                f"the store {folder} is too small for this run: it covers {name} up to {most:,}, the run asks for "
+                f"{value:,}. Lower it, {another}"
+            )
+
+
+def _short(value: str | int | float | None) -> str:
+    """Return the first digits of a hash; any other value in full."""
+    return value[:12] if isinstance(value, str) and len(value) >= 32 else str(value)
+
+
+def _known_of_auxiliary(config: Config) -> dict[str, Any]:
     """Return hash and precision of the run's auxiliary, as far as they are known without loading it."""
     run, known = config.run, {}
     if run.replacement.from_auxiliary and run.auxiliary is not None:
@@ -47,17 +87,14 @@ def known_of_auxiliary(config: Config) -> dict[str, Any]:
     return known
 
 
-def facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any]) -> Callable[[StoreKind], Facts]:
-    """Return the facts on which a store of a kind depends, as a function of the kind.
+def _facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any], kind: StoreKind) -> Facts:
+    """Return what determines the tokens of the run, as far as a store of the kind depends on it.
 
-    Args:
-        config: of the run.
-        corpus: of the run.
-        auxiliary: `auxiliary_hash` and `auxiliary_dtype`, as far as they are known.
+    `auxiliary` may have `auxiliary_hash` and `auxiliary_dtype`. What is not known is left out.
     """
     run, batch = config.run, config.sequences
     replacement, curriculum = run.replacement, run.curriculum
-    common: dict[str, Any] = {
+    exact: dict[str, Any] = {
         "the corpus": corpus.hash,
         "the tokenizer": corpus.tokenizer.hash,
         "the number of training sequences": len(corpus.train),
@@ -68,45 +105,34 @@ def facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any]) -> C
         f"{SECTION}.corpus.sequence_length": run.corpus.sequence_length,
     }
     if replacement.from_auxiliary:
-        common[f"{SECTION}.replacement.augmentation"] = replacement.augmentation
-        common["the noise of the draws"] = noise.VERSION
+        exact[f"{SECTION}.replacement.augmentation"] = replacement.augmentation
+        exact["the noise of the draws"] = noise.VERSION
         names = {"auxiliary_hash": "the auxiliary model", "auxiliary_dtype": f"{SECTION}.auxiliary.dtype"}
-        common |= {name: auxiliary[key] for key, name in names.items() if key in auxiliary}
+        exact |= {name: auxiliary[key] for key, name in names.items() if key in auxiliary}
     elif replacement.needs_alpha:
-        common[f"{SECTION}.replacement.alpha"] = replacement.alpha
+        exact[f"{SECTION}.replacement.alpha"] = replacement.alpha
 
     # An evaluation may read any number of sequences. It reads all of them if the config asks for more than there are.
     there_are = max(len(corpus.heldout or ()), ceil_div(len(corpus.train), REFERENCE))
-    evaluation: dict[str, Any] = {f"{SECTION}.evaluation.sequences": min(_heldout_count(config), there_are)}
-
-    def facts(kind: StoreKind) -> Facts:
-        if kind == "axis":
-            stream = f"the training stream ({SECTION}.updates * train_batch_size)"
-            most: dict[str, Any] = {stream: run.updates * batch, f"{SECTION}.curriculum.initial": curriculum.initial}
-            return Facts(exact=common, most=evaluation | most)
-        scheduled = {f"{SECTION}.curriculum.{name}": value for name, value in curriculum.model_dump().items()}
-        length = {f"{SECTION}.updates": run.updates, "train_batch_size": batch}
-        return Facts(exact=common | scheduled | length, most=evaluation)
-
-    return facts
+    most: dict[str, Any] = {f"{SECTION}.evaluation.sequences": min(_heldout_count(config), there_are)}
+    if kind == "axis":
+        most[f"the training stream ({SECTION}.updates * train_batch_size)"] = run.updates * batch
+        most[f"{SECTION}.curriculum.initial"] = curriculum.initial
+    else:
+        exact |= {f"{SECTION}.curriculum.{name}": value for name, value in curriculum.model_dump().items()}
+        exact |= {f"{SECTION}.updates": run.updates, "train_batch_size": batch}
+    return Facts(exact=exact, most=most)
 
 
 def _heldout_count(config: Config) -> int:
-    """Number of held-out sequences that a run may draw for: its evaluations read some, its report shows some."""
+    """Return how many held-out sequences a run may draw for: its evaluations read some, its report shows some."""
     return max(config.run.evaluation.sequences, EXAMPLES)
 
 
 def plan_store(
     config: Config, corpus: Corpus, distribution: Distribution, auxiliary_facts: dict[str, Any], part: int
 ) -> tuple[list[float], StorePlan]:
-    """Plan the store of a run.
-
-    Args:
-        config: of the run.
-        corpus: of the run.
-        distribution: what draws.
-        auxiliary_facts: facts about the auxiliary, from `parts.build_distribution`.
-        part: number of sequences of a file.
+    """Plan the store of a run, whose files hold `part` sequences each. `parts.build_distribution` gives the facts.
 
     Returns:
         For a store of kind `fixed`, the strength at each update, else nothing; and the plan.
@@ -115,10 +141,11 @@ def plan_store(
         UserError: the distribution cannot be stored for every strength at once.
     """
     run = config.run
+    kind: StoreKind = "axis"
     floor, low, high = distribution.floor, None, None
     strengths: list[float] = []
     if run.curriculum.per == "epoch":
-        epoch = len(corpus.train)
+        kind, epoch = "fixed", len(corpus.train)
         strengths = [run.curriculum.strength(config.u(n, epoch), floor) for n in range(1, run.updates + 1)]
     elif isinstance(distribution, LinearDistribution):
         low, high = sorted(axis_position(distribution.parameter, end) for end in (run.curriculum.initial, floor))
@@ -128,7 +155,6 @@ def plan_store(
             "every value at once: hold the value through each epoch with --set fast_electra.curriculum.per=epoch "
             "(here and when training), or train without a store"
         )
-    kind: StoreKind = "fixed" if strengths else "axis"
     sets = [SetRecord(name="train", source="train", value=None, sequences=run.updates * config.sequences)]
     for source, sequences in (("heldout", corpus.heldout), ("reference", corpus.train)):
         if corpus.heldout is not None and sequences is not None:  # without held-out sequences nothing is evaluated
@@ -144,7 +170,7 @@ def plan_store(
         high=high,
         vocabulary_size=corpus.tokenizer.vocabulary_size,
         part=part,
-        facts=facts_of_run(config, corpus, auxiliary_facts)(kind),
+        facts=_facts_of_run(config, corpus, auxiliary_facts, kind),
         sets=sets,
         about=auxiliary_facts,
     )

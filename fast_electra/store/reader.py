@@ -1,6 +1,5 @@
 """The offline store as a distribution: it returns the draws that it holds, without the model that made them."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,14 +8,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fast_electra.batch import Draws, MaskedBatch
-from fast_electra.files import check_files, read_settings
 from fast_electra.replacement.distribution import axis_position
 from fast_electra.settings import UserError
-from fast_electra.store.format import MANIFEST, PLAN, Facts, PartFile, SetRecord, StoreKind, StoreManifest
+from fast_electra.store.format import MANIFEST, PartFile, SetRecord, StorePlan
 from fast_electra_kernels import Pieces, concatenate, winners
 
 COMMAND = "deepspeed launch/preprocess.py --deepspeed_config CONFIG --output DIR"
-OPEN_PARTS = 16
+_OPEN_PARTS = 16
 
 
 class Stored:
@@ -25,14 +23,11 @@ class Stored:
     A store of kind `axis` has the draw at every strength in its range. A store of kind `fixed` has one draw.
     """
 
-    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
-        """Read a checked store; `open_store` checks one."""
-        plan = manifest.plan
+    def __init__(self, folder: Path, plan: StorePlan) -> None:
         self.folder, self.plan = folder, plan
-        self.parameter = plan.parameter
-        self.floor = plan.floor
+        self.parameter, self.floor = plan.parameter, plan.floor
         self._sets = {(record.source, record.value): record for record in plan.sets}
-        self._part = lru_cache(maxsize=OPEN_PARTS)(self._open_part)
+        self._part = lru_cache(maxsize=_OPEN_PARTS)(self._open_part)
 
     def sample(self, masked: MaskedBatch, strength: float) -> Draws:
         """Return the stored draws at the curriculum's strength. They have tokens, and no figures.
@@ -42,9 +37,9 @@ class Stored:
         """
         batch = masked.original
         pieces = self._read(self._set(batch.source, strength), batch.samples_B)
-        tokens_M = (
-            winners(pieces, axis_position(self.parameter, strength)) if self.plan.kind == "axis" else pieces.tokens_P
-        )
+        tokens_M = pieces.tokens_P
+        if self.plan.kind == "axis":
+            tokens_M = winners(pieces, axis_position(self.parameter, strength))
         assert len(tokens_M) == len(masked.positions_M), "the store masks other positions"
         return Draws(tokens_M.to(masked.positions_M.device, non_blocking=True))
 
@@ -68,12 +63,8 @@ class Stored:
         part, place = np.divmod(samples, self.plan.part)
         cuts = np.flatnonzero((np.diff(samples) != 1) | (np.diff(part) != 0)) + 1
         firsts, lasts = [0, *cuts.tolist()], [*(cuts - 1).tolist(), len(samples) - 1]
-        return concatenate(
-            [
-                self._part(record.name, int(part[i])).read(int(place[i]), int(place[j]) + 1)
-                for i, j in zip(firsts, lasts, strict=True)
-            ]
-        )
+        ranges = zip(part[firsts].tolist(), place[firsts].tolist(), place[lasts].tolist(), strict=True)
+        return concatenate([self._part(record.name, number).read(i, j + 1) for number, i, j in ranges])
 
     def _open_part(self, name: str, number: int) -> PartFile:
         path = self.folder / f"{name}-{number:05d}.safetensors"
@@ -83,55 +74,6 @@ class Stored:
             raise UserError(f"{path} cannot be read ({error}); {remedy(self.folder)}") from None
 
 
-def open_store(folder: Path, facts_of_run: Callable[[StoreKind], Facts], verify: bool) -> Stored:
-    """Open a complete store after checking that it belongs to the run and is undamaged.
-
-    Args:
-        folder: of the store.
-        facts_of_run: returns what determines the tokens of the run, as far as a store of that kind depends on it. A
-            fact that the run does not know may be left out.
-        verify: also hash the contents; without it only the sizes are checked. One rank verifies for all.
-
-    Raises:
-        UserError: the store is not complete, belongs to another run, or is damaged.
-    """
-    manifest = read_manifest(folder)
-    check_belongs(folder, manifest.plan.facts, facts_of_run(manifest.plan.kind))
-    check_files(folder, manifest.parts, remedy(folder), verify)
-    return Stored(folder, manifest)
-
-
-def read_manifest(folder: Path) -> StoreManifest:
-    """Return the manifest of a store. Raise a UserError if there is no store, or if it is not complete."""
-    path = folder / MANIFEST
-    missing = f"there is no store in {folder} ({path} is missing): write one with {COMMAND}"
-    if (folder / PLAN).exists():
-        missing = f"the store {folder} is not complete: finish it with the command that started it ({COMMAND})"
-    return read_settings(path, StoreManifest, missing, remedy(folder))
-
-
-def check_belongs(folder: Path, stored: Facts, run: Facts) -> None:
-    """Raise a UserError that names the first fact in which a store and a run differ."""
-    another = f"use another store, or write a new one: {COMMAND}"
-    for name, value in run.exact.items():
-        if (was := stored.exact.get(name)) != value:
-            raise UserError(
-                f"the store {folder} does not belong to this run: {name} was {_short(was)} when it was written and is "
-                f"{_short(value)} here; set it back, {another}"
-            )
-    for name, value in run.most.items():
-        if (most := stored.most.get(name, 0)) < value:
-            raise UserError(
-                f"the store {folder} is too small for this run: it covers {name} up to {most:,}, the run asks for "
-                f"{value:,}. Lower it, {another}"
-            )
-
-
 def remedy(folder: Path) -> str:
     """Return what to do about a damaged store, for an error message."""
     return f"remove that file and {folder / MANIFEST}, and start the preprocessing again, which writes what is missing"
-
-
-def _short(value: str | int | float | None) -> str:
-    """Return the first digits of a hash; any other value in full."""
-    return value[:12] if isinstance(value, str) and len(value) >= 32 else str(value)

@@ -1,1 +1,1 @@
-"""From text to a tokenizer and token shards: what `fast-electra tokenizer` and `fast-electra corpus` run."""
+"""Text to a tokenizer and token shards: the commands `fast-electra tokenizer` and `fast-electra corpus`."""

@@ -10,23 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
-from fast_electra.corpus.shards import (
-    MANIFEST,
-    QUARANTINE,
-    SPLITS,
-    InputRecord,
-    Manifest,
-    ShardRecord,
-    SplitName,
-    indexed_dataset,
-    write_manifest,
-)
+from fast_electra.corpus import shards
+from fast_electra.corpus.shards import InputRecord, Manifest, ShardRecord, SplitName
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
@@ -55,7 +46,7 @@ def build_shards(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda documents, size: None,
 ) -> Manifest:
-    """Tokenise text into a folder of shards, which appears complete or not at all.
+    """Tokenise text into a folder of shards, which appears complete or not at all, and return its manifest.
 
     Args:
         inputs: files, folders, globs, or `sample`.
@@ -70,9 +61,6 @@ def build_shards(
         overwrite: replace existing shards.
         progress: called after each document with the number of documents and the bytes of text so far.
 
-    Returns:
-        The manifest that was written.
-
     Raises:
         UserError: there is nothing to read, no document is usable, or the output exists.
     """
@@ -82,140 +70,129 @@ def build_shards(
         raise UserError(f"--workers {workers}: at least one process must do the work")
     files = expand(inputs)
     vocabulary = Tokenizer.load(tokenizer)
-    with atomic_folder(Path(output), marker=MANIFEST, overwrite=overwrite) as folder:
+    with atomic_folder(Path(output), marker=shards.MANIFEST, overwrite=overwrite) as folder:
         threshold = int(heldout * 2**64)
         for _ in range(2):
             for stale in folder.iterdir():
                 stale.unlink()
-            with _tokenising(Path(tokenizer), workers) as tokenise:
-                items = tokenise(read_documents(files, field, max_document_bytes))
-                written = _write(folder, items, threshold, vocabulary.vocabulary_size, shard_bytes, progress)
-            if not written.documents:
-                reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(written.rejected.items()))
+            writer = _Pass(folder, threshold, vocabulary.vocabulary_size, shard_bytes)
+            with _tokenising(vocabulary, Path(tokenizer), workers) as tokenise:
+                writer.write(tokenise(read_documents(files, field, max_document_bytes)), progress)
+            rejected = dict(sorted(writer.rejected.items()))
+            if not writer.documents:
+                reasons = ", ".join(f"{count} x {reason}" for reason, count in rejected.items())
                 raise UserError(f"no usable document in {len(files)} files, {files[0]} first: {reasons}")
-            smallest, largest = written.hashes
+            smallest, largest = writer.smallest, writer.largest
             if threshold == 0 or smallest == largest or smallest < threshold <= largest:
                 break
             # All of a small corpus may fall into one split: move the border by one document, and write again.
             threshold = min(max(threshold, smallest + 1), largest)
+        splits = {name: split.done for name, split in writer.splits.items()}
         manifest = Manifest(
             format=1,
             tokenizer=vocabulary.hash,
             vocabulary_size=vocabulary.vocabulary_size,
             heldout=float(heldout),
-            documents=written.documents,
-            tokens=sum(shard.tokens for shards in written.splits.values() for shard in shards),
-            bytes=written.bytes,
-            rejected=dict(sorted(written.rejected.items())),
+            documents=writer.documents,
+            tokens=sum(shard.tokens for done in splits.values() for shard in done),
+            bytes=writer.bytes,
+            rejected=rejected,
             inputs=[InputRecord(path=str(file), size=file.stat().st_size) for file in files],
-            splits=written.splits,
+            splits=splits,
         )
-        write_manifest(folder, manifest)
+        (folder / shards.MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")  # after all others
     return manifest
 
 
-@dataclass
-class _Written:
-    """What one pass over the input has written."""
+class _Pass:
+    """One pass over the input: the shards and the quarantine that it writes, and its counts."""
 
-    documents: int = 0
-    bytes: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    hashes: tuple[int, int] = (2**64, -1)  # the smallest and the largest of all texts
-    splits: dict[SplitName, list[ShardRecord]] = field(default_factory=dict)
+    def __init__(self, folder: Path, threshold: int, vocabulary: int, shard_bytes: int):
+        self._folder, self._threshold = folder, threshold
+        self.splits = {name: _Split(folder, name, vocabulary, shard_bytes) for name in shards.SPLITS}
+        self.documents = self.bytes = 0
+        self.rejected: Counter[str] = Counter()
+        self.smallest, self.largest = 2**64, -1  # of the hashes of all texts
 
-
-def _write(
-    folder: Path,
-    items: Iterable[_Tokenised | Rejected],
-    threshold: int,
-    vocabulary: int,
-    shard_bytes: int,
-    progress: Callable[[int, int], None],
-) -> _Written:
-    written = _Written()
-    writers = {split: _SplitWriter(folder, split, vocabulary, shard_bytes) for split in SPLITS}
-    with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
-        for item in items:
-            if isinstance(item, Rejected):
-                written.rejected[item.reason] += 1
-                quarantine.write(json.dumps(item._asdict()) + "\n")  # ASCII: excerpts may hold lone surrogates
-                continue
-            written.documents += 1
-            written.bytes += item.bytes
-            written.hashes = min(written.hashes[0], item.text_hash), max(written.hashes[1], item.text_hash)
-            writers["heldout" if item.text_hash < threshold else "train"].add(item.ids)
-            progress(written.documents, written.bytes)
-    written.splits = {split: writer.close() for split, writer in writers.items()}
-    return written
+    def write(self, items: Iterable[_Tokenised | Rejected], progress: Callable[[int, int], None]) -> None:
+        with (self._folder / shards.QUARANTINE).open("w", encoding="utf-8") as quarantine:
+            for item in items:
+                if isinstance(item, Rejected):
+                    self.rejected[item.reason] += 1
+                    quarantine.write(json.dumps(item._asdict()) + "\n")  # ASCII: excerpts may hold lone surrogates
+                    continue
+                self.documents += 1
+                self.bytes += item.bytes
+                self.smallest, self.largest = min(self.smallest, item.text_hash), max(self.largest, item.text_hash)
+                self.splits["heldout" if item.text_hash < self._threshold else "train"].add(item.ids)
+                progress(self.documents, self.bytes)
+        for split in self.splits.values():
+            split.finish()
 
 
-class _SplitWriter:
-    """Write the shards of one split, one after the other."""
+class _Split:
+    """The shards of one split, written one after the other."""
 
-    def __init__(self, folder: Path, split: SplitName, vocabulary: int, shard_bytes: int):
-        self._folder, self._split, self._shard_bytes = folder, split, shard_bytes
-        self._dtype = indexed_dataset().DType.optimal_dtype(vocabulary)
-        self._done: list[ShardRecord] = []
+    def __init__(self, folder: Path, name: SplitName, vocabulary: int, shard_bytes: int):
+        self._folder, self._name, self._shard_bytes = folder, name, shard_bytes
+        self._dtype = shards.indexed_dataset().DType.optimal_dtype(vocabulary)
+        self.done: list[ShardRecord] = []
         self._builder: Any = None
-        self._documents = self._tokens = 0
+        self._documents = self._tokens = 0  # of the shard that is being written
 
     def add(self, ids: np.ndarray) -> None:
-        import torch
+        import torch  # here, because worker processes do without it
 
         if self._builder is None:
-            self._builder = indexed_dataset().IndexedDatasetBuilder(str(self._path("bin")), dtype=self._dtype)
+            builder = shards.indexed_dataset().IndexedDatasetBuilder
+            self._builder = builder(str(self._path("bin")), dtype=self._dtype)
         self._builder.add_item(torch.from_numpy(ids))
         self._builder.end_document()
         self._documents += 1
         self._tokens += len(ids)
         if self._tokens * np.dtype(self._dtype).itemsize >= self._shard_bytes:
-            self._finish()
+            self.finish()
 
-    def close(self) -> list[ShardRecord]:
-        if self._builder is not None:
-            self._finish()
-        return self._done
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Complete the shard that is being written, if there is one."""
+        if self._builder is None:
+            return
         self._builder.finalize(str(self._path("idx")))
         binary, index = (FileRecord.of(self._path(suffix)) for suffix in ("bin", "idx"))
-        self._done.append(ShardRecord(documents=self._documents, tokens=self._tokens, bin=binary, idx=index))
+        self.done.append(ShardRecord(documents=self._documents, tokens=self._tokens, bin=binary, idx=index))
         self._builder, self._documents, self._tokens = None, 0, 0
 
     def _path(self, suffix: str) -> Path:
-        return self._folder / f"{self._split}-{len(self._done):05d}.{suffix}"
+        return self._folder / f"{self._name}-{len(self.done):05d}.{suffix}"
 
 
-Tokenise = Callable[[Iterable[Document | Rejected]], Iterator[_Tokenised | Rejected]]
+_Tokenise = Callable[[Iterable[Document | Rejected]], Iterator[_Tokenised | Rejected]]
 
 
 @contextmanager
-def _tokenising(tokenizer: Path, workers: int) -> Iterator[Tokenise]:
+def _tokenising(tokenizer: Tokenizer, folder: Path, workers: int) -> Iterator[_Tokenise]:
     """Open the tokenising processes and return a function that tokenises documents lazily and in order."""
     if workers == 1:
-        _start_worker(tokenizer, within=True)
-        yield lambda items: (done for batch in _batches(items) for done in _tokenise(batch))
+        yield lambda items: (_tokenised(tokenizer, item) for item in items)
         return
     # Start fresh interpreters, because a fork would copy locks that other threads hold.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(folder,))
 
     def tokenise(items: Iterable[Document | Rejected]) -> Iterator[_Tokenised | Rejected]:
         pending: deque[Future[list[_Tokenised | Rejected]]] = deque()
         for batch in _batches(items):
-            pending.append(pool.submit(_tokenise, batch))
+            pending.append(pool.submit(_tokenise_batch, batch))
             if len(pending) > 2 * workers:  # memory stays bounded, however slow the writer is
                 yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        for future in pending:
+            yield from future.result()
 
     try:
         yield tokenise
     except BrokenProcessPool:
-        raise UserError(
-            "a tokenising process was killed, most likely because memory ran out: use fewer --workers"
-        ) from None
+        cause = "a tokenising process was killed, most likely because memory ran out: use fewer --workers"
+        raise UserError(cause) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -234,15 +211,22 @@ def _batches(items: Iterable[Document | Rejected]) -> Iterator[list[Document | R
         yield batch
 
 
-_tokenizer: Tokenizer  # this process's own, set by `_start_worker`
+def _tokenised(tokenizer: Tokenizer, item: Document | Rejected) -> _Tokenised | Rejected:
+    if isinstance(item, Rejected):
+        return item
+    text = item.text.encode()
+    ids = np.array(tokenizer.encode(item.text), dtype=np.int32)
+    return _Tokenised(ids, xxhash.xxh3_64_intdigest(text), len(text))
 
 
-def _start_worker(folder: Path, within: bool = False) -> None:
+_tokenizer: Tokenizer  # a worker's own, set by `_start_worker`
+
+
+def _start_worker(folder: Path) -> None:
     global _tokenizer
     _tokenizer = Tokenizer.load(folder)
-    if not within:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-        threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
@@ -253,15 +237,5 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _tokenise(batch: list[Document | Rejected]) -> list[_Tokenised | Rejected]:
-    import xxhash
-
-    done: list[_Tokenised | Rejected] = []
-    for item in batch:
-        if isinstance(item, Rejected):
-            done.append(item)
-            continue
-        text = item.text.encode()
-        ids = np.array(_tokenizer.encode(item.text), dtype=np.int32)
-        done.append(_Tokenised(ids, xxhash.xxh3_64_intdigest(text), len(text)))
-    return done
+def _tokenise_batch(batch: list[Document | Rejected]) -> list[_Tokenised | Rejected]:
+    return [_tokenised(_tokenizer, item) for item in batch]

@@ -1,4 +1,4 @@
-"""Training a tokenizer: the same text gives the same bytes."""
+"""Text to a tokenizer: a SentencePiece BPE model and its card. The same text gives the same bytes."""
 
 import heapq
 import io
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import xxhash
 
 from fast_electra.corpus.tokenizer import CARD, MODEL, SPACE, SPECIAL_PIECES, Tokenizer
 from fast_electra.files import atomic_folder
 from fast_electra.settings import UserError
 from fast_electra.text.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, expand, read_documents
 
-_FORMAT = 1
 _SENTENCE_CHARACTERS = 1024
-_BORDER = re.compile(rf"[^{SPACE}]{SPACE}|\n")
+_BORDER = re.compile(rf"[^{SPACE}]{SPACE}|\n")  # between words, never inside a piece: see corpus/tokenizer.py
 
 
 def train_tokenizer(
@@ -30,7 +30,7 @@ def train_tokenizer(
     character_coverage: float = 0.99999,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a tokenizer and write its folder, complete or not at all. The same text gives the same bytes.
+    """Train a tokenizer, write its folder, complete or not at all, and return the contents of tokenizer.json.
 
     Args:
         inputs: files, folders, globs, or `sample`.
@@ -42,14 +42,10 @@ def train_tokenizer(
         character_coverage: share of all characters that get a token of their own; the rest is spelt in bytes.
         overwrite: replace an existing tokenizer.
 
-    Returns:
-        The contents of tokenizer.json.
-
     Raises:
         UserError: the text cannot fill the vocabulary (the message says what it can), or the output exists.
     """
-    floor = len(SPECIAL_PIECES) + 256
-    if vocabulary <= floor:
+    if vocabulary <= (floor := len(SPECIAL_PIECES) + 256):
         raise UserError(f"--vocabulary {vocabulary} is too small: special tokens and bytes alone take {floor}")
     with atomic_folder(Path(output), marker=CARD, overwrite=overwrite) as folder:
         files = expand(inputs)
@@ -60,10 +56,16 @@ def train_tokenizer(
         tokenizer = Tokenizer(model)
         assert tokenizer.vocabulary_size == vocabulary, (tokenizer.vocabulary_size, vocabulary)
         assert not any(_BORDER.search(tokenizer.piece(i)) for i in range(vocabulary))
-        options: dict[str, Any] = {"algorithm": "bpe", "character_coverage": character_coverage}
-        options |= {"max_train_bytes": max_train_bytes, "field": field}
-        card = {"format": _FORMAT, "vocabulary_size": vocabulary, "sha256": tokenizer.hash, "options": options}
-        card |= {"inputs": [str(file) for file in files], "text": counts, "sentencepiece": sentencepiece.__version__}
+        options = {"character_coverage": character_coverage, "max_train_bytes": max_train_bytes, "field": field}
+        card = {
+            "format": 1,
+            "vocabulary_size": vocabulary,
+            "sha256": tokenizer.hash,
+            "options": {"algorithm": "bpe"} | options,
+            "inputs": [str(file) for file in files],
+            "text": counts,
+            "sentencepiece": sentencepiece.__version__,
+        }
         (folder / MODEL).write_bytes(model)
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -73,27 +75,26 @@ def _sample(
     files: Sequence[Path], field: str, max_document_bytes: int, limit: int
 ) -> tuple[list[bytes], dict[str, int]]:
     """Return documents in UTF-8 and in order, and counts. If not all fit in `limit` bytes, the smallest hashes win."""
-    import xxhash
-
     kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top
-    counts = {"documents": 0, "bytes": 0, "rejected": 0, "sampled_documents": 0, "sampled_bytes": 0}
-    held = 0
+    documents = size = rejected = held = 0
     for item in read_documents(files, field, max_document_bytes):
         if not isinstance(item, Document):
-            counts["rejected"] += 1
+            rejected += 1
             continue
         text = item.text.encode()
-        counts["documents"] += 1
-        counts["bytes"] += len(text)
-        heapq.heappush(kept, (-xxhash.xxh3_64_intdigest(text), counts["documents"], text))
+        documents += 1
+        size += len(text)
+        heapq.heappush(kept, (-xxhash.xxh3_64_intdigest(text), documents, text))
         held += len(text)
         while held > limit and len(kept) > 1:
             held -= len(heapq.heappop(kept)[2])
+    counts = {"documents": documents, "bytes": size, "rejected": rejected}
     counts |= {"sampled_documents": len(kept), "sampled_bytes": held}
     return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])], counts
 
 
 def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: float) -> bytes:
+    pad, unk, cls, sep, mask = SPECIAL_PIECES
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -111,30 +112,24 @@ def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: floa
             unk_id=1,
             bos_id=2,
             eos_id=3,
-            pad_piece=SPECIAL_PIECES[0],
-            unk_piece=SPECIAL_PIECES[1],
-            bos_piece=SPECIAL_PIECES[2],
-            eos_piece=SPECIAL_PIECES[3],
-            control_symbols=[SPECIAL_PIECES[4]],
+            pad_piece=pad,
+            unk_piece=unk,
+            bos_piece=cls,
+            eos_piece=sep,
+            control_symbols=[mask],
             max_sentence_length=4 * _SENTENCE_CHARACTERS,  # bytes
             num_threads=4,  # fixed, because it is written into the model
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _too_large_or_small(vocabulary, str(error)) from None
+        if found := re.search(r"set it to a value <= (\d+)", str(error)):
+            wrong = f"is more than this text can fill: at most {found[1]}; use that, or more text"
+        elif found := re.search(r"required_chars.*?\d+ vs (\d+)", str(error)):
+            wrong = f"is too small for the characters of this text: use more than {found[1]}"
+        else:
+            raise
+        raise UserError(f"--vocabulary {vocabulary} {wrong}") from None
     return model.getvalue()
-
-
-def _too_large_or_small(vocabulary: int, message: str) -> Exception:
-    if found := re.search(r"set it to a value <= (\d+)", message):
-        return UserError(
-            f"--vocabulary {vocabulary} is more than this text can fill: at most {found[1]}; use that, or more text"
-        )
-    if found := re.search(r"required_chars.*?(\d+) vs (\d+)", message):
-        return UserError(
-            f"--vocabulary {vocabulary} is too small for the characters of this text: use more than {found[2]}"
-        )
-    return RuntimeError(message)
 
 
 def _sentences(documents: Iterable[bytes]) -> Iterator[str]:

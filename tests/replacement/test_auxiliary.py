@@ -131,7 +131,7 @@ def test_drop_token_drops_an_exact_fraction_of_what_is_neither_special_nor_maske
     eligible_BL = (position_L > 0) & (position_L < lengths_B1 - 1) & (masked.tokens_BL != MASK)
     before = torch.ones_like(eligible_BL)
     for fraction in (1.0, 0.5, 0.2, 0.0):
-        tokens_BL = drop_token.drop(masked, fraction)
+        tokens_BL = drop_token.input(masked, fraction)
         dropped_BL = tokens_BL != masked.tokens_BL
         assert (tokens_BL[dropped_BL] == UNK).all()
         assert not (dropped_BL & ~eligible_BL).any()
