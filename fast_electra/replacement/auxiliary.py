@@ -39,9 +39,10 @@ class FrozenMaskedLM(Protocol):
 
 
 class Auxiliary:
-    """x_hat ~ p_aux(. | i, x_masked): sampled, never argmax. Each augmentation overrides the one method it changes.
+    """Draws x_hat ~ p_aux(. | i, x_masked), and never takes the most likely token instead.
 
-    The paper searches for each augmentation's best gamma_max and does not print it: the initial values are ours.
+    Each augmentation overrides the one method that it changes. The paper searches for the best gamma_max of each
+    augmentation but does not print it, so the initial values are ours.
     """
 
     range: ClassVar[Range]  # of the strength
@@ -84,7 +85,7 @@ class Auxiliary:
 
 
 class OutputAugmentation(Auxiliary):
-    """An augmentation of the output. Its log-scores are lines over the position on the axis."""
+    """An augmentation of the output. Its log-scores are straight lines over the axis: 1/T, or gamma."""
 
     def lines(self, logits_RV: Tensor, noise_RV: Tensor) -> tuple[Tensor, Tensor]:
         """Return slopes and intercepts [R, V] of the perturbed log-scores."""
@@ -92,7 +93,7 @@ class OutputAugmentation(Auxiliary):
 
     @torch.no_grad()
     def pieces(self, masked: MaskedBatch, low: float, high: float) -> Pieces:
-        """Return the draws at every position of the axis in [low, high], from one product with the head."""
+        """Return the draws at every point of the axis in [low, high]. The head is applied once."""
         hidden_ME = self.hidden(masked, self.floor)
         weight_VE, bias_V = self.model.head
         tokens_V = torch.arange(len(weight_VE), dtype=torch.int32, device=weight_VE.device)
@@ -158,7 +159,7 @@ class AttentionDropout(Auxiliary):
 
 
 class DropToken(Auxiliary):
-    """[UNK] at the fraction gamma of the non-special tokens of the auxiliary's input, E.2; [MASK] is special."""
+    """[UNK] for a fraction gamma of the auxiliary's input tokens, other than special tokens and [MASK], E.2."""
 
     range = GAMMA._replace(initial=0.5)
 

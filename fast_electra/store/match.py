@@ -1,4 +1,4 @@
-"""Check whether an offline store fits a run: compare what determines which tokens are replaced."""
+"""Plan an offline store, and check whether a store fits a run: both name what determines the drawn tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _short(value: str | int | float | None) -> str:
 
 
 def _known_of_auxiliary(config: Config) -> dict[str, Any]:
-    """Return hash and precision of the run's auxiliary, as far as they are known without loading it."""
+    """Return the hash and the dtype of the auxiliary, as far as they are known without loading it."""
     run, known = config.run, {}
     if run.replacement.from_auxiliary and run.auxiliary is not None:
         if run.auxiliary.dtype != "auto":
@@ -88,9 +88,9 @@ def _known_of_auxiliary(config: Config) -> dict[str, Any]:
 
 
 def _facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any], kind: StoreKind) -> Facts:
-    """Return what determines the tokens of the run, as far as a store of the kind depends on it.
+    """Return everything in a run that determines which tokens a store of this kind holds.
 
-    `auxiliary` may have `auxiliary_hash` and `auxiliary_dtype`. What is not known is left out.
+    `auxiliary` may have the keys `auxiliary_hash` and `auxiliary_dtype`. A fact that is not known is left out.
     """
     run, batch = config.run, config.sequences
     replacement, curriculum = run.replacement, run.curriculum
@@ -125,17 +125,17 @@ def _facts_of_run(config: Config, corpus: Corpus, auxiliary: dict[str, Any], kin
 
 
 def _heldout_count(config: Config) -> int:
-    """Return how many held-out sequences a run may draw for: its evaluations read some, its report shows some."""
+    """Return how many held-out sequences need draws: the evaluations read some, and the report shows some."""
     return max(config.run.evaluation.sequences, EXAMPLES)
 
 
 def plan_store(
     config: Config, corpus: Corpus, distribution: Distribution, auxiliary_facts: dict[str, Any], part: int
 ) -> tuple[list[float], StorePlan]:
-    """Plan the store of a run, whose files hold `part` sequences each. `parts.build_distribution` gives the facts.
+    """Plan the store of a run. Each of its files holds `part` sequences. `parts.build_distribution` gives the facts.
 
     Returns:
-        For a store of kind `fixed`, the strength at each update, else nothing; and the plan.
+        The strength at each update (none for a store of the kind `axis`), and the plan.
 
     Raises:
         UserError: the distribution cannot be stored for every strength at once.

@@ -20,7 +20,7 @@ from fast_electra.text.streams import COMPRESSED, StreamError, chunks
 SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
 DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20  # no book is longer, and a few of them in flight fit any memory
 _EXCERPT = 200  # characters of a rejected document that are kept
-_EXCERPT_BYTES = 4 * _EXCERPT  # bytes that surely hold them
+_EXCERPT_BYTES = 4 * _EXCERPT  # enough bytes for them
 
 
 class Document(NamedTuple):
@@ -39,7 +39,9 @@ class Rejected(NamedTuple):
 
 
 def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Return the files that are meant by files, folders, globs or the alias `sample`, each once, in a fixed order.
+    """Return the files that the names mean, each once, in a fixed order.
+
+    A name is a file, a folder, a glob, or `sample` for the corpus that ships.
 
     Raises:
         UserError: a name matches nothing, cannot be read, or is of an unknown kind; or a package is missing.
@@ -118,16 +120,16 @@ def _checked(document: Document, limit: int) -> Document | Rejected:
 
 
 def _rejected(source: str, reason: str, content: str | bytes) -> Rejected:
-    """Reject content that may be no text at all. Its beginning is kept as text that can be printed and encoded."""
+    """Reject content, which may not be text at all. Its beginning is kept in a form that can be printed."""
     if isinstance(content, bytes):
         content = content[:_EXCERPT_BYTES].decode("utf-8", "backslashreplace")
     return Rejected(source, reason, content[:_EXCERPT])
 
 
 class _Lines(NamedTuple):
-    """One line, or several joined lines: the number of the first, their bytes, and how many bytes the file has.
+    """One line or several joined lines: the number of the first, their bytes, and the number of bytes in the file.
 
-    Line ends are left out. If there are more bytes than the limit, only the first `_EXCERPT_BYTES` are certain.
+    Line ends are left out. Beyond the limit of bytes, `data` has only the first `_EXCERPT_BYTES` for certain.
     """
 
     number: int
@@ -164,7 +166,7 @@ def _lines(path: Path, limit: int) -> Iterator[_Lines | Rejected]:
 
 
 def _decoded(lines: _Lines, path: Path, limit: int) -> Document | Rejected:
-    """Return the document that the lines are."""
+    """Return the lines as a document."""
     source = f"{path}:{lines.number}"
     if lines.size > limit:
         return _rejected(source, "over the size limit", lines.data)
