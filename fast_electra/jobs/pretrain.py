@@ -118,7 +118,7 @@ def _memory(device: torch.device) -> float:
 
 
 def _completed(folder: Path) -> bool:
-    """Whether a run wrote everything: its status is written last."""
+    """Return whether a run wrote everything: its status is written last."""
     try:
         return bool(json.loads((folder / "status.json").read_text())["state"] == "completed")
     except (OSError, ValueError, KeyError, TypeError):

@@ -172,6 +172,6 @@ def added(sums: Sums, more: Sums) -> Sums:
 
 
 def _still_scaling(engine: Engine) -> bool:
-    """Whether fp16's loss scale can still fall: a skipped update is then part of its search, not a failure."""
+    """Return whether fp16's loss scale can still fall: a skipped update is then part of its search, no failure."""
     scaler = engine.optimizer.loss_scaler
     return bool(engine.fp16_enabled()) and scaler.dynamic and scaler.cur_scale > scaler.min_scale

@@ -39,14 +39,9 @@ def envelope(slopes_MC: Tensor, intercepts_MC: Tensor, low: float, high: float) 
     lines were evaluated, the ends included, the pieces give the winner found there. Elsewhere they differ from an
     argmax in float32 only by rounding ties.
 
-    Args:
-        slopes_MC: [M, C] float32 or float64, finite; NEVER marks a line that must not win.
-        intercepts_MC: as the slopes.
-        low: lowest coordinate, which is rounded to float32, like the sampler's scale.
-        high: highest coordinate; rounded too.
-
-    Returns:
-        Pieces whose tokens are column numbers. Below `low` they give the winner at `low`; above `high`, that at `high`.
+    Slopes and intercepts are float32 or float64 [M, C] and finite; NEVER marks a line that must not win. Both
+    coordinates are rounded to float32, like the sampler's scale. The tokens of the pieces are column numbers. Below
+    `low` they give the winner at `low`; above `high`, that at `high`.
 
     Raises:
         ValueError: for wrong shapes or coordinates, and for values without a highest line (NaN, +inf).
