@@ -135,7 +135,7 @@ def measured(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, laun
         "train_batch_size": 32,
     }
     arguments = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    arguments += ["--updates", "2", "--warmup", "1", "--rounds", "2", "--flops"]
+    arguments += ["--updates", "8", "--warmup", "1", "--rounds", "2", "--flops"]
     arguments += ["--json", str(folder / "figures.json"), "--trace", str(folder / "traces")]
     output = launch("launch/measure.py", ["--deepspeed_config", "ds_configs/tiny.json", *arguments], ranks=2).stdout
     return output, folder
@@ -172,9 +172,10 @@ def test_offline_training_has_no_auxiliary_in_memory(figures: dict[str, Any]) ->
 
 
 def test_offline_training_is_faster_than_joint(figures: dict[str, Any]) -> None:
-    """By the CPU's own work, and within rounds: seconds on the wall are the whole machine's matter."""
+    """By the CPU's own work. Other processes can only add to it, so the least of all updates is compared."""
     methods = figures["methods"]
-    assert methods["offline"]["cpu_seconds_ratio"]["median"] < 1.0
+    least = {name: min(map(min, of_method["cpu_seconds"])) for name, of_method in methods.items()}
+    assert least["offline"] < 0.95 * least["joint"]  # 0.7 to 0.85 on two cores
     assert methods["offline"]["seconds_ratio_predicted"] < methods["online"]["seconds_ratio_predicted"] < 1.0
 
 
@@ -182,7 +183,7 @@ def test_every_update_is_kept(figures: dict[str, Any]) -> None:
     assert list(figures["methods"]) == ["joint", "online", "offline"]
     for of_method in figures["methods"].values():
         turns = of_method["seconds"]
-        assert [len(turn) for turn in turns] == [2, 2] == [len(turn) for turn in of_method["cpu_seconds"]]
+        assert [len(turn) for turn in turns] == [8, 8] == [len(turn) for turn in of_method["cpu_seconds"]]
         assert min(min(turn) for turn in turns) > 0 and of_method["skipped_updates"] == 0
         assert of_method["mfu"] is None and of_method["flops_per_second_and_process"] > 0
     assert figures["machine"]["processes"] == 2 and figures["machine"]["device"] == "cpu"
