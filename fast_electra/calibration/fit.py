@@ -118,7 +118,7 @@ def read_reference(path: Path) -> Reference:
     except FileNotFoundError:
         raise UserError(f"there is no reference {path}: name a run folder, or a file of --save-reference") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     except (TypeError, KeyError, ValueError):
         valid = False
     if not valid:

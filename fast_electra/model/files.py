@@ -19,7 +19,7 @@ DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 
 
 class Description(Settings):
-    """Contents of model.json, in which other facts may stand too."""
+    """Contents of model.json, which may hold other facts too."""
 
     model_config = ConfigDict(extra="allow")
 

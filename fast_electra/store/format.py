@@ -102,7 +102,12 @@ class Part:
     @property
     def name(self) -> str:
         """Name of the file."""
-        return f"{self.set.name}-{self.number:05d}.safetensors"
+        return part_name(self.set.name, self.number)
+
+
+def part_name(set_name: str, number: int) -> str:
+    """Return the name of the file of part `number` of a set."""
+    return f"{set_name}-{number:05d}.safetensors"
 
 
 def write_part(path: Path, plan: StorePlan, part: Part, counts_B: Tensor, pieces: Pieces) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fast_electra.batch import Draws, MaskedBatch
 from fast_electra.replacement.distribution import axis_position
 from fast_electra.settings import UserError
-from fast_electra.store.format import MANIFEST, PartFile, SetRecord, StorePlan
+from fast_electra.store.format import MANIFEST, PartFile, SetRecord, StorePlan, part_name
 from fast_electra_kernels import Pieces, concatenate, winners
 
 COMMAND = "deepspeed launch/preprocess.py --deepspeed_config CONFIG --output DIR"
@@ -67,7 +67,7 @@ class Stored:
         return concatenate([self._part(record.name, number).read(i, j + 1) for number, i, j in ranges])
 
     def _open_part(self, name: str, number: int) -> PartFile:
-        path = self.folder / f"{name}-{number:05d}.safetensors"
+        path = self.folder / part_name(name, number)
         try:
             return PartFile(path)
         except (OSError, SafetensorError) as error:

@@ -230,7 +230,7 @@ def test_reference_that_cannot_be_matched_is_told(ends: float, note: str, config
     ("arguments", "message"),
     [
         (["--reference", "absent"], "there is no reference absent"),
-        (["--reference", "not_json.json"], "is no valid JSON"),
+        (["--reference", "not_json.json"], "is not valid JSON"),
         (["--reference", "not_a_curve.json"], 'it must hold "points"'),
         (["--reference", "empty"], "holds no config.json of a run"),
         (["--reference", "mlm"], "logged no original_probability and no replacement_entropy (objective mlm)"),
