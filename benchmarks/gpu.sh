@@ -4,19 +4,25 @@
 #   DEADLINE=560 benchmarks/gpu.sh
 # OUT       folder for results.tgz, which is packed anew after each step (default: gpu_results)
 # DEADLINE  seconds after which no step begins or goes on (default: 560)
-# STEPS     names of the steps to run (default: all, see below)
+# STEPS     names of the steps to run (default: all, see below); steps joined by + run at the same time
 # WHEELS    folder with wheels of packages that the machine lacks, such as deepspeed and megatron-core (default: none)
 # DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
 set -uo pipefail
-all='operators:150 smoke:60 data:180 sampler:60 base:170 tests:150 kernels:90 learn:110 resume:80 huggingface:90 whole:120 tiles:60 large:60'
+all='operators:150 smoke:60 data:180 sampler:60 step:200 table7_whole:120 tests:150+kernels:150+learn:150+resume:150
+  huggingface:100 table7:120 table7_large:120 tiles:60 sampler_1024:60'
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
 sampler() { python3 benchmarks/sampler.py --rounds 15 --json "$LOG/sampler.json"; }
 tiles() { python3 benchmarks/sampler.py --rounds 3 --tune --json "$LOG/sampler_tiles.json"; }
-large() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_large.json"; }
-huggingface() { python3 benchmarks/step_vs_huggingface.py --recipe small --rounds 5 --json "$LOG/step_vs_huggingface.json"; }
-tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model/test_attention.py tests/training/test_graphs.py; }
+sampler_1024() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_1024.json"; }
+step() { python3 benchmarks/step.py --vocabulary 128000 --profile default many-compiled --json "$LOG/step.json" ${STEP:-}; }
+huggingface() {  # a step as users get it, at two sizes
+  python3 benchmarks/step_vs_huggingface.py --recipe small --engine --rounds 5 --json "$LOG/step_vs_huggingface_small.json" &&
+    python3 benchmarks/step_vs_huggingface.py --recipe base --engine --rounds 3 --json "$LOG/step_vs_huggingface_base.json" \
+      --tokenizer "$DATA/base/tokenizer" --shards "$DATA/base/shards"
+}
+tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model tests/training/test_graphs.py tests/kernels; }
 kernels() { python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py; }
 data() {  # two vocabularies, if no data are given; the corpus that ships fills 120,000 tokens
   local name input="--input sample --output $DATA"
@@ -32,11 +38,18 @@ on_data() {  # small or base, script, config, run's name, further arguments
   python3 "$2" --deepspeed_config "$3" --set "fast_electra.run=$WORK/$4" --set "fast_electra.corpus.shards=$DATA/$1/shards" \
     --set "fast_electra.corpus.tokenizer=$tokenizer" --set "fast_electra.model.vocabulary_size=$size" "${@:5}" ${ADAM:-}
 }
-base() {  # Table 7 at the base size: seconds, memory, share of the GPU's peak
-  on_data base launch/measure.py ds_configs/base.json base --updates 3 --warmup 2 --rounds 2 --json "$LOG/base${1:-}.json" \
-    --set fast_electra.auxiliary.run="$WORK/none" --set train_batch_size=256 --set train_micro_batch_size_per_gpu=64 "${@:2}"
+table7_of() {  # base or large: seconds, memory, share of the GPU's peak
+  local size=$1 name=$2; shift 2
+  on_data base launch/measure.py "ds_configs/$size.json" "$name" --updates 4 --warmup 2 --rounds 1 --json "$LOG/$name.json" \
+    --set fast_electra.auxiliary.run="$WORK/none" --set train_batch_size=256 "$@"
 }
-whole() { base _whole --set fast_electra.model.activation_checkpointing=false; }
+table7() { table7_of base table7 --set train_micro_batch_size_per_gpu=64; }
+table7_whole() {  # without activation checkpointing
+  table7_of base table7_whole --set train_micro_batch_size_per_gpu=64 --set fast_electra.model.activation_checkpointing=false
+}
+table7_large() {
+  table7_of large table7_large --set train_micro_batch_size_per_gpu=32 --set fast_electra.model.activation_checkpointing=false
+}
 train() {  # config, run's name, updates, further arguments
   on_data small launch/pretrain.py "$1" "$2" --set scheduler.params.warmup_num_steps=50 --set "fast_electra.updates=$3" "${@:4}"
 }
@@ -67,18 +80,30 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 export PYTHONPATH=$WORK/site:$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 nvidia-smi >"$LOG/nvidia-smi.txt" 2>&1
-for entry in $all; do
-  name=${entry%:*} limit=${entry#*:} left=$((deadline - SECONDS)) began=$SECONDS
-  [[ " ${STEPS:-$name} " == *" $name "* ]] || continue
+run() {  # name, seconds; prints the end of the step's output and how it went
+  local name=$1 left=$((deadline - SECONDS)) limit=$2 began=$SECONDS result
   if [ $left -lt 15 ]; then
     result='skipped: no time is left'
   elif timeout -k 5 $((limit < left ? limit : left)) bash "$0" "$name" >"$LOG/$name.txt" 2>&1; then
-    result="passed in $((SECONDS - began)) s" && tail -n 12 "$LOG/$name.txt"
+    result="passed in $((SECONDS - began)) s" && tail -n "${LINES_SHOWN:-12}" "$LOG/$name.txt" | cut -c1-300
   else
-    result="FAILED with exit code $? after $((SECONDS - began)) s" failed=1 && tail -n 25 "$LOG/$name.txt"
-    [ "$name" = operators ] && export ADAM='--set optimizer.params.torch_adam=true'  # runs need not try to build it again
+    result="FAILED with exit code $? after $((SECONDS - began)) s" && tail -n 25 "$LOG/$name.txt" | cut -c1-300
   fi
   echo "$name $result" | tee -a "$LOG/summary.txt"
+  [[ $result != FAILED* ]]
+}
+for group in $all; do
+  jobs=()
+  for entry in ${group//+/ }; do
+    name=${entry%:*}
+    [[ " ${STEPS:-$name} " == *" $name "* ]] || continue
+    run "$name" "${entry#*:}" & jobs+=("$name:$!")
+  done
+  for job in ${jobs[@]+"${jobs[@]}"}; do
+    wait "${job#*:}" && continue
+    failed=1
+    [ "${job%:*}" = operators ] && export ADAM='--set optimizer.params.torch_adam=true'  # runs need not try to build it again
+  done
   tar -czf "$out/results.tgz" -C "$WORK" results
 done
 cat "$LOG/summary.txt"

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from fast_electra.hosts import toolchain
+from fast_electra.hosts import operators, toolchain
 from fast_electra.training import engines, machine
 
 PACKAGES = ("torch", "triton", "deepspeed", "megatron-core", "pydantic", "numpy", "transformers", "filelock")
@@ -25,7 +25,7 @@ def main() -> None:
     print(f"{ranks} on {device}", flush=True)
     assert engines.sum_over_ranks(torch.ones(3, device=ranks.device)).tolist() == [ranks.world] * 3
     params: dict[str, object] = {}
-    engines.choose_adam(params, ranks)
+    operators.choose_adam(params, ranks)
     if params:
         print("runs use torch's Adam")
     else:

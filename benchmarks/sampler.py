@@ -9,7 +9,6 @@ for each round. With `--tune` on a GPU, other tile shapes of the kernel are time
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from contenders import ours, sampling
 from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, TEMPERATURE, machine, sizes, summary
+from contenders.trace import kernels, print_kernels, seconds
 
 from fast_electra import randomness
 from fast_electra.corpus.loader import Loader, Share
@@ -109,20 +109,13 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
         flush=True,
     )
     result = {"contenders": figures, "memory_times_16_bit_logits": memory, "rounds": rounds}
+    if DEVICE.type == "cuda":
+        result["kernels"] = {name: kernels(contenders[name]) for name in (PRODUCT, OURS, DRAWS)}
+        for table in result["kernels"].values():
+            print_kernels(table, rows=5)
     if arguments.tune and DEVICE.type == "cuda":
         result["tiles"] = tune(Request(hidden, weight, None, scale, None, keys, original), contenders[PRODUCT])
     return result
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long the work takes, on the GPU too."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]]:

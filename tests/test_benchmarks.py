@@ -15,7 +15,8 @@ OURS = ("fast_electra", "fast_electra, DeepSpeed")
 
 def bench(script: str, folder: Path, dtype: str, *arguments: str) -> dict[str, Any]:
     """Run a benchmark in `folder` and return what it writes."""
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--rounds", "1", "--json", "result.json", *arguments]
+    repeats = "--updates" if script == "step.py" else "--rounds"
+    command = [sys.executable, str(ROOT / "benchmarks" / script), repeats, "1", "--json", "result.json", *arguments]
     environment = os.environ | {"FAST_ELECTRA_DTYPE": dtype}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,3 +42,22 @@ def test_the_sampler_is_timed(tmp_path: Path) -> None:
     result = bench("sampler.py", tmp_path, "bf16", "--positions", "40", "--vocabulary", "512", "--hidden", "32")
     assert len(result["contenders"]) == 6
     assert all(figures["seconds"]["median"] > 0 for figures in result["contenders"].values())
+
+
+def test_first_contact_says_what_the_machine_has() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_smoke.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("smoke passed")
+
+
+def test_every_setting_of_a_step_trains(tmp_path: Path) -> None:
+    settings = ["checkpointing", "default", "plain", "stored", "full"]
+    command = ["--recipe", "tiny", "--sequences", "4", "--no-parts", "--profile", "default", "--settings", *settings]
+    rows = bench("step.py", tmp_path, "fp32", *command)["settings"]
+    losses = {row["setting"]: row["losses"] for row in rows}
+    assert list(losses) == settings
+    for name in settings[:-1]:  # the same weights, batches and noise
+        assert losses[name] == pytest.approx(losses["default"], rel=1e-4)
+    (default,) = [row for row in rows if row["setting"] == "default"]
+    assert 0 < default["kernels"]["busy_ms"] <= 1.05 * default["kernels"]["wall_ms"]

@@ -31,8 +31,10 @@ WEIGHT_DECAY = 0.01
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # Sequences of a batch, updates of a round, and rounds. Tiny's batch is that of one of the quickstart's two processes.
-# On a GPU, small's batch is the whole batch of ds_configs/small.json.
-BATCHES = {"tiny": (32, 5, 15), "small": (128, 10, 15) if DEVICE.type == "cuda" else (8, 1, 9)}
+# On a GPU, small's batch is the whole batch of ds_configs/small.json. Base is for GPUs only.
+BATCHES = {"tiny": (32, 5, 15), "small": (8, 1, 9)}
+if DEVICE.type == "cuda":
+    BATCHES |= {"small": (128, 10, 15), "base": (32, 3, 5)}
 
 
 @dataclass(frozen=True)

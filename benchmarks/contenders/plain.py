@@ -1,0 +1,61 @@
+"""A training step of a 16-bit model in plain PyTorch, with DeepSpeed's recipe: fp32 weights, gradients and Adam."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from contenders.common import ADAM, CLIPPING, WEIGHT_DECAY
+from fast_electra.batch import Draws, MaskedBatch
+from fast_electra.training.engines import parameter_groups
+
+
+class Plain:
+    """What DeepSpeed's engine does in one process: `backward` adds gradients up in fp32, `step` updates the weights."""
+
+    def __init__(self, model: nn.Module, accumulation: int) -> None:
+        """Copy the model's weights in fp32; an update is due after `accumulation` calls of `step`."""
+        groups = parameter_groups(model, WEIGHT_DECAY)
+        self.weights: list[Tensor] = [weight for group in groups for weight in group["params"]]
+        for group in groups:
+            group["params"] = [weight.detach().float().clone() for weight in group["params"]]
+        self.copies: list[Tensor] = [copy for group in groups for copy in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, **ADAM, fused=True)
+        self.accumulation, self.steps = accumulation, 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of the loss up in fp32."""
+        loss.backward()
+        for weight, copy in zip(self.weights, self.copies, strict=True):
+            assert weight.grad is not None
+            copy.grad = weight.grad.float() if copy.grad is None else copy.grad.add_(weight.grad)
+            weight.grad = None
+
+    def step(self) -> None:
+        """Clip and update, if this is the last micro-batch of an update."""
+        self.steps += 1
+        if self.steps % self.accumulation:
+            return
+        nn.utils.clip_grad_norm_(self.copies, CLIPPING)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.copies)
+
+
+class Drawn:
+    """Draws that are there already, as those of an offline store are: one set for each micro-batch, in turns."""
+
+    parameter, floor = "temperature", 1.0
+
+    def __init__(self, draws: list[Draws]) -> None:
+        """Keep the draws."""
+        self.draws, self.calls = draws, 0
+
+    def sample(self, masked: MaskedBatch, strength: float) -> Draws:
+        """Return the next draws."""
+        self.calls += 1
+        return self.draws[(self.calls - 1) % len(self.draws)]
+
+
+Update = Callable[[], Tensor]  # one update of the weights; returns the loss
