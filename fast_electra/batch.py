@@ -51,8 +51,13 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> "TokenBatch":
         """Return the batch with its large tensors on `device`; lengths, sequences and epochs stay on the CPU."""
-        tokens_BL, real_BL = (tensor.to(device, non_blocking=True) for tensor in (self.tokens_BL, self.real_BL))
-        return dataclasses.replace(self, tokens_BL=tokens_BL, real_BL=real_BL)
+
+        def moved(tensor: Tensor) -> Tensor:
+            if device.type == "cuda" and not tensor.is_cuda:
+                tensor = tensor.pin_memory()  # a copy from other memory waits until the GPU has done all its work
+            return tensor.to(device, non_blocking=True)
+
+        return dataclasses.replace(self, tokens_BL=moved(self.tokens_BL), real_BL=moved(self.real_BL))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def start_ranks() -> Ranks:
     os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else str(_free_port()))
     local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu():
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # the CPU only prepares batches, and waking its threads took 8 ms an operator
         torch.cuda.set_device(local_rank)
         torch.cuda.init()  # CUDA has read the variable now, and only DeepSpeed reads it again
         if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -62,7 +64,7 @@ def start_ranks() -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
-    deepspeed.comm.barrier()  # the ranks have their shared buffers
+    wait_for_ranks()  # they have their shared buffers now
     unlink_shared_buffers(deepspeed.comm.get_rank())
     device = torch.device(get_accelerator().device_name(local_rank) if on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
@@ -76,7 +78,7 @@ def limit_waits(limit: timedelta) -> None:
 
 def stop_ranks() -> None:
     """Leave the process group. gloo's threads end during the pause; without it the interpreter may abort."""
-    deepspeed.comm.barrier()
+    wait_for_ranks()
     deepspeed.comm.destroy_process_group()
     time.sleep(0.5)
 
@@ -105,8 +107,8 @@ def add_over_ranks(rows: list[Sums]) -> list[Sums]:
 
 
 def wait_for_ranks() -> None:
-    """Wait until every rank has come here."""
-    deepspeed.comm.barrier()
+    """Wait until every rank has come here. NCCL's own barrier would warn that it guesses the device."""
+    int(sum_over_ranks(torch.ones((), device="cuda" if on_gpu() else "cpu")))  # `int` waits for the GPU
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def _cpuinfo(*names: str) -> str:
 def unlink_shared_buffers(rank: int) -> None:
     """Free deepspeed_shm_comm's 66 MiB of shared memory when this rank ends, however it ends; DeepSpeed never does.
 
-    Call it on every rank once all have joined the process group and passed a barrier. By then each has mapped all
+    Call it on every rank once all have joined the process group and waited for each other. By then each has mapped all
     buffers, and their names are not needed again. Without this call every run leaves its buffers in /dev/shm.
     """
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
