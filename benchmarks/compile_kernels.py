@@ -24,7 +24,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from fast_electra_kernels import triton_sampler
-from fast_electra_kernels.triton_sampler import DRAW_OPTIONS, GROUPS, MARGIN, tiles
+from fast_electra_kernels.triton_sampler import MARGIN, SEARCH, tiles
 from fast_electra_kernels.workspace import SPAN
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -70,9 +70,18 @@ def compiled(arch: int, dtype: str, d: int) -> Iterator[dict[str, Any]]:
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
     yield _row("scan", arch, dtype, d, triton_sampler._scan, scan, constants, options)
     draw = common | {"keys": "*i64", "original": "*i64", "ids": "*i64", "valid": "*i1", "statistics": "*fp32"}
-    constants = {"D": d, "D_PADDED": triton.next_power_of_2(d), "CHUNKS": 16, "SPAN": SPAN, "GROUPS": GROUPS}
+    constants = {"D": d, "D_PADDED": triton.next_power_of_2(d), "CHUNKS": 16, "SPAN": SPAN, "GROUPS": SEARCH.groups}
     constants |= {"MARGIN": MARGIN, "ROWS": 1, "ORIGINAL": True}
-    yield _row("draw", arch, dtype, d, triton_sampler._draw, draw, constants, DRAW_OPTIONS)
+    yield _row(
+        "draw",
+        arch,
+        dtype,
+        d,
+        triton_sampler._draw,
+        draw,
+        constants,
+        {"num_warps": SEARCH.warps, "maxnreg": SEARCH.registers},
+    )
 
 
 def _row(

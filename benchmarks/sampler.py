@@ -119,8 +119,8 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]]:
-    """Time other tile shapes and return them in the order of their ratio to the product."""
-    from fast_electra_kernels.triton_sampler import Tiles
+    """Time other tile shapes, in the order of their ratio to the product, and other ways to search a row."""
+    from fast_electra_kernels.triton_sampler import Search, Tiles
     from fast_electra_kernels.triton_sampler import sample as with_tiles
 
     found = []
@@ -139,6 +139,16 @@ def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]
     found.sort(key=lambda row: row["times_the_product"]["median"])
     for row in found:
         print(f"  {row['tiles']}: {row['times_the_product']['median']:.3f} times the product")
+    for search in (
+        Search(128, 1, 160), Search(128, 1, 96), Search(256, 1, 128), Search(512, 1, 160), Search(512, 2, 128),
+        Search(512, 4, 96), Search(1024, 4, 128), Search(2048, 8, 96), Search(2048, 4, 160), Search(4096, 8, 128),
+        Search(4096, 16, 96),
+    ):  # fmt: skip
+        with_tiles(request, None, search)
+        rows = kernels(lambda s=search: [with_tiles(request, None, s) for _ in range(5)])["longest"]
+        ms = next(row["ms"] / row["calls"] for row in rows if row["name"].startswith("_draw"))
+        found.append({"search": search._asdict(), "draw_ms": ms})
+        print(f"  {search}: {ms:.3f} ms")
     return found
 
 

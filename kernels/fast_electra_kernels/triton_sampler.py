@@ -4,7 +4,7 @@
 every row, the highest score of each SPAN neighbouring tokens (16 bits, rounded up) and running sums for log-sum-exp
 and entropy. It uses no random numbers, so its cost is that of the bare product plus a small epilogue.
 
-`_draw` uses one warp for each row. The winner's perturbed score is the log-sum-exp plus Gumbel noise, so it is rarely
+`_draw` has one program for each row. The winner's perturbed score is the log-sum-exp plus Gumbel noise, so it is rarely
 below `floor`, the log-sum-exp minus 1. A group of tokens can hold the winner only if its bound, from its highest score
 and its smallest exponential (see `noise`), is above both `floor` and the best token so far. The kernel recomputes
 the scores of the few tokens that pass, one at a time. If the best one is below `floor`, it searches the row again with
@@ -22,8 +22,6 @@ from fast_electra_kernels import noise
 from fast_electra_kernels.contract import Request, SampleResult, Statistics
 from fast_electra_kernels.workspace import SPAN, most_chunks
 
-GROUPS = 128  # groups of tokens that `_draw` bounds at a time
-DRAW_OPTIONS = {"num_warps": 1, "maxnreg": 160}  # without a maximum, the assembler spills registers for fp32
 MARGIN = 1.0  # from `floor` up to the log-sum-exp: 6.6% of the rows are searched twice, the others compute fewer scores
 
 _GROUP = tl.constexpr(noise.GROUP)
@@ -46,6 +44,16 @@ class Tiles(NamedTuple):
     resident: int = 1  # programs that fit on a multiprocessor at a time
 
 
+class Search(NamedTuple):
+    """How `_draw` searches a row: groups of tokens that it bounds at a time, warps, and registers of a thread."""
+
+    groups: int
+    warps: int
+    registers: int
+
+
+SEARCH = Search(128, 1, 160)  # without a maximum of registers, the assembler spills some for fp32
+
 # For Triton's interpreter on a CPU, which takes as long for a small array as for a large one.
 INTERPRETED = Tiles(256, 1024, 64, 1, 4)
 INTERPRETED_ROWS = 8192  # the most rows of a program of `_draw`, which has one row on a GPU
@@ -59,8 +67,8 @@ def tiles(dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     return Tiles(128, 256, 64, 3, 8) if capability[0] in (9, 10) else Tiles(128, 128, 64, 3, 8)
 
 
-def sample(request: Request, shape: Tiles | None = None) -> SampleResult:
-    """Run both kernels; `shape` replaces the tiles that are chosen by default."""
+def sample(request: Request, shape: Tiles | None = None, search: Search = SEARCH) -> SampleResult:
+    """Run both kernels; `shape` replaces the tiles that are chosen by default, and `search` the way to draw."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
     ids_M = torch.zeros(m, dtype=torch.int64, device=device)
@@ -91,7 +99,8 @@ def sample(request: Request, shape: Tiles | None = None) -> SampleResult:
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, keys_M, keys_M if original_M is None else original_M,
             ids_M, valid_M, statistics_3M, float(scale), m, v, highest_MS.shape[1], chunks,
             D=d, D_PADDED=triton.next_power_of_2(d), CHUNKS=max(16, triton.next_power_of_2(chunks)), SPAN=SPAN,
-            GROUPS=GROUPS, MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None, **DRAW_OPTIONS,
+            GROUPS=search.groups, MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None,
+            num_warps=search.warps, maxnreg=search.registers,
         )  # fmt: skip
     return SampleResult(ids_M, valid_M, None if original_M is None else Statistics(*statistics_3M))
 
