@@ -24,17 +24,20 @@ _KEY_STEP, _MULTIPLY = tl.constexpr(KEY_STEP), tl.constexpr(MULTIPLY)
 
 
 @triton.jit
-def _key_words(keys):
-    """Return a word for each key position, the same for both keys of a pair: uint32."""
-    return (keys & ~_PAIR).to(tl.uint32) * _KEY_STEP
+def _key_words(begin, columns):
+    """Return a word for each key position `begin + columns`, the same for both keys of a pair: uint32."""
+    return (begin + (columns & ~_PAIR)).to(tl.uint32) * _KEY_STEP
 
 
 @triton.jit
 def _kept(words, halves, threshold):
-    """Return whether a probability is kept. `words` is the query's word ^ the key's; `halves` is the key's `& PAIR`."""
+    """Return whether a probability is kept: whether its 16 bits are at least the threshold, both shifted up by 16.
+
+    `words` is the query's word ^ the key's. `halves` is the key's position & PAIR.
+    """
     bits = words * _MULTIPLY
     bits = bits ^ (bits >> 15)
-    return ((bits >> (halves * (16 // _PAIR)).to(tl.uint32)) & 0xFFFF) >= threshold
+    return (bits << (halves * (16 // _PAIR)).to(tl.uint32)) >= threshold.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -46,6 +49,16 @@ def _product(a, b, WIDEN: tl.constexpr):
 
 
 @triton.jit
+def _values(places, WIDEN: tl.constexpr):
+    """Return the fp32 values at these places. Triton would copy what `tl.load` reads to shared memory, 4 bytes a time."""
+    if WIDEN:
+        return tl.load(places)
+    return tl.inline_asm_elementwise(
+        "ld.global.nc.f32 $0, [$1];", "=f,l", [places], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def _load(tensor, rows_R, length, stride, D: tl.constexpr):
     """Return rows [R, D] of a sequence whose first row is at `tensor`; rows beyond its length are 0."""
     at_RD = tensor + rows_R[:, None] * stride + tl.arange(0, D)[None, :]
@@ -53,12 +66,12 @@ def _load(tensor, rows_R, length, stride, D: tl.constexpr):
 
 
 # Arguments for which Triton compiles no special cases, because they differ from batch to batch.
-NUMBERS = ["T", "low", "high", "threshold", "sequences", "chunks", "key_blocks"]
+NUMBERS = ["low", "high", "threshold", "sequences", "chunks", "key_blocks"]
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def forward(
-    q, k, v, bias, out, lse, words, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, T, width, centre, scale, low, high,
+    q, k, v, bias, out, lse, words, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, padded, width, centre, scale, low, high,
     threshold, keep_scale, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -73,13 +86,13 @@ def forward(
     tile_q = _load(q + start * q_t + head * q_h, rows, length, q_t, D)
     k += start * k_t + head * k_h
     v += start * v_t + head * v_h
-    bias_at = bias + head * width + centre + columns[None, :] - rows[:, None]
-    statistics_at = head * T.to(tl.int64) + start + rows
+    bias_at = bias + head * width + centre - tl.program_id(0) * BM + (columns[None, :] - tl.arange(0, BM)[:, None])
+    statistics_at = (sequence * H + head).to(tl.int64) * padded + rows
     if DROPOUT:
         counter = (sequence * H + head).to(tl.uint32)
         stream = _random_bits(low.to(tl.uint32, bitcast=True), high.to(tl.uint32, bitcast=True), counter)
         word = _random_bits(stream, high.to(tl.uint32, bitcast=True), rows.to(tl.uint32))
-        tl.store(words + statistics_at, word.to(tl.int32, bitcast=True), mask=rows < length)
+        tl.store(words + statistics_at, word.to(tl.int32, bitcast=True))
     top = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     result = tl.zeros([BM, D], tl.float32)
@@ -87,7 +100,7 @@ def forward(
         keys = begin + columns
         tile_k = _load(k, keys, length, k_t, D)
         tile_v = _load(v, keys, length, v_t, D)
-        scores = _product(tile_q, tl.trans(tile_k), WIDEN) * scale + tl.load(bias_at + begin)
+        scores = _product(tile_q, tl.trans(tile_k), WIDEN) * scale + _values(bias_at + begin, WIDEN)
         if begin + BN > length:
             scores = tl.where((keys < length)[None, :], scores, -float("inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -95,20 +108,20 @@ def forward(
         weights = tl.exp2(scores - new_top[:, None])
         total = total * shrink + tl.sum(weights, 1)
         if DROPOUT:
-            both = word[:, None] ^ _key_words(keys)[None, :]
+            both = word[:, None] ^ _key_words(begin, columns)[None, :]
             weights = tl.where(_kept(both, (columns & _PAIR)[None, :], threshold), weights, 0.0)
         result = result * shrink[:, None] + _product(weights.to(tile_v.dtype), tile_v, WIDEN)
         top = new_top
     result *= (keep_scale / total)[:, None]
     out_at = out + ((start + rows) * H + head)[:, None] * D + features[None, :]
     tl.store(out_at, result.to(out.dtype.element_ty), mask=(rows < length)[:, None])
-    tl.store(lse + statistics_at, top + tl.log2(total), mask=rows < length)
+    tl.store(lse + statistics_at, tl.where(rows < length, top + tl.log2(total), float("inf")))
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def backward_queries(
     q, k, v, bias, out, grad, lse, delta, words, grad_q, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, d_t,
-    d_h, T, width, centre, scale, softmax_scale, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr,
+    d_h, padded, width, centre, scale, softmax_scale, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of BM queries, and delta [H, T], each query's output times the output's gradient."""
@@ -122,38 +135,38 @@ def backward_queries(
     tile_q = _load(q + start * q_t + head * q_h, rows, length, q_t, D)
     tile_grad = _load(grad + start * g_t + head * g_h, rows, length, g_t, D)
     tile_out = _load(out + (start * H + head) * D, rows, length, H * D, D)
-    deltas = tl.sum(tile_out.to(tl.float32) * tile_grad.to(tl.float32), 1)
-    statistics_at = head * T.to(tl.int64) + start + rows
-    tl.store(delta + statistics_at, deltas, mask=rows < length)
-    sums = tl.load(lse + statistics_at, mask=rows < length, other=float("inf"))
+    deltas = tl.sum(tile_out.to(tl.float32) * tile_grad.to(tl.float32), 1) / keep_scale
+    statistics_at = (sequence * H + head).to(tl.int64) * padded + rows
+    tl.store(delta + statistics_at, deltas)
+    sums = tl.load(lse + statistics_at)
     if DROPOUT:
-        word = tl.load(words + statistics_at, mask=rows < length, other=0).to(tl.uint32, bitcast=True)
+        word = tl.load(words + statistics_at).to(tl.uint32, bitcast=True)
     k += start * k_t + head * k_h
     v += start * v_t + head * v_h
-    bias_at = bias + head * width + centre + columns[None, :] - rows[:, None]
+    bias_at = bias + head * width + centre - tl.program_id(0) * BM + (columns[None, :] - tl.arange(0, BM)[:, None])
     result = tl.zeros([BM, D], tl.float32)
     for begin in range(0, length, BN):
         keys = begin + columns
         tile_k = _load(k, keys, length, k_t, D)
         tile_v = _load(v, keys, length, v_t, D)
-        scores = _product(tile_q, tl.trans(tile_k), WIDEN) * scale + tl.load(bias_at + begin)
+        scores = _product(tile_q, tl.trans(tile_k), WIDEN) * scale + _values(bias_at + begin, WIDEN)
         if begin + BN > length:
             scores = tl.where((keys < length)[None, :], scores, -float("inf"))
         weights = tl.exp2(scores - sums[:, None])
-        slopes = _product(tile_grad, tl.trans(tile_v), WIDEN) * keep_scale
+        kept = weights
         if DROPOUT:
-            both = word[:, None] ^ _key_words(keys)[None, :]
-            slopes = tl.where(_kept(both, (columns & _PAIR)[None, :], threshold), slopes, 0.0)
-        slopes = weights * (slopes - deltas[:, None])
+            both = word[:, None] ^ _key_words(begin, columns)[None, :]
+            kept = tl.where(_kept(both, (columns & _PAIR)[None, :], threshold), weights, 0.0)
+        slopes = kept * _product(tile_grad, tl.trans(tile_v), WIDEN) - weights * deltas[:, None]
         result += _product(slopes.to(tile_k.dtype), tile_k, WIDEN)
     at = grad_q + (start + rows)[:, None] * d_t + head * d_h + features[None, :]
-    tl.store(at, (result * softmax_scale).to(grad_q.dtype.element_ty), mask=(rows < length)[:, None])
+    tl.store(at, (result * (softmax_scale * keep_scale)).to(grad_q.dtype.element_ty), mask=(rows < length)[:, None])
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def backward_keys(
     q, k, v, bias, grad, lse, delta, words, grad_k, grad_v, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h,
-    d_t, d_h, T, width, centre, scale, softmax_scale, threshold, keep_scale, D: tl.constexpr, BM: tl.constexpr,
+    d_t, d_h, padded, width, centre, scale, softmax_scale, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Store the gradients of BN keys and values of one head and sequence."""
@@ -168,38 +181,35 @@ def backward_keys(
     tile_v = _load(v + start * v_t + head * v_h, keys, length, v_t, D)
     q += start * q_t + head * q_h
     grad += start * g_t + head * g_h
-    statistics_at = head * T.to(tl.int64) + start
+    statistics_at = (sequence * H + head).to(tl.int64) * padded
     bias_at = bias + head * width + centre + keys[:, None] - columns[None, :]
-    key_words = _key_words(keys)[:, None]
+    key_words = _key_words(tl.program_id(0) * BN, tl.arange(0, BN))[:, None]
     result_k = tl.zeros([BN, D], tl.float32)
     result_v = tl.zeros([BN, D], tl.float32)
     for begin in range(0, length, BM):
         rows = begin + columns
         tile_q = _load(q, rows, length, q_t, D)
         tile_grad = _load(grad, rows, length, g_t, D)
-        sums = tl.load(lse + statistics_at + rows, mask=rows < length, other=float("inf"))
-        deltas = tl.load(delta + statistics_at + rows, mask=rows < length, other=0.0)
-        scores = _product(tile_k, tl.trans(tile_q), WIDEN) * scale + tl.load(bias_at - begin)
+        sums = tl.load(lse + statistics_at + rows)
+        deltas = tl.load(delta + statistics_at + rows)
+        scores = _product(tile_k, tl.trans(tile_q), WIDEN) * scale + _values(bias_at - begin, WIDEN)
         weights = tl.exp2(scores - sums[None, :])
-        kept_weights = weights
-        slopes = _product(tile_v, tl.trans(tile_grad), WIDEN) * keep_scale
+        kept = weights
         if DROPOUT:
-            word = tl.load(words + statistics_at + rows, mask=rows < length, other=0).to(tl.uint32, bitcast=True)
-            kept = _kept(word[None, :] ^ key_words, (keys & _PAIR)[:, None], threshold)
-            kept_weights = tl.where(kept, weights, 0.0)
-            slopes = tl.where(kept, slopes, 0.0)
-        result_v += _product(kept_weights.to(tile_grad.dtype), tile_grad, WIDEN)
-        slopes = weights * (slopes - deltas[None, :])
+            word = tl.load(words + statistics_at + rows).to(tl.uint32, bitcast=True)
+            kept = tl.where(_kept(word[None, :] ^ key_words, (keys & _PAIR)[:, None], threshold), weights, 0.0)
+        result_v += _product(kept.to(tile_grad.dtype), tile_grad, WIDEN)
+        slopes = kept * _product(tile_v, tl.trans(tile_grad), WIDEN) - weights * deltas[None, :]
         result_k += _product(slopes.to(tile_q.dtype), tile_q, WIDEN)
     at = (start + keys)[:, None] * d_t + head * d_h + features[None, :]
     there = (keys < length)[:, None]
-    tl.store(grad_k + at, (result_k * softmax_scale).to(grad_k.dtype.element_ty), mask=there)
+    tl.store(grad_k + at, (result_k * (softmax_scale * keep_scale)).to(grad_k.dtype.element_ty), mask=there)
     tl.store(grad_v + at, (result_v * keep_scale).to(grad_v.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def sort(starts, lengths, sorted_starts, sorted_lengths, sequences, BLOCK: tl.constexpr):
-    """Store starts and lengths of the sequences from the longest to the shortest; equal ones keep their order."""
+def sort(lengths, order, sequences, BLOCK: tl.constexpr):
+    """Store the numbers of the sequences from the longest to the shortest; equal ones keep their order."""
     mine = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     my_length = tl.load(lengths + mine, mask=mine < sequences, other=0)
     place = tl.zeros([BLOCK], tl.int32)
@@ -208,19 +218,18 @@ def sort(starts, lengths, sorted_starts, sorted_lengths, sequences, BLOCK: tl.co
         length = tl.load(lengths + other, mask=other < sequences, other=-1)[None, :]
         before = (length > my_length[:, None]) | ((length == my_length[:, None]) & (other[None, :] < mine[:, None]))
         place += tl.sum(before.to(tl.int32), 1)
-    tl.store(sorted_starts + place, tl.load(starts + mine, mask=mine < sequences), mask=mine < sequences)
-    tl.store(sorted_lengths + place, my_length, mask=mine < sequences)
+    tl.store(order + place, mine, mask=mine < sequences)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def backward_bias(
-    q, k, v, bias, grad, lse, delta, words, sums, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, T, width,
+    q, k, v, bias, grad, lse, delta, words, sums, order, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, padded, width,
     centre, scale, threshold, keep_scale, sequences, key_blocks, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Add one tile's score gradients over a chunk of the sequences, and store its sums along the diagonals, [2 BN].
 
-    Starts and lengths are sorted from long to short, so the sequences that reach the tile come first.
+    `order` sorts the sequences from long to short, so those that reach the tile come first.
     """
     head, chunk, chunks = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     rows = (tl.program_id(0) // key_blocks) * BM + tl.arange(0, BM)
@@ -231,31 +240,33 @@ def backward_bias(
         sequence = begin + tl.arange(0, 128)
         length_128 = tl.load(lengths + sequence, mask=sequence < sequences, other=0)
         reach += tl.sum((length_128 > tl.maximum(first_row, first_key)).to(tl.int32), 0)
-    bias_tile = tl.load(bias + head * width + centre + keys[None, :] - rows[:, None])
-    key_words = _key_words(keys)[None, :]
+    bias_tile = _values(
+        bias + head * width + centre + first_key - first_row + (tl.arange(0, BN)[None, :] - tl.arange(0, BM)[:, None]), WIDEN
+    )
+    key_words = _key_words(first_key, tl.arange(0, BN))[None, :]
     total = tl.zeros([BM, BN], tl.float32)
     for index in range(chunk, reach, chunks):
-        start, length = tl.load(starts + index).to(tl.int64), tl.load(lengths + index)
-        statistics_at = head * T.to(tl.int64) + start + rows
+        sequence = tl.load(order + index)
+        start, length = tl.load(starts + sequence).to(tl.int64), tl.load(lengths + sequence)
+        statistics_at = (sequence * H + head).to(tl.int64) * padded + rows
         tile_q = _load(q + start * q_t + head * q_h, rows, length, q_t, D)
         tile_k = _load(k + start * k_t + head * k_h, keys, length, k_t, D)
         tile_grad = _load(grad + start * g_t + head * g_h, rows, length, g_t, D)
         tile_v = _load(v + start * v_t + head * v_h, keys, length, v_t, D)
-        lses = tl.load(lse + statistics_at, mask=rows < length, other=float("inf"))
-        deltas = tl.load(delta + statistics_at, mask=rows < length, other=0.0)
+        lses = tl.load(lse + statistics_at)
+        deltas = tl.load(delta + statistics_at)
         scores = _product(tile_q, tl.trans(tile_k), WIDEN) * scale + bias_tile
         if first_key + BN > length:
             scores = tl.where((keys < length)[None, :], scores, -float("inf"))
         weights = tl.exp2(scores - lses[:, None])
-        slopes = _product(tile_grad, tl.trans(tile_v), WIDEN) * keep_scale
+        kept = weights
         if DROPOUT:
-            word = tl.load(words + statistics_at, mask=rows < length, other=0).to(tl.uint32, bitcast=True)
-            kept = _kept(word[:, None] ^ key_words, (keys & _PAIR)[None, :], threshold)
-            slopes = tl.where(kept, slopes, 0.0)
-        total += weights * (slopes - deltas[:, None])
+            word = tl.load(words + statistics_at).to(tl.uint32, bitcast=True)
+            kept = tl.where(_kept(word[:, None] ^ key_words, (keys & _PAIR)[None, :], threshold), weights, 0.0)
+        total += kept * _product(tile_grad, tl.trans(tile_v), WIDEN) - weights * deltas[:, None]
     # Row i turns left by i columns. Column c then holds the diagonals key - query = c and, below a turn, c - BN.
     turned = tl.arange(0, BN)[None, :] + tl.arange(0, BM)[:, None]
-    total = tl.gather(total, turned % BN, 1)
+    total = tl.gather(total * keep_scale, turned % BN, 1)
     at = sums + ((chunk * H + head) * tl.num_programs(0) + tl.program_id(0)) * (2 * BN) + tl.arange(0, BN)
     tl.store(at, tl.sum(tl.where(turned < BN, 0.0, total), 0))
     tl.store(at + BN, tl.sum(tl.where(turned < BN, total, 0.0), 0))

@@ -146,7 +146,7 @@ def dropout_mask(key: int, rate: float, sequences: int, heads: int, length: int)
     key_word_L = (position_L & ~kernels.PAIR) * (kernels.KEY_STEP - (1 << 32))
     bits = (word_SL[:, :, None] ^ key_word_L) * (kernels.MULTIPLY - (1 << 32))
     bits = bits ^ (bits >> 15 & (1 << 17) - 1)
-    kept_SLL = (bits >> (position_L & kernels.PAIR) * 2 & 0xFFFF) >= round(rate * LEVELS)
+    kept_SLL = (bits >> 16 - (position_L & kernels.PAIR) * 2 & 0xFFFF) >= round(rate * LEVELS)
     return kept_SLL.view(sequences, heads, length, length)
 
 
@@ -156,22 +156,22 @@ class _Attention(torch.autograd.Function):
         q, k, v = qkv[0].unbind(1) if len(qkv) == 1 else qkv
         launcher = _Launcher(q, bias_HR.shape[1], batch)
         padded_HW = F.pad(bias_HR.float() * LOG2_E, (ROOM, ROOM))
-        output, lse_HT, words_HT = launcher.forward(q, k, v, padded_HW)
+        output, lse_BHL, words_BHL = launcher.forward(q, k, v, padded_HW)
         ctx.launcher, ctx.bias_dtype = launcher, bias_HR.dtype
-        ctx.save_for_backward(padded_HW, output, lse_HT, words_HT, *qkv)
+        ctx.save_for_backward(padded_HW, output, lse_BHL, words_BHL, *qkv)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        padded_HW, output, lse_HT, words_HT, *qkv = ctx.saved_tensors
+        padded_HW, output, lse_BHL, words_BHL, *qkv = ctx.saved_tensors
         q, k, v = qkv[0].unbind(1) if len(qkv) == 1 else qkv
         grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
         launcher: _Launcher = ctx.launcher
         made = launcher.empty(len(q), 3, *q.shape[1:], dtype=q.dtype, device=q.device)
-        saved = (q, k, v, padded_HW, grad, lse_HT, words_HT)
-        delta_HT = launcher.backward_queries(*saved, output, made[:, 0])
-        launcher.backward_keys(*saved, delta_HT, made[:, 1], made[:, 2])
-        grad_bias = launcher.backward_bias(*saved, delta_HT).to(ctx.bias_dtype) if ctx.needs_input_grad[0] else None
+        saved = (q, k, v, padded_HW, grad, lse_BHL, words_BHL)
+        delta_BHL = launcher.backward_queries(*saved, output, made[:, 0])
+        launcher.backward_keys(*saved, delta_BHL, made[:, 1], made[:, 2])
+        grad_bias = launcher.backward_bias(*saved, delta_BHL).to(ctx.bias_dtype) if ctx.needs_input_grad[0] else None
         return grad_bias, None, *((made,) if len(qkv) == 1 else made.unbind(1))
 
 
@@ -186,6 +186,7 @@ class _Launcher:
             self.plan = batch.plan or INTERPRETED
         self.empty = torch.empty if batch.covered else torch.zeros
         self.threshold = round(batch.dropout * LEVELS)
+        self.padded = triton.cdiv(batch.longest, ROOM) * ROOM
         self.keep_scale = LEVELS / (LEVELS - self.threshold)
         self.softmax_scale = self.d**-0.5
         self.constants = {"D": self.d, "DROPOUT": self.threshold > 0, "WIDEN": not q.is_cuda}
@@ -195,31 +196,36 @@ class _Launcher:
         return self.constants | shape
 
     def _bias(self) -> tuple[int, int, int, float]:
-        return self.tokens, self.r + 2 * ROOM, self.r // 2 + ROOM, self.softmax_scale * LOG2_E
+        return self.padded, self.r + 2 * ROOM, self.r // 2 + ROOM, self.softmax_scale * LOG2_E
+
+    def _threshold(self) -> int:
+        return _signed(self.threshold << 16)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.empty(self.tokens, self.heads, self.d, dtype=q.dtype, device=q.device)
-        lse_HT = torch.empty(self.heads, self.tokens, dtype=torch.float32, device=q.device)
-        words_HT = torch.empty_like(lse_HT, dtype=torch.int32) if self.threshold else lse_HT
+        lse_BHL = torch.empty(
+            len(self.batch.starts_B), self.heads, self.padded, dtype=torch.float32, device=q.device
+        )
+        words_BHL = torch.empty_like(lse_BHL, dtype=torch.int32) if self.threshold else lse_BHL
         starts, lengths, tiles, mixed = self.batch.starts_B, self.batch.lengths_B, self.plan.forward, _mixed(self.batch.key)
-        high, low = mixed >> 32, (mixed & 0xFFFFFFFF) - ((mixed & 0x80000000) << 1)
+        high, low = mixed >> 32, _signed(mixed & 0xFFFFFFFF)
         kernels.forward[triton.cdiv(self.batch.longest, tiles.queries), self.heads, len(starts)](
-            q, k, v, bias, output, lse_HT, words_HT, starts, lengths, *_strides(q, k, v), *self._bias(), low, high,
-            self.threshold, self.keep_scale, H=self.heads, **self._options(tiles),
+            q, k, v, bias, output, lse_BHL, words_BHL, starts, lengths, *_strides(q, k, v), *self._bias(), low, high,
+            self._threshold(), self.keep_scale, H=self.heads, **self._options(tiles),
         )  # fmt: skip
-        return output, lse_HT, words_HT
+        return output, lse_BHL, words_BHL
 
     def backward_queries(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, lse: Tensor, words: Tensor, output: Tensor,
         grad_q: Tensor,
     ) -> Tensor:  # fmt: skip
-        delta_HT, tiles = torch.empty_like(lse), self.plan.queries
+        delta_BHL, tiles = torch.empty_like(lse), self.plan.queries
         kernels.backward_queries[triton.cdiv(self.batch.longest, tiles.queries), self.heads, len(self.batch.starts_B)](
-            q, k, v, bias, output, grad, lse, delta_HT, words, grad_q, self.batch.starts_B, self.batch.lengths_B,
-            *_strides(q, k, v, grad, grad_q), *self._bias(), self.softmax_scale, self.threshold, self.keep_scale,
+            q, k, v, bias, output, grad, lse, delta_BHL, words, grad_q, self.batch.starts_B, self.batch.lengths_B,
+            *_strides(q, k, v, grad, grad_q), *self._bias(), self.softmax_scale, self._threshold(), self.keep_scale,
             H=self.heads, **self._options(tiles),
         )  # fmt: skip
-        return delta_HT
+        return delta_BHL
 
     def backward_keys(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, lse: Tensor, words: Tensor, delta: Tensor,
@@ -228,8 +234,8 @@ class _Launcher:
         tiles = self.plan.keys
         kernels.backward_keys[triton.cdiv(self.batch.longest, tiles.keys), self.heads, len(self.batch.starts_B)](
             q, k, v, bias, grad, lse, delta, words, grad_k, grad_v, self.batch.starts_B, self.batch.lengths_B,
-            *_strides(q, k, v, grad, grad_k), *self._bias(), self.softmax_scale, self.threshold, self.keep_scale,
-            **self._options(tiles),
+            *_strides(q, k, v, grad, grad_k), *self._bias(), self.softmax_scale, self._threshold(), self.keep_scale,
+            H=self.heads, **self._options(tiles),
         )  # fmt: skip
 
     def backward_bias(
@@ -238,14 +244,14 @@ class _Launcher:
         tiles, starts, lengths = self.plan.bias, self.batch.starts_B, self.batch.lengths_B
         assert tiles.keys >= tiles.queries, tiles
         b, chunks = len(starts), min(self.plan.chunks, len(starts))
-        sorted_starts, sorted_lengths = torch.empty_like(starts), torch.empty_like(lengths)
-        kernels.sort[(triton.cdiv(b, 32),)](starts, lengths, sorted_starts, sorted_lengths, b, BLOCK=32)
+        order = torch.empty_like(lengths)
+        kernels.sort[(triton.cdiv(b, 32),)](lengths, order, b, BLOCK=32)
         blocks = triton.cdiv(self.batch.longest, tiles.queries), triton.cdiv(self.batch.longest, tiles.keys)
         count = blocks[0] * blocks[1]
         sums = torch.empty(chunks, self.heads, count, 2 * tiles.keys, dtype=torch.float32, device=q.device)
         kernels.backward_bias[count, self.heads, chunks](
-            q, k, v, bias, grad, lse, delta, words, sums, sorted_starts, sorted_lengths, *_strides(q, k, v, grad),
-            *self._bias(), self.threshold, self.keep_scale, b, blocks[1], H=self.heads, **self._options(tiles),
+            q, k, v, bias, grad, lse, delta, words, sums, order, starts, lengths, *_strides(q, k, v, grad),
+            *self._bias(), self._threshold(), self.keep_scale, b, blocks[1], H=self.heads, **self._options(tiles),
         )  # fmt: skip
         grad_bias = torch.empty(self.heads, self.r, dtype=torch.float32, device=q.device)
         kernels.add_diagonals[triton.cdiv(self.r, 64), self.heads](
@@ -256,3 +262,8 @@ class _Launcher:
 
 def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def _signed(bits: int) -> int:
+    """Return 32 bits as a signed number."""
+    return bits - ((bits & 0x80000000) << 1)
