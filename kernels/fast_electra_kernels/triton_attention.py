@@ -31,10 +31,16 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
+    registers: int = 0  # the most that a thread may have; 0 leaves it to the assembler
 
 
 class Plan(NamedTuple):
-    """Tiles of each kernel. In `bias`, keys must be at least queries; `chunks` is into how many parts it cuts a batch."""
+    """Tiles of each kernel, and into how many parts the kernel of the bias's gradient cuts a batch.
+
+    All sides are powers of two. A kernel reads row statistics of whole blocks of queries, so its block must be at most
+    that of the kernel which wrote them: `forward.queries` >= `queries.queries` >= those of `keys` and `bias`. In `bias`,
+    keys are at least queries.
+    """
 
     forward: Tiles
     queries: Tiles
@@ -51,7 +57,10 @@ def plan(dtype: torch.dtype, d: int, capability: tuple[int, int]) -> Plan:
     if dtype == torch.float32:
         return Plan(*[Tiles(32, 32, 4, 1)] * 4)
     if capability[0] in (9, 10):
-        return Plan(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2))
+        return Plan(
+            forward=Tiles(128, 64, 8, 3, 128), queries=Tiles(64, 64, 4, 2, 168), keys=Tiles(64, 128, 8, 2),
+            bias=Tiles(64, 128, 8, 2),
+        )  # fmt: skip
     return Plan(Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2))
 
 
@@ -184,6 +193,8 @@ class _Launcher:
             self.plan = batch.plan or plan(q.dtype, self.d, torch.cuda.get_device_capability(q.device))
         else:
             self.plan = batch.plan or INTERPRETED
+        rows = [tiles.queries for tiles in self.plan[:4]]
+        assert rows[0] >= rows[1] >= max(rows[2:]) and self.plan.bias.keys >= rows[3], self.plan
         self.empty = torch.empty if batch.covered else torch.zeros
         self.threshold = round(batch.dropout * LEVELS)
         self.padded = triton.cdiv(batch.longest, ROOM) * ROOM
@@ -193,7 +204,7 @@ class _Launcher:
 
     def _options(self, tiles: Tiles) -> dict[str, Any]:
         shape = {"BM": tiles.queries, "BN": tiles.keys, "num_warps": tiles.warps, "num_stages": tiles.stages}
-        return self.constants | shape
+        return self.constants | shape | ({"maxnreg": tiles.registers} if tiles.registers else {})
 
     def _bias(self) -> tuple[int, int, int, float]:
         return self.padded, self.r + 2 * ROOM, self.r // 2 + ROOM, self.softmax_scale * LOG2_E
@@ -242,7 +253,6 @@ class _Launcher:
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, lse: Tensor, words: Tensor, delta: Tensor
     ) -> Tensor:
         tiles, starts, lengths = self.plan.bias, self.batch.starts_B, self.batch.lengths_B
-        assert tiles.keys >= tiles.queries, tiles
         b, chunks = len(starts), min(self.plan.chunks, len(starts))
         order = torch.empty_like(lengths)
         kernels.sort[(triton.cdiv(b, 32),)](lengths, order, b, BLOCK=32)
