@@ -241,7 +241,8 @@ def backward_bias(
         length_128 = tl.load(lengths + sequence, mask=sequence < sequences, other=0)
         reach += tl.sum((length_128 > tl.maximum(first_row, first_key)).to(tl.int32), 0)
     bias_tile = _values(
-        bias + head * width + centre + first_key - first_row + (tl.arange(0, BN)[None, :] - tl.arange(0, BM)[:, None]), WIDEN
+        bias + head * width + centre + first_key - first_row + (tl.arange(0, BN)[None, :] - tl.arange(0, BM)[:, None]),
+        WIDEN,
     )
     key_words = _key_words(first_key, tl.arange(0, BN))[None, :]
     total = tl.zeros([BM, BN], tl.float32)

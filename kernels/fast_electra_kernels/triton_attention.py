@@ -54,14 +54,17 @@ INTERPRETED = Plan(*[Tiles(64, 64, 4, 1)] * 4)  # for Triton's interpreter on a 
 
 def plan(dtype: torch.dtype, d: int, capability: tuple[int, int]) -> Plan:
     """Return the tiles for a GPU of that compute capability; `benchmarks/attention.py --tune` tries others."""
+    # None of these spills registers, except for `queries` in fp32 with d = 128. All need less shared memory than any GPU has from 8.0 on, but 9.0's need 128 KiB.
     if dtype == torch.float32:
-        return Plan(*[Tiles(32, 32, 4, 1)] * 4)
-    if capability[0] in (9, 10):
-        return Plan(
-            forward=Tiles(128, 64, 8, 3, 128), queries=Tiles(64, 64, 4, 2, 168), keys=Tiles(64, 128, 8, 2),
-            bias=Tiles(64, 128, 8, 2),
-        )  # fmt: skip
-    return Plan(Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2))
+        rows = 32 if d <= 64 else 16
+        return Plan(Tiles(32, 32, 8, 1), Tiles(32, rows, 8, 1), Tiles(rows, 32, 8, 1), Tiles(32, 32, 8, 1))
+    if capability[0] == 9 and d <= 64:
+        forward = Tiles(128, 64, 8, 3, 128 if d == 64 else 0)  # so that two programs fit on a multiprocessor
+        return Plan(forward, Tiles(64, 64, 4, 2, 168), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2))
+    if capability[0] == 9:
+        return Plan(Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(32, 128, 8, 2), Tiles(64, 64, 8, 2))
+    keys = Tiles(32, 128, 8, 2) if d <= 64 else Tiles(32, 64, 8, 2)
+    return Plan(Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2), keys, Tiles(32, 128, 8, 2))
 
 
 class Batch(NamedTuple):
@@ -138,6 +141,11 @@ def _check(q: Tensor, bias_HR: Tensor, batch: Batch) -> None:
     assert 0.0 <= batch.dropout < 1.0, batch.dropout
 
 
+def padded_bias(bias_HR: Tensor) -> Tensor:
+    """Return the bias as the kernels read it: in base 2, with room on both sides, fp32 [H, R + 2 ROOM]."""
+    return F.pad(bias_HR.float() * LOG2_E, (ROOM, ROOM))
+
+
 def _mixed(key: int) -> int:
     """Return 64 well-mixed bits of a key, as a signed number."""
     x = (key + 0x9E3779B97F4A7C15) % 2**64
@@ -163,8 +171,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bias_HR: Tensor, batch: Batch, *qkv: Tensor) -> Tensor:
         q, k, v = qkv[0].unbind(1) if len(qkv) == 1 else qkv
-        launcher = _Launcher(q, bias_HR.shape[1], batch)
-        padded_HW = F.pad(bias_HR.float() * LOG2_E, (ROOM, ROOM))
+        launcher = Launcher(q, bias_HR.shape[1], batch)
+        padded_HW = padded_bias(bias_HR)
         output, lse_BHL, words_BHL = launcher.forward(q, k, v, padded_HW)
         ctx.launcher, ctx.bias_dtype = launcher, bias_HR.dtype
         ctx.save_for_backward(padded_HW, output, lse_BHL, words_BHL, *qkv)
@@ -175,7 +183,7 @@ class _Attention(torch.autograd.Function):
         padded_HW, output, lse_BHL, words_BHL, *qkv = ctx.saved_tensors
         q, k, v = qkv[0].unbind(1) if len(qkv) == 1 else qkv
         grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
-        launcher: _Launcher = ctx.launcher
+        launcher: Launcher = ctx.launcher
         made = launcher.empty(len(q), 3, *q.shape[1:], dtype=q.dtype, device=q.device)
         saved = (q, k, v, padded_HW, grad, lse_BHL, words_BHL)
         delta_BHL = launcher.backward_queries(*saved, output, made[:, 0])
@@ -184,7 +192,7 @@ class _Attention(torch.autograd.Function):
         return grad_bias, None, *((made,) if len(qkv) == 1 else made.unbind(1))
 
 
-class _Launcher:
+class Launcher:
     """Launches each kernel on one batch; a benchmark uses it to time them one by one."""
 
     def __init__(self, q: Tensor, r: int, batch: Batch) -> None:
@@ -214,11 +222,14 @@ class _Launcher:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.empty(self.tokens, self.heads, self.d, dtype=q.dtype, device=q.device)
-        lse_BHL = torch.empty(
-            len(self.batch.starts_B), self.heads, self.padded, dtype=torch.float32, device=q.device
-        )
+        lse_BHL = torch.empty(len(self.batch.starts_B), self.heads, self.padded, dtype=torch.float32, device=q.device)
         words_BHL = torch.empty_like(lse_BHL, dtype=torch.int32) if self.threshold else lse_BHL
-        starts, lengths, tiles, mixed = self.batch.starts_B, self.batch.lengths_B, self.plan.forward, _mixed(self.batch.key)
+        starts, lengths, tiles, mixed = (
+            self.batch.starts_B,
+            self.batch.lengths_B,
+            self.plan.forward,
+            _mixed(self.batch.key),
+        )
         high, low = mixed >> 32, _signed(mixed & 0xFFFFFFFF)
         kernels.forward[triton.cdiv(self.batch.longest, tiles.queries), self.heads, len(starts)](
             q, k, v, bias, output, lse_BHL, words_BHL, starts, lengths, *_strides(q, k, v), *self._bias(), low, high,
