@@ -1,12 +1,16 @@
 """The Triton kernels of `triton_attention`, which launches them and says what they compute.
 
-All of them hold tiles of scores in base 2: q k^T * scale + bias, where `scale` and `bias` include log2(e). The bias of a
-tile is read from a row of its head, at (key - query) + centre. That row has room on both sides, so tiles that reach
+All of them hold tiles of scores in base 2: q k^T * scale + bias, where `scale` and `bias` include log2(e). The bias of
+a tile is read from a row of its head, at (key - query) + centre. That row has room on both sides, so tiles that reach
 beyond a sequence need no mask there. The kernels that hold a block of queries have tiles [queries, keys]. The one that
 holds a block of keys has tiles [keys, queries], so that its products take the probabilities from registers.
 
-A sequence whose last block is not full reads zeros there. Row statistics of queries that do not exist are infinite,
-so that their probabilities are 0.
+Beyond the end of a sequence, its last block reads zeros. The log-sum-exp of queries that do not exist is infinite, so
+their probabilities are 0. Row statistics are [B, H, padded], where `padded` is a multiple of every block: they need no
+mask and are read in pairs.
+
+With s the factor of the kept probabilities, the gradient of a score is s (kept * slope - probability * delta / s). The
+factor s is multiplied in at the end.
 """
 
 import triton
@@ -50,7 +54,7 @@ def _product(a, b, WIDEN: tl.constexpr):
 
 @triton.jit
 def _values(places, WIDEN: tl.constexpr):
-    """Return the fp32 values at these places. Triton would copy what `tl.load` reads to shared memory, 4 bytes a time."""
+    """Return the fp32 values at these places. `tl.load` would copy them to shared memory, 4 bytes at a time."""
     if WIDEN:
         return tl.load(places)
     return tl.inline_asm_elementwise(
@@ -71,11 +75,11 @@ NUMBERS = ["low", "high", "threshold", "sequences", "chunks", "key_blocks"]
 
 @triton.jit(do_not_specialize=NUMBERS)
 def forward(
-    q, k, v, bias, out, lse, words, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, padded, width, centre, scale, low, high,
-    threshold, keep_scale, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr,
-    WIDEN: tl.constexpr,
+    q, k, v, bias, out, lse, words, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, padded, width, centre, scale, low,
+    high, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Store the output, log2-sum-exp2 [H, T] and dropout words [H, T] of BM queries of one head and sequence."""
+    """Store the output, log2-sum-exp2 and dropout words of BM queries of one head and sequence."""
     head, sequence = tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
     if tl.program_id(0) * BM >= length:
@@ -124,7 +128,7 @@ def backward_queries(
     d_h, padded, width, centre, scale, softmax_scale, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradient of BM queries, and delta [H, T], each query's output times the output's gradient."""
+    """Store the gradient of BM queries, and delta / s, where delta is a query's output times the output's gradient."""
     head, sequence = tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
     if tl.program_id(0) * BM >= length:
@@ -166,8 +170,8 @@ def backward_queries(
 @triton.jit(do_not_specialize=NUMBERS)
 def backward_keys(
     q, k, v, bias, grad, lse, delta, words, grad_k, grad_v, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h,
-    d_t, d_h, padded, width, centre, scale, softmax_scale, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
+    d_t, d_h, padded, width, centre, scale, softmax_scale, threshold, keep_scale, H: tl.constexpr, D: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Store the gradients of BN keys and values of one head and sequence."""
     head, sequence = tl.program_id(1), tl.program_id(2)
@@ -223,9 +227,9 @@ def sort(lengths, order, sequences, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=NUMBERS)
 def backward_bias(
-    q, k, v, bias, grad, lse, delta, words, sums, order, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, padded, width,
-    centre, scale, threshold, keep_scale, sequences, key_blocks, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
+    q, k, v, bias, grad, lse, delta, words, sums, order, starts, lengths, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h,
+    padded, width, centre, scale, threshold, keep_scale, sequences, key_blocks, H: tl.constexpr, D: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Add one tile's score gradients over a chunk of the sequences, and store its sums along the diagonals, [2 BN].
 
@@ -240,10 +244,8 @@ def backward_bias(
         sequence = begin + tl.arange(0, 128)
         length_128 = tl.load(lengths + sequence, mask=sequence < sequences, other=0)
         reach += tl.sum((length_128 > tl.maximum(first_row, first_key)).to(tl.int32), 0)
-    bias_tile = _values(
-        bias + head * width + centre + first_key - first_row + (tl.arange(0, BN)[None, :] - tl.arange(0, BM)[:, None]),
-        WIDEN,
-    )
+    distance = tl.arange(0, BN)[None, :] - tl.arange(0, BM)[:, None]
+    bias_tile = _values(bias + head * width + centre + first_key - first_row + distance, WIDEN)
     key_words = _key_words(first_key, tl.arange(0, BN))[None, :]
     total = tl.zeros([BM, BN], tl.float32)
     for index in range(chunk, reach, chunks):

@@ -38,8 +38,8 @@ class Plan(NamedTuple):
     """Tiles of each kernel, and into how many parts the kernel of the bias's gradient cuts a batch.
 
     All sides are powers of two. A kernel reads row statistics of whole blocks of queries, so its block must be at most
-    that of the kernel which wrote them: `forward.queries` >= `queries.queries` >= those of `keys` and `bias`. In `bias`,
-    keys are at least queries.
+    that of the kernel which wrote them: `forward.queries` >= `queries.queries` >= those of `keys` and `bias`. In
+    `bias`, keys are at least queries.
     """
 
     forward: Tiles
@@ -49,12 +49,14 @@ class Plan(NamedTuple):
     chunks: int = 2
 
 
-INTERPRETED = Plan(*[Tiles(64, 64, 4, 1)] * 4)  # for Triton's interpreter on a CPU
+_ANY = Tiles(64, 64, 4, 1)
+INTERPRETED = Plan(_ANY, _ANY, _ANY, _ANY)  # for Triton's interpreter on a CPU
 
 
 def plan(dtype: torch.dtype, d: int, capability: tuple[int, int]) -> Plan:
     """Return the tiles for a GPU of that compute capability; `benchmarks/attention.py --tune` tries others."""
-    # None of these spills registers, except for `queries` in fp32 with d = 128. All need less shared memory than any GPU has from 8.0 on, but 9.0's need 128 KiB.
+    # None of these spills registers, except for `queries` in fp32 with d = 128. All but 9.0's fit into 99 KiB of shared
+    # memory.
     if dtype == torch.float32:
         rows = 32 if d <= 64 else 16
         return Plan(Tiles(32, 32, 8, 1), Tiles(32, rows, 8, 1), Tiles(rows, 32, 8, 1), Tiles(32, 32, 8, 1))
@@ -63,8 +65,8 @@ def plan(dtype: torch.dtype, d: int, capability: tuple[int, int]) -> Plan:
         return Plan(forward, Tiles(64, 64, 4, 2, 168), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2))
     if capability[0] == 9:
         return Plan(Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(32, 128, 8, 2), Tiles(64, 64, 8, 2))
-    keys = Tiles(32, 128, 8, 2) if d <= 64 else Tiles(32, 64, 8, 2)
-    return Plan(Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2), keys, Tiles(32, 128, 8, 2))
+    keys = Tiles(32, 128 if d <= 64 else 64, 8, 2)
+    return Plan(Tiles(128, 64, 8, 2), Tiles(64, 32, 4, 2), keys, keys)
 
 
 class Batch(NamedTuple):
@@ -221,15 +223,12 @@ class Launcher:
         return _signed(self.threshold << 16)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output, and the log-sum-exp and the dropout word of each query."""
         output = self.empty(self.tokens, self.heads, self.d, dtype=q.dtype, device=q.device)
         lse_BHL = torch.empty(len(self.batch.starts_B), self.heads, self.padded, dtype=torch.float32, device=q.device)
         words_BHL = torch.empty_like(lse_BHL, dtype=torch.int32) if self.threshold else lse_BHL
-        starts, lengths, tiles, mixed = (
-            self.batch.starts_B,
-            self.batch.lengths_B,
-            self.plan.forward,
-            _mixed(self.batch.key),
-        )
+        starts, lengths, tiles = self.batch.starts_B, self.batch.lengths_B, self.plan.forward
+        mixed = _mixed(self.batch.key)
         high, low = mixed >> 32, _signed(mixed & 0xFFFFFFFF)
         kernels.forward[triton.cdiv(self.batch.longest, tiles.queries), self.heads, len(starts)](
             q, k, v, bias, output, lse_BHL, words_BHL, starts, lengths, *_strides(q, k, v), *self._bias(), low, high,
@@ -241,6 +240,7 @@ class Launcher:
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, lse: Tensor, words: Tensor, output: Tensor,
         grad_q: Tensor,
     ) -> Tensor:  # fmt: skip
+        """Fill `grad_q`, and return delta."""
         delta_BHL, tiles = torch.empty_like(lse), self.plan.queries
         kernels.backward_queries[triton.cdiv(self.batch.longest, tiles.queries), self.heads, len(self.batch.starts_B)](
             q, k, v, bias, output, grad, lse, delta_BHL, words, grad_q, self.batch.starts_B, self.batch.lengths_B,
@@ -253,6 +253,7 @@ class Launcher:
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, lse: Tensor, words: Tensor, delta: Tensor,
         grad_k: Tensor, grad_v: Tensor,
     ) -> None:  # fmt: skip
+        """Fill `grad_k` and `grad_v`."""
         tiles = self.plan.keys
         kernels.backward_keys[triton.cdiv(self.batch.longest, tiles.keys), self.heads, len(self.batch.starts_B)](
             q, k, v, bias, grad, lse, delta, words, grad_k, grad_v, self.batch.starts_B, self.batch.lengths_B,
@@ -263,6 +264,7 @@ class Launcher:
     def backward_bias(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, grad: Tensor, lse: Tensor, words: Tensor, delta: Tensor
     ) -> Tensor:
+        """Return the gradient of the bias, fp32 [H, R]."""
         tiles, starts, lengths = self.plan.bias, self.batch.starts_B, self.batch.lengths_B
         b, chunks = len(starts), min(self.plan.chunks, len(starts))
         order = torch.empty_like(lengths)

@@ -56,7 +56,7 @@ def gradients(function: Callable[[Tensor, Tensor], Tensor], qkv: Tensor, bias: T
 def compare(
     dtype: torch.dtype, lengths: tuple[int, ...], stride: int | None, heads: int, d: int, rate: float, plan: Plan | None
 ) -> None:
-    """Assert that errors against float64 are at most those of the naive computation in the same dtype, plus a little."""
+    """Assert that errors against float64 are at most those of a naive computation in the same dtype, plus a little."""
     starts, lengths_B = rows(lengths, stride)
     t = int((starts + lengths_B).max()) + 3
     generator = torch.Generator().manual_seed(0)
