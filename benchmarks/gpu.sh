@@ -8,14 +8,18 @@
 # WHEELS    folder with wheels of packages that the machine lacks, such as deepspeed and megatron-core (default: none)
 # DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
 set -uo pipefail
-all='operators:150 smoke:60 data:180 sampler:60 step:200 table7_whole:120 tests:150+kernels:150+learn:150+resume:150
-  huggingface:100 table7:120 table7_large:120 tiles:60 sampler_1024:60'
+all='operators:150 smoke:60 data:180 sampler:60 attention:60 step:200 table7_whole:120 tests:150+kernels:150+learn:150+resume:150
+  huggingface:100 table7:120 table7_large:120 tiles:150 sampler_1024:60'
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
 sampler() { python3 benchmarks/sampler.py --rounds 15 --json "$LOG/sampler.json"; }
-tiles() { python3 benchmarks/sampler.py --rounds 3 --tune --json "$LOG/sampler_tiles.json"; }
+tiles() {
+  python3 benchmarks/sampler.py --rounds 3 --tune --json "$LOG/sampler_tiles.json" &&
+    python3 benchmarks/attention.py --tune --json "$LOG/attention_tiles.json"
+}
 sampler_1024() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_1024.json"; }
+attention() { python3 benchmarks/attention.py --json "$LOG/attention.json"; }
 step() { python3 benchmarks/step.py --vocabulary 128000 --profile default many-compiled --json "$LOG/step.json" ${STEP:-}; }
 huggingface() {  # a step as users get it, at two sizes
   python3 benchmarks/step_vs_huggingface.py --recipe small --engine --rounds 5 --json "$LOG/step_vs_huggingface_small.json" &&
@@ -51,17 +55,19 @@ table7_large() {
   table7_of large table7_large --set train_micro_batch_size_per_gpu=32 --set fast_electra.model.activation_checkpointing=false
 }
 train() {  # config, run's name, updates, further arguments
-  on_data small launch/pretrain.py "$1" "$2" --set scheduler.params.warmup_num_steps=50 --set "fast_electra.updates=$3" "${@:4}"
+  on_data small launch/pretrain.py "$1" "$2" --set "fast_electra.updates=$3" "${@:4}"
 }
 learn() {  # a short real run in the precision that `auto` finds
-  train ds_configs/small_auxiliary.json auxiliary 400 && cp "$WORK/auxiliary/metrics.jsonl" "$LOG/auxiliary.jsonl" &&
-    train ds_configs/small.json main 400 --set "fast_electra.auxiliary.run=$WORK/auxiliary" &&
+  local quick="--set scheduler.params.warmup_num_steps=100 --set fast_electra.model.relative_start=local
+    --set fast_electra.model.dropout=0 --set fast_electra.model.attention_dropout=0 ${LEARN:-}"
+  train ds_configs/small_auxiliary.json auxiliary 800 $quick && cp "$WORK/auxiliary/metrics.jsonl" "$LOG/auxiliary.jsonl" &&
+    train ds_configs/small.json main 1200 $quick --set "fast_electra.auxiliary.run=$WORK/auxiliary" &&
     cp "$WORK/main/metrics.jsonl" "$LOG/main.jsonl" && cp "$WORK/main/report.html" "$WORK/main/config.json" "$LOG/"
 }
 resume() {  # does a run from checkpoint 30 of 60 end exactly as the one that was not interrupted?
-  train ds_configs/small_auxiliary.json one 60 --set fast_electra.checkpoint.every=30 && cp -r "$WORK/one" "$WORK/other" &&
+  train ds_configs/small_auxiliary.json one 60 --set scheduler.params.warmup_num_steps=20 --set fast_electra.checkpoint.every=30 && cp -r "$WORK/one" "$WORK/other" &&
     echo update-00000030 >"$WORK/other/checkpoints/latest" && rm "$WORK/other/status.json" &&
-    train ds_configs/small_auxiliary.json other 60 --set fast_electra.checkpoint.every=30 && python3 - "$WORK" <<'PYTHON'
+    train ds_configs/small_auxiliary.json other 60 --set scheduler.params.warmup_num_steps=20 --set fast_electra.checkpoint.every=30 && python3 - "$WORK" <<'PYTHON'
 import sys
 from safetensors.torch import load_file
 one, other = (load_file(f"{sys.argv[1]}/{name}/model/model.safetensors") for name in ("one", "other"))

@@ -30,7 +30,6 @@ from fast_electra.cost.flops import discriminator_forward, encoder_forward, trai
 from fast_electra.cost.measure import known_gpu
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.hosts import operators
-from fast_electra.model import attention
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
@@ -40,7 +39,7 @@ from fast_electra.training.machine import best_dtype, this_machine
 from fast_electra_kernels import sample_with_statistics
 
 CUDA = DEVICE.type == "cuda"
-ACCUMULATION = 2  # micro-batches of an update
+SEQUENCES = 8  # of an update, in units of `--sequences`
 SHORTEST = 0.55  # of the ragged lengths, as a share of the longest; the mean is 0.775
 
 
@@ -49,7 +48,7 @@ class Setting(NamedTuple):
 
     sequences: int = 1
     checkpointing: bool = False
-    backend: str | None = None  # of the main model's attention; None: the default
+    attention: str = "auto"  # of the main model
     compiled: bool = False  # torch.compile of every layer of the main model
     graphs: bool = True  # CUDA graphs of the auxiliary
     engine: bool = True  # DeepSpeed's engine; otherwise plain PyTorch with the same precisions
@@ -69,7 +68,12 @@ SETTINGS = {
     "many-compiled": Setting(sequences=4, compiled=True),
     "many-compiled-stored": Setting(sequences=4, compiled=True, auxiliary=False),
     "many-plain": Setting(sequences=4, engine=False),
-    "matmul": Setting(backend="matmul"),
+    "matmul": Setting(attention="matmul"),
+    "triton": Setting(attention="triton"),
+    "triton-full": Setting(attention="triton", full=True),
+    "many-triton": Setting(sequences=4, attention="triton"),
+    "many-triton-compiled": Setting(sequences=4, attention="triton", compiled=True),
+    "triton-checkpointing": Setting(attention="triton", checkpointing=True),
     "eager-auxiliary": Setting(graphs=False),
 }
 
@@ -80,7 +84,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="base", choices=recipes.NAMES)
     parser.add_argument("--vocabulary", type=int, help="default: the recipe's")
     parser.add_argument("--sequences", type=int, default=32, help="of a micro-batch; default: 32")
-    parser.add_argument("--updates", type=int, default=5, help="timed ones; default: 5")
+    parser.add_argument("--updates", type=int, default=3, help="timed ones; default: 3")
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     parser.add_argument("--profile", nargs="*", choices=SETTINGS, default=[], help="settings whose kernels are listed")
     parser.add_argument("--parts", action=argparse.BooleanOptionalAction, default=True, help="of the auxiliary's work")
@@ -106,14 +110,14 @@ class Bench:
         self.main, self.auxiliary = (EncoderSettings(**sizes[name]["model"] | more) for name in ("rtd", "mlm"))
         self.length = sizes["rtd"]["corpus"]["sequence_length"]
         self.gpu = known_gpu(torch.cuda.get_device_name()) if CUDA else None
-        self.template = Discriminator.new(self.main, 0)
         self.frozen = MaskedLanguageModel(self.auxiliary, 1).to(self.ranks.device)
+        self.template = Discriminator.new(self.main, 0)
         self.graphs = engines.inference_engine(self.frozen, self.dtype)
         self.eager = engines.inference_engine(self.frozen, self.dtype, cuda_graph=False)
         self.result: dict[str, Any] = {"machine": machine("torch", "deepspeed"), "dtype": self.dtype, "settings": []}
         self.result |= {"shape": {**vars(arguments), "json": None, "length": self.length}}
 
-    def batch(self, sequences: int, seed: int, full: bool = False) -> TokenBatch:
+    def batch(self, sequences: int, seed: int, full: bool = False, micro_batches: int = 1) -> TokenBatch:
         """Return random tokens in sequences of the full length, or of lengths between SHORTEST and 1 of it."""
         generator = torch.Generator().manual_seed(seed)
         share_B = SHORTEST + (1 - SHORTEST) * torch.rand(sequences, generator=generator)
@@ -126,7 +130,7 @@ class Bench:
         tokens = int(lengths_B.sum())
         return TokenBatch(
             tokens_BL * real_BL, lengths_B, which_B, which_B * 0, real_BL, which_B,
-            global_tokens=tokens * ACCUMULATION, global_masked=masked * ACCUMULATION,
+            global_tokens=tokens * micro_batches, global_masked=masked * micro_batches,
         )  # fmt: skip
 
     def parts(self) -> None:
@@ -162,19 +166,18 @@ class Bench:
     def setting(self, name: str, setting: Setting, profiled: bool) -> None:
         """Time the updates of one setting, and count the memory of its tensors."""
         sequences = self.arguments.sequences * setting.sequences
+        micro_batches = SEQUENCES // setting.sequences
         row: dict[str, Any] = {"setting": name, **setting._asdict(), "sequences": sequences}
-        default = attention.BACKENDS["sdpa"]
+        row["micro_batches"] = micro_batches
         if CUDA:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
-            if setting.backend:
-                attention.BACKENDS["sdpa"] = attention.BACKENDS[setting.backend]
-            update, engine = self._update(setting, sequences)
+            update, engine = self._update(setting, sequences, micro_batches)
             began = time.perf_counter()
             losses = [float(update()) for _ in range(2)]
             row["first_updates_seconds"] = time.perf_counter() - began
-            times = [seconds(update) / ACCUMULATION for _ in range(self.arguments.updates)]
+            times = [seconds(update) / micro_batches for _ in range(self.arguments.updates)]
             row |= self._speed(setting, sequences, times) | {"losses": losses}
             row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9 if CUDA else None
             if profiled:
@@ -184,31 +187,36 @@ class Bench:
             del update, engine
         except torch.OutOfMemoryError as error:
             row["error"] = str(error)[:200]
-        finally:
-            attention.BACKENDS["sdpa"] = default
         gc.collect()
         self.result["settings"].append(row)
         self._write(row)
 
-    def _update(self, setting: Setting, sequences: int) -> tuple[Update, Any]:
+    def _update(self, setting: Setting, sequences: int, micro_batches: int) -> tuple[Update, Any]:
         """Return a function that does an update, and DeepSpeed's engine or what takes its place."""
         device = self.ranks.device
         model = copy.deepcopy(self.template).to(device)
-        model.encoder.settings = self.main.model_copy(update={"activation_checkpointing": setting.checkpointing})
+        changes = {"activation_checkpointing": setting.checkpointing, "attention": setting.attention}
+        model.encoder.settings = self.main.model_copy(update=changes)
+        if setting.attention == "matmul":
+            for layer in model.encoder.layers:
+                layer.backend = "matmul"
         if setting.compiled:
             for layer in model.encoder.layers:
                 layer.compile(dynamic=False)
-        masking, batches = Masking(SEED, MASK_FRACTION, MASK), []
-        for seed in range(ACCUMULATION):
-            batches.append(self.batch(sequences, seed, setting.full))
+        masking = Masking(SEED, MASK_FRACTION, MASK)
+        batches = [self.batch(sequences, seed, setting.full, micro_batches) for seed in range(micro_batches)]
         rtd = RTD(model, Temperature(self.graphs if setting.graphs else self.eager, UNK), CurriculumSettings(), masking)
         if not setting.auxiliary:
             masked = [mask(batch.to(device), masking) for batch in batches]
             rtd.distribution = Drawn([rtd.distribution.sample(each, TEMPERATURE) for each in masked])
-        engine = self._engine(model) if setting.engine else Plain(model.to(engines.DTYPES[self.dtype]), ACCUMULATION)
+        engine: Any
+        if setting.engine:
+            engine = self._engine(model, micro_batches)
+        else:
+            engine = Plain(model.to(engines.DTYPES[self.dtype]), micro_batches)
         called = engine if setting.engine else model
         called.train()
-        share = ACCUMULATION if setting.engine else 1  # DeepSpeed divides by it
+        share = micro_batches if setting.engine else 1  # DeepSpeed divides by it
 
         def update() -> Tensor:
             total = torch.zeros((), device=device)
@@ -221,10 +229,10 @@ class Bench:
 
         return update, engine
 
-    def _engine(self, model: Discriminator) -> Any:
+    def _engine(self, model: Discriminator, micro_batches: int) -> Any:
         params = {**ADAM, "weight_decay": WEIGHT_DECAY}
         tree = {
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": ACCUMULATION,
+            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": CLIPPING, "optimizer": {"type": "Adam", "params": params},
             "zero_optimization": {"stage": 2, "contiguous_gradients": True, "reduce_bucket_size": 50_000_000},
             "bf16": {"enabled": self.dtype == "bf16"}, "fp16": {"enabled": self.dtype == "fp16"},

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fast_electra.settings import UserError
 
 Dropout = float | Callable[[Tensor], Tensor]  # a rate, or a function that drops attention probabilities itself
 START_SLOPE, START_SIDE = 2.0, 8.0  # values of the `local` start; docs/tiny.md says which others were tried
@@ -39,6 +42,7 @@ class RelativePositionBias(nn.Module):
         self.buckets, self.max_distance = buckets, max_distance
         self.table = nn.Parameter(torch.zeros(buckets, heads))
         self._bucket_LL: Tensor | None = None
+        self._bucket_R: Tensor | None = None
         if start == "local":
             _local_start(self.table, max_distance)
 
@@ -47,6 +51,14 @@ class RelativePositionBias(nn.Module):
         if self._bucket_LL is None or len(self._bucket_LL) < length or self._bucket_LL.device != self.table.device:
             self._bucket_LL = relative_buckets(length, self.buckets, self.max_distance).to(self.table.device)
         return F.embedding(self._bucket_LL[:length, :length], self.table).permute(2, 0, 1).contiguous()
+
+    def of_distances(self, length: int) -> Tensor:
+        """Return the bias of every distance key - query, from 1 - length to length - 1: [H, 2 length - 1]."""
+        device = self.table.device
+        if self._bucket_R is None or len(self._bucket_R) != 2 * length - 1 or self._bucket_R.device != device:
+            bucket_LL = relative_buckets(length, self.buckets, self.max_distance)
+            self._bucket_R = torch.cat([bucket_LL[-1], bucket_LL[0, 1:]]).to(device)
+        return F.embedding(self._bucket_R, self.table).t()
 
 
 @torch.no_grad()
@@ -114,3 +126,35 @@ def attention(
       differentiable bias. On a CPU it is `matmul`, the faster of the two in training (without gradients, `sdpa` is).
     """
     return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, padding, dropout)
+
+
+def runs_triton(name: str, x: Tensor, heads: int) -> bool:
+    """Return whether training uses `attention_of_distances` if a config's `model.attention` is `name`."""
+    if name not in ("auto", "triton"):
+        return False
+    fits = x.shape[-1] // heads in (32, 64, 128) and x.is_cuda and x.dtype != torch.float32
+    able = fits and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
+    if name == "triton" and not able:
+        raise UserError(
+            "model.attention triton needs a GPU from Ampere on, 16 bit and heads of 32, 64 or 128: use auto"
+        )
+    return name == "triton"
+
+
+@torch.compiler.disable
+def attention_of_distances(
+    qkv_BL3Hd: Tensor, bias_HR: Tensor, lengths_B: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Return what `attention` does, as [B * L, H, d], from the bias of each distance and the sequences' lengths.
+
+    Nothing of size [L, L] is ever in memory: see `fast_electra_kernels.triton_attention`.
+    """
+    from fast_electra_kernels.triton_attention import attention_packed
+
+    b, length = qkv_BL3Hd.shape[:2]
+    starts_B = torch.arange(0, b * length, length, dtype=torch.int32, device=qkv_BL3Hd.device)
+    covered = lengths_B is None
+    if lengths_B is None:
+        lengths_B = torch.full_like(starts_B, length)
+    key = int(torch.randint(1 << 62, ()))  # from the CPU's generator, which activation checkpointing restores
+    return attention_packed(qkv_BL3Hd.flatten(0, 1), bias_HR, starts_B, lengths_B, length, dropout, key, covered)

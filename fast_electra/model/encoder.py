@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fast_electra.model.attention import RelativePositionBias, attention
+from fast_electra.model.attention import RelativePositionBias, attention, attention_of_distances, runs_triton
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.settings import Settings
 
@@ -30,6 +30,7 @@ class EncoderSettings(Settings):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     attention_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     activation_checkpointing: bool = False
+    attention: Literal["auto", "triton", "sdpa", "matmul"] = "auto"  # how training computes it; see `model.attention`
 
     @model_validator(mode="after")
     def _divisible(self) -> "EncoderSettings":
@@ -51,6 +52,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         d = settings.hidden_size
         self.heads, self.dropout, self.attention_dropout = settings.heads, settings.dropout, settings.attention_dropout
+        self.backend = None if settings.attention in ("auto", "triton") else settings.attention
         self.qkv = nn.Linear(d, 3 * d)
         self.attention_output = nn.Linear(d, d)
         self.attention_norm = nn.LayerNorm(d)
@@ -66,9 +68,12 @@ class EncoderLayer(nn.Module):
         See `attention` for `bias` and `padding`, and `Encoder.forward` for `drop`.
         """
         b, length, d = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads)
+        if bias.dim() == 2:
+            return attention_of_distances(qkv, bias, padding, self.attention_dropout).view(b, length, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if self.training:
-            mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout)
+            mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout, self.backend)
         elif drop is not None and drop.attention_rate > 0.0:
             mixed_BHLd = attention(q, k, v, bias, padding, drop.attention, backend="matmul")
         else:
@@ -142,9 +147,15 @@ class Encoder(nn.Module):
         x_BLD = self.embed(tokens_BL)
         if drop is not None:
             x_BLD = drop.hidden(x_BLD, 0, None, tokens_BL.shape[1])
-        bias = self.relative_bias(tokens_BL.shape[1])[None]
-        padding = None
-        if real_BL is not None:  # the lowest finite number, because a row of -inf alone would become NaN
+        padding: Tensor | None = None
+        if self.training and runs_triton(self.settings.attention, x_BLD, self.settings.heads):
+            bias = self.relative_bias.of_distances(tokens_BL.shape[1])
+            padding = None if real_BL is None else real_BL.sum(1, dtype=torch.int32)
+        else:
+            bias = self.relative_bias(tokens_BL.shape[1])[None]
+        if (
+            real_BL is not None and padding is None
+        ):  # the lowest finite number, because a row of -inf alone would become NaN
             lowest = torch.finfo(bias.dtype).min
             padding = torch.zeros_like(real_BL, dtype=bias.dtype).masked_fill_(~real_BL, lowest)[:, None, None]
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None

@@ -12,6 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from fast_electra.model import attention as attention_module
 from fast_electra.model.attention import BACKENDS, RelativePositionBias, attention, relative_buckets
 from fast_electra.model.encoder import Encoder, EncoderSettings
+from fast_electra.settings import UserError
 
 SMALL = EncoderSettings(vocabulary_size=50, layers=2, hidden_size=32, ffn_size=64, heads=4)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -126,3 +127,50 @@ def test_local_start_falls_with_distance_and_has_a_side_per_head() -> None:
     right, left = bias[:, 0, 1:], bias[:, -1, :-1].flip(-1)  # by distance 1, 2, ...
     assert (right.diff() <= 0).all() and (left.diff() <= 0).all()
     assert (left[0::2] > right[0::2]).all() and (right[1::2] > left[1::2]).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_tritons_kernels_train_as_the_other_backends_do(monkeypatch: pytest.MonkeyPatch, checkpointing: bool) -> None:
+    """Their own tests compare every gradient with float64; this one is about how the encoder calls them."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("fast_electra.model.encoder.runs_triton", lambda name, *_: name == "triton")
+    tokens = torch.randint(5, 50, (2, 40), generator=torch.Generator().manual_seed(1))
+    real = torch.ones(2, 40, dtype=torch.bool)
+    real[1, 25:] = False
+    results = []
+    for backend in ("matmul", "triton"):
+        settings = EncoderSettings(
+            vocabulary_size=50, layers=2, hidden_size=64, ffn_size=64, heads=2, dropout=0.0, attention_dropout=0.0,
+            attention=backend,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        encoder = Encoder(settings).train()
+        encoder.relative_bias.table.data.normal_()
+        if checkpointing:
+            encoder.checkpoint = deepspeed.checkpointing.checkpoint
+        out = encoder(tokens, real)
+        (out[real] * torch.linspace(-1, 1, 64).roll(7) ** 3).sum().backward()
+        results.append([out[real].detach(), *(parameter.grad for parameter in encoder.parameters())])
+    for expected, found in zip(*results, strict=True):
+        assert found.isfinite().all()
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_tritons_dropout_is_the_same_when_checkpointing_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("fast_electra.model.encoder.runs_triton", lambda *_: True)
+    tokens = torch.randint(5, 50, (2, 20), generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for checkpoint in (None, deepspeed.checkpointing.checkpoint):
+        torch.manual_seed(0)
+        encoder = Encoder(EncoderSettings(vocabulary_size=50, layers=2, hidden_size=64, ffn_size=64, heads=2)).train()
+        encoder.checkpoint = checkpoint
+        encoder(tokens).sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_tritons_kernels_are_refused_where_they_cannot_run() -> None:
+    settings = EncoderSettings(**SMALL.model_dump() | {"attention": "triton"})
+    with pytest.raises(UserError, match=r"model\.attention triton needs a GPU"):
+        Encoder(settings).train()(torch.randint(5, 50, (2, 24)))
