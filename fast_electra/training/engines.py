@@ -129,9 +129,9 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     config = config | {"timers": {"throughput": {"enabled": False}}}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
     limit_waits(UPDATE_LIMIT)
-    # In fp32 DeepSpeed checks the norm, which costs less. In 16 bit it checks each gradient, whatever the config says.
-    if engine.optimizer.dtype != torch.float32 or not engine.optimizer.compute_grad_norm:
-        engine.optimizer.check_grad_overflow = True
+    engine.optimizer.check_grad_overflow = True
+    if engine.optimizer.compute_grad_norm:  # the norm is not finite if a gradient is not: no need to look at each one
+        engine.optimizer.has_overflow = lambda partition_gradients=True: False
     engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts such updates and ends the run
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:

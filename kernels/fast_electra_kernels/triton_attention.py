@@ -62,7 +62,7 @@ def plan(dtype: torch.dtype, d: int, capability: tuple[int, int]) -> Plan:
         return Plan(Tiles(32, 32, 8, 1), Tiles(32, rows, 8, 1), Tiles(rows, 32, 8, 1), Tiles(32, 32, 8, 1))
     if capability[0] == 9 and d <= 64:
         forward = Tiles(128, 64, 8, 3, 128 if d == 64 else 0)  # so that two programs fit on a multiprocessor
-        return Plan(forward, Tiles(64, 64, 4, 2, 168), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2))
+        return Plan(forward, Tiles(64, 32, 4, 3), Tiles(32, 64, 4, 2), Tiles(64, 64, 4, 3), chunks=1)
     if capability[0] == 9:
         return Plan(Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(32, 128, 8, 2), Tiles(64, 64, 8, 2))
     keys = Tiles(32, 128 if d <= 64 else 64, 8, 2)
