@@ -20,11 +20,11 @@ tiles() {
 }
 sampler_1024() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_1024.json"; }
 attention() { python3 benchmarks/attention.py --json "$LOG/attention.json"; }
-step() { python3 benchmarks/step.py --vocabulary 128000 --profile default many-compiled --json "$LOG/step.json" ${STEP:-}; }
+step() { python3 benchmarks/step.py --vocabulary 128000 --profile default many --json "$LOG/step.json" ${STEP:-}; }
 huggingface() {  # a step as users get it, at two sizes
-  python3 benchmarks/step_vs_huggingface.py --recipe small --engine --rounds 5 --json "$LOG/step_vs_huggingface_small.json" &&
-    python3 benchmarks/step_vs_huggingface.py --recipe base --engine --rounds 3 --json "$LOG/step_vs_huggingface_base.json" \
-      --tokenizer "$DATA/base/tokenizer" --shards "$DATA/base/shards"
+  python3 benchmarks/step_vs_huggingface.py --recipe base --engine --rounds 3 --json "$LOG/step_vs_huggingface_base.json" \
+    --attention sdpa --tokenizer "$DATA/base/tokenizer" --shards "$DATA/base/shards" &&
+    python3 benchmarks/step_vs_huggingface.py --recipe small --engine --rounds 5 --json "$LOG/step_vs_huggingface_small.json"
 }
 tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model tests/training/test_graphs.py tests/kernels; }
 kernels() { python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py; }
@@ -44,7 +44,7 @@ on_data() {  # small or base, script, config, run's name, further arguments
 }
 table7_of() {  # base or large: seconds, memory, share of the GPU's peak
   local size=$1 name=$2; shift 2
-  on_data base launch/measure.py "ds_configs/$size.json" "$name" --updates 4 --warmup 2 --rounds 1 --json "$LOG/$name.json" \
+  on_data base launch/measure.py "ds_configs/$size.json" "$name" --updates 3 --warmup 1 --rounds 1 --json "$LOG/$name.json" \
     --set fast_electra.auxiliary.run="$WORK/none" --set train_batch_size=256 "$@"
 }
 table7() { table7_of base table7 --set train_micro_batch_size_per_gpu=64; }
@@ -59,9 +59,9 @@ train() {  # config, run's name, updates, further arguments
 }
 learn() {  # a short real run in the precision that `auto` finds
   local quick="--set scheduler.params.warmup_num_steps=100 --set fast_electra.model.relative_start=local
-    --set fast_electra.model.dropout=0 --set fast_electra.model.attention_dropout=0 ${LEARN:-}"
-  train ds_configs/small_auxiliary.json auxiliary 800 $quick && cp "$WORK/auxiliary/metrics.jsonl" "$LOG/auxiliary.jsonl" &&
-    train ds_configs/small.json main 1200 $quick --set "fast_electra.auxiliary.run=$WORK/auxiliary" &&
+    --set fast_electra.model.initial_std=0.06 --set optimizer.params.lr=0.001"
+  train ds_configs/small_auxiliary.json auxiliary 400 $quick && cp "$WORK/auxiliary/metrics.jsonl" "$LOG/auxiliary.jsonl" &&
+    train ds_configs/small.json main 500 $quick --set "fast_electra.auxiliary.run=$WORK/auxiliary" &&
     cp "$WORK/main/metrics.jsonl" "$LOG/main.jsonl" && cp "$WORK/main/report.html" "$WORK/main/config.json" "$LOG/"
 }
 resume() {  # does a run from checkpoint 30 of 60 end exactly as the one that was not interrupted?

@@ -7,6 +7,7 @@ The terms follow DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`) and the code i
 from typing import NamedTuple
 
 from fast_electra.cost.flops import Terms
+from fast_electra.model.attention import HEAD_SIZES
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra_kernels import workspace_bytes
 
@@ -72,6 +73,12 @@ def reduction_buckets(trained: int, zero: Zero) -> Terms:
     return {"reduction's buckets": zero.buckets * zero.bucket * BYTES[zero.dtype]}
 
 
+def keeps_no_pairs(settings: EncoderSettings, batch: MicroBatch) -> bool:
+    """Return whether attention has nothing of the size [B, H, L, L] in memory; see `model.attention.runs_triton`."""
+    fits = settings.hidden_size // settings.heads in HEAD_SIZES and settings.attention in ("auto", "triton")
+    return batch.on_gpu and batch.dtype != "fp32" and fits
+
+
 def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None = None) -> int:
     """Return the bytes that one layer keeps for its backward pass, without its input.
 
@@ -91,7 +98,9 @@ def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None =
     dropped = 2 * rows * d * mask_size if settings.dropout else 0
     norms = 2 * rows * 2 * FP32  # mean and deviation
     pairs = batch.sequences * settings.heads * batch.length**2 * size
-    if batch.on_gpu:  # fused attention keeps its mask (bias and padding) and one number for each row and head
+    if keeps_no_pairs(settings, batch):  # a log-sum-exp for each row and head, and a word if it drops
+        attention = batch.positions * settings.heads * FP32 * (2 if settings.attention_dropout else 1)
+    elif batch.on_gpu:  # `sdpa` keeps its mask (bias and padding), and a log-sum-exp
         attention = pairs + batch.positions * settings.heads * FP32
     else:
         attention = pairs * (3 if settings.attention_dropout else 1)
@@ -132,6 +141,7 @@ def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
     """
     d, ffn = settings.hidden_size, settings.ffn_size
     pairs = batch.sequences * settings.heads * batch.length**2 * (1 if batch.on_gpu else 2)
+    pairs *= not keeps_no_pairs(settings, batch)
     feed = batch.positions * (2 * d + ffn)
     attention = pairs + batch.positions * 4 * d - batch.positions * (2 * d + 2 * ffn)
     return {"gradients of the layer at work": max(feed, attention) * BYTES[batch.dtype]}
@@ -146,5 +156,6 @@ def sampler(vocabulary: int, batch: MicroBatch, from_logits: bool = False) -> Te
 def inference(settings: EncoderSettings, batch: MicroBatch) -> Terms:
     """Return the term of a frozen model: one layer's input, query, key and value, or its feed-forward's numbers."""
     size, d = BYTES[batch.dtype], settings.hidden_size
-    attention = batch.positions * 5 * d + batch.sequences * settings.heads * batch.length**2
+    pairs = 0 if keeps_no_pairs(settings, batch) else batch.sequences * settings.heads * batch.length**2
+    attention = batch.positions * 5 * d + pairs
     return {"auxiliary's layer at work": max(attention, batch.positions * (2 * d + 2 * settings.ffn_size)) * size}

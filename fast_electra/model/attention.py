@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fast_electra.settings import UserError
 
+HEAD_SIZES = (32, 64, 128)  # that Triton's kernels serve
 Dropout = float | Callable[[Tensor], Tensor]  # a rate, or a function that drops attention probabilities itself
 START_SLOPE, START_SIDE = 2.0, 8.0  # values of the `local` start; docs/tiny.md says which others were tried
 # Kernels that return the gradient of a mask. cuDNN's, which torch prefers on Hopper GPUs, does not.
@@ -137,7 +138,7 @@ def runs_triton(name: str, x: Tensor, heads: int) -> bool:
         return False
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    able = x.is_cuda and dtype != torch.float32 and x.shape[-1] // heads in (32, 64, 128)
+    able = x.is_cuda and dtype != torch.float32 and x.shape[-1] // heads in HEAD_SIZES
     able = able and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
     if name == "triton" and not able:
         raise UserError("model.attention triton needs an Ampere GPU or newer, 16 bit, heads of 32, 64 or 128; use auto")
