@@ -8,8 +8,8 @@
 # WHEELS    folder with wheels of packages that the machine lacks, such as deepspeed and megatron-core (default: none)
 # DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
 set -uo pipefail
-all='operators:150 smoke:60 data:180 sampler:60 attention:60 step:200 table7_whole:120 tests:150+kernels:150+learn:150+resume:150
-  huggingface:100 table7:120 table7_large:120 tiles:150 sampler_1024:60'
+all='operators:150 smoke:60 data:180 table7_whole:120 step:200 sampler:60 attention:60 huggingface:100 tests:150+kernels:150+learn:150+resume:150+launcher:90
+  table7:120 table7_large:120 tiles:150 sampler_1024:60'
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
@@ -59,10 +59,15 @@ train() {  # config, run's name, updates, further arguments
 }
 learn() {  # a short real run in the precision that `auto` finds
   local quick="--set scheduler.params.warmup_num_steps=100 --set fast_electra.model.relative_start=local
-    --set fast_electra.model.initial_std=0.06 --set optimizer.params.lr=0.001"
+    --set fast_electra.model.initial_std=0.06 --set fast_electra.model.dropout=0 --set optimizer.params.lr=0.001"
   train ds_configs/small_auxiliary.json auxiliary 400 $quick && cp "$WORK/auxiliary/metrics.jsonl" "$LOG/auxiliary.jsonl" &&
     train ds_configs/small.json main 500 $quick --set "fast_electra.auxiliary.run=$WORK/auxiliary" &&
     cp "$WORK/main/metrics.jsonl" "$LOG/main.jsonl" && cp "$WORK/main/report.html" "$WORK/main/config.json" "$LOG/"
+}
+launcher() {  # as users start it
+  python3 -m deepspeed.launcher.runner --num_gpus 1 launch/pretrain.py --deepspeed_config ds_configs/tiny_auxiliary.json \
+    --set fast_electra.updates=20 --set "fast_electra.run=$WORK/launcher" --set fast_electra.model.vocabulary_size=8000 \
+    --set "fast_electra.corpus.shards=$DATA/small/shards" --set "fast_electra.corpus.tokenizer=$DATA/small/tokenizer"
 }
 resume() {  # does a run from checkpoint 30 of 60 end exactly as the one that was not interrupted?
   train ds_configs/small_auxiliary.json one 60 --set scheduler.params.warmup_num_steps=20 --set fast_electra.checkpoint.every=30 && cp -r "$WORK/one" "$WORK/other" &&
