@@ -197,6 +197,12 @@ def _random_bits(low, high, counters):
 
 
 @triton.jit
+def _bits(key, counters):
+    """Return the same from int64 keys and int32 counters."""
+    return _random_bits(key.to(tl.uint32), (key >> 32).to(tl.uint32), counters.to(tl.uint32, bitcast=True))
+
+
+@triton.jit
 def _exponential(bits):
     """Return -log(1 - U), U = (bits + 1/2) / 2^32; a series gives the small values, which decide draws, precisely."""
     u = tl.minimum(bits.to(tl.float32) * (2.0**-32) + 2.0**-33, 1.0 - 2.0**-24)
@@ -276,7 +282,7 @@ def _draw(
     VECTOR: tl.constexpr = 128 // hidden.dtype.element_ty.primitive_bitwidth
     spans = spans // VECTOR * VECTOR
     key_R1 = tl.load(keys + m_R)[:, None]
-    low_R1, high_R1 = key_R1.to(tl.uint32), (key_R1 >> 32).to(tl.uint32)
+    key_R11 = key_R1[:, :, None]
     slots, offsets = tl.arange(0, SLOTS)[None, None, :], tl.arange(0, _GROUP)[None, None, :]
     places = tl.arange(0, PARTS)[None, :, None] * SLOTS + slots
     best_RP = tl.full([ROWS, PARTS], -float("inf"), tl.float32)  # score and noise
@@ -298,10 +304,7 @@ def _draw(
             high_RPS = (bits_RPS.to(tl.int32) << 16).to(tl.float32, bitcast=True)
             for part in tl.static_range(SPAN // _GROUP):
                 group = span * (SPAN // _GROUP) + part
-                bits_RPS = _random_bits(
-                    low_R1[:, :, None], high_R1[:, :, None], (-2 * group - 1).to(tl.uint32, bitcast=True)
-                )
-                new_RPS = high_RPS + _most_noise(bits_RPS)
+                new_RPS = high_RPS + _most_noise(_bits(key_R11, -2 * group - 1))
                 tie_RPS = (new_RPS == last_bound_RPS) & (group > last_group_RPS)
                 there_RPS = going_R11 & (group < tl.cdiv(V, _GROUP))
                 new_RPS = tl.where(there_RPS & ((new_RPS < last_bound_RPS) | tie_RPS), new_RPS, -float("inf"))
@@ -318,13 +321,10 @@ def _draw(
             chosen_RPS = slots == slot_RP[:, :, None]
             group_RP = _pick(group_RPS, chosen_RPS)
             high_RP = tl.load(highest + m_R[:, None] * spans + group_RP // (SPAN // _GROUP)).to(tl.int32) << 16
-            counter_RP = (-2 * group_RP - 1).to(tl.uint32, bitcast=True)
-            least_RP = _exponential(_random_bits(low_R1, high_R1, counter_RP)) * (1.0 / _GROUP)
-            offset_RP = (_random_bits(low_R1, high_R1, counter_RP - 1) & (_GROUP - 1)).to(tl.int32)
+            least_RP = _exponential(_bits(key_R1, -2 * group_RP - 1)) * (1.0 / _GROUP)
+            offset_RP = (_bits(key_R1, -2 * group_RP - 2) & (_GROUP - 1)).to(tl.int32)
             tokens_RPG = group_RP[:, :, None] * _GROUP + offsets
-            more_RPG = _exponential(
-                _random_bits(low_R1[:, :, None], high_R1[:, :, None], tokens_RPG.to(tl.uint32, bitcast=True))
-            )
+            more_RPG = _exponential(_bits(key_R11, tokens_RPG))
             more_RPG = tl.where(offsets == offset_RP[:, :, None], 0.0, more_RPG)
             gumbel_RPG = -tl.log(least_RP[:, :, None] + more_RPG)
             reach_RPG = high_RP.to(tl.float32, bitcast=True)[:, :, None] + gumbel_RPG
@@ -334,9 +334,11 @@ def _draw(
             while tl.max(tl.max((reach_RP > goal_R1).to(tl.int32), 1), 0) > 0:
                 found_RP = group_RP * _GROUP + offset_RP
                 tried_RPG = offsets == offset_RP[:, :, None]
-                new_RP = _score(hidden_R, weight, added, tl.minimum(found_RP, V - 1), scale, D, FEATURES, LOADS)
+                active_RP = (reach_RP > goal_R1) & (found_RP < V)
+                head_RP = tl.where(active_RP, found_RP, 0)  # the other parts load a token that is in the cache
+                new_RP = _score(hidden_R, weight, added, head_RP, scale, D, FEATURES, LOADS)
                 perturbed_RP = new_RP + _pick(gumbel_RPG, tried_RPG)
-                better_RP = (reach_RP > goal_R1) & (found_RP < V) & (perturbed_RP > best_RP)
+                better_RP = active_RP & (perturbed_RP > best_RP)
                 best_RP = tl.where(better_RP, perturbed_RP, best_RP)
                 score_RP = tl.where(better_RP, new_RP, score_RP)
                 token_RP = tl.where(better_RP, found_RP, token_RP)
