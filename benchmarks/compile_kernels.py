@@ -27,7 +27,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from fast_electra_kernels import attention_kernels, triton_attention, triton_sampler
-from fast_electra_kernels.triton_sampler import MARGIN, SEARCH, tiles
+from fast_electra_kernels.triton_sampler import default_search, tiles
 from fast_electra_kernels.workspace import SPAN
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -81,9 +81,11 @@ def sampler(arch: int, dtype: str, d: int) -> Iterator[dict[str, Any]]:
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
     yield _row("scan", arch, dtype, d, triton_sampler._scan, scan, constants, options)
     draw = common | {"keys": "*i64", "original": "*i64", "ids": "*i64", "valid": "*i1", "statistics": "*fp32"}
-    constants = {"D": d, "D_PADDED": triton.next_power_of_2(d), "CHUNKS": 16, "SPAN": SPAN, "GROUPS": SEARCH.groups}
-    constants |= {"MARGIN": MARGIN, "ROWS": 1, "ORIGINAL": True}
-    options = {"num_warps": SEARCH.warps, "maxnreg": SEARCH.registers}
+    search = default_search(DTYPES[dtype])
+    features = min(triton.next_power_of_2(d), search.slots)
+    constants = {"D": d, "FEATURES": features, "CHUNKS": 16, "SPAN": SPAN, "PARTS": search.parts}
+    constants |= {"SLOTS": search.slots, "LOADS": search.loads, "ROWS": 1, "ORIGINAL": True}
+    options = {"num_warps": search.warps, "maxnreg": search.registers}
     yield _row("draw", arch, dtype, d, triton_sampler._draw, draw, constants, options)
 
 

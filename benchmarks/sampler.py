@@ -140,9 +140,9 @@ def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]
     for row in found:
         print(f"  {row['tiles']}: {row['times_the_product']['median']:.3f} times the product")
     for search in (
-        Search(128, 1, 160), Search(128, 1, 96), Search(256, 1, 128), Search(512, 1, 160), Search(512, 2, 128),
-        Search(512, 4, 96), Search(1024, 4, 128), Search(2048, 8, 96), Search(2048, 4, 160), Search(4096, 8, 128),
-        Search(4096, 16, 96),
+        Search(8, 32, 8, 1, 128), Search(8, 32, 4, 1, 128), Search(8, 32, 6, 1, 128), Search(8, 32, 8, 1, 168),
+        Search(8, 32, 12, 1, 168), Search(8, 16, 6, 1, 128), Search(8, 16, 12, 1, 128), Search(4, 32, 4, 1, 128),
+        Search(4, 64, 4, 1, 128), Search(4, 64, 6, 1, 128), Search(8, 64, 4, 2, 128),
     ):  # fmt: skip
         with_tiles(request, None, search)
         rows = kernels(lambda s=search: [with_tiles(request, None, s) for _ in range(5)])["longest"]

@@ -4,11 +4,14 @@
 every row, the highest score of each SPAN neighbouring tokens (16 bits, rounded up) and running sums for log-sum-exp
 and entropy. It uses no random numbers, so its cost is that of the bare product plus a small epilogue.
 
-`_draw` has one program for each row. The winner's perturbed score is the log-sum-exp plus Gumbel noise, so it is rarely
-below `floor`, the log-sum-exp minus 1. A group of tokens can hold the winner only if its bound, from its highest score
-and its smallest exponential (see `noise`), is above both `floor` and the best token so far. The kernel recomputes
-the scores of the few tokens that pass, one at a time. If the best one is below `floor`, it searches the row again with
-a lower floor. So the draw is exact.
+`_draw` has one program for each row. A group of tokens has a bound: its highest score plus the most noise that its
+smallest exponential allows (see `noise`). Only groups whose bound is above the best token so far can hold the winner.
+A program keeps a table of slots. Each slot is responsible for some of the row's groups and holds the one with the
+highest bound. The program fills the table in one pass over the row, and then examines the groups in it from the highest
+bound down. It examines the groups of several parts of the table at a time, because each step waits for memory. It
+recomputes the scores of the few tokens that can win. Two good groups may share a slot, so the program also keeps the
+highest bound of the groups outside the table. If that bound is above the best token, it fills the table again with the
+next groups. So the draw is exact.
 """
 
 from functools import cache
@@ -20,9 +23,7 @@ import triton.language as tl
 
 from fast_electra_kernels import noise
 from fast_electra_kernels.contract import Request, SampleResult, Statistics
-from fast_electra_kernels.workspace import SPAN, most_chunks
-
-MARGIN = 1.0  # from `floor` up to the log-sum-exp: 6.6% of the rows are searched twice, the others compute fewer scores
+from fast_electra_kernels.workspace import SPAN, most_chunks, spans_in_memory
 
 _GROUP = tl.constexpr(noise.GROUP)
 _STEP = tl.constexpr(noise.STEP & 0xFFFFFFFF)
@@ -30,6 +31,8 @@ _MULTIPLY_1 = tl.constexpr(noise.MULTIPLY_1)
 _MULTIPLY_2 = tl.constexpr(noise.MULTIPLY_2 & 0xFFFFFFFF)
 _MULTIPLY_3 = tl.constexpr(noise.MULTIPLY_3 & 0xFFFFFFFF)
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_LOG_GROUP = tl.constexpr(3.4657359027997265)
 _LEAST_EXPONENT = tl.constexpr(-200.0)  # 2^-200 is 0 in float32, and finite: -inf times 0 would be NaN
 
 
@@ -45,18 +48,18 @@ class Tiles(NamedTuple):
 
 
 class Search(NamedTuple):
-    """How `_draw` searches a row: groups of tokens that it bounds at a time, warps, and registers of a thread."""
+    """How `_draw` searches a row, and compiler options."""
 
-    groups: int
+    parts: int  # of the table
+    slots: int  # of a part
+    loads: int  # of a token's features that a thread has under way at a time
     warps: int
-    registers: int
+    registers: int  # the most of a thread
 
-
-SEARCH = Search(128, 1, 160)  # without a maximum of registers, the assembler spills some for fp32
 
 # For Triton's interpreter on a CPU, which takes as long for a small array as for a large one.
 INTERPRETED = Tiles(256, 1024, 64, 1, 4)
-INTERPRETED_ROWS = 8192  # the most rows of a program of `_draw`, which has one row on a GPU
+INTERPRETED_ROWS = 4096  # the most rows of a program of `_draw`, which has one row on a GPU
 
 
 def tiles(dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
@@ -67,7 +70,12 @@ def tiles(dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     return Tiles(128, 256, 64, 3, 8) if capability[0] in (9, 10) else Tiles(128, 128, 64, 3, 8)
 
 
-def sample(request: Request, shape: Tiles | None = None, search: Search = SEARCH) -> SampleResult:
+def default_search(dtype: torch.dtype) -> Search:
+    """Return how `_draw` searches: 16 warps share a multiprocessor, or 8 for fp32, which would spill registers."""
+    return Search(8, 32, 8, 1, 128 if dtype.itemsize == 2 else 232)
+
+
+def sample(request: Request, shape: Tiles | None = None, search: Search | None = None) -> SampleResult:
     """Run both kernels; `shape` replaces the tiles that are chosen by default, and `search` the way to draw."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
@@ -75,6 +83,7 @@ def sample(request: Request, shape: Tiles | None = None, search: Search = SEARCH
     valid_M = torch.zeros(m, dtype=torch.bool, device=device)
     statistics_3M = torch.empty(3, m, dtype=torch.float32, device=device)
     if m:
+        search = search or default_search(hidden_MD.dtype)
         added_V = torch.zeros(v, dtype=torch.float32, device=device) if bias_V is None else bias_V.float() * scale
         if prior_V is not None:
             added_V += prior_V
@@ -88,7 +97,7 @@ def sample(request: Request, shape: Tiles | None = None, search: Search = SEARCH
         row_blocks, all_tiles = triton.cdiv(m, shape.rows), triton.cdiv(v, shape.tokens)
         each = _tiles_of_program(row_blocks, all_tiles, processors)
         chunks = triton.cdiv(all_tiles, each)
-        highest_MS = torch.empty(m, triton.cdiv(v, SPAN), dtype=torch.int16, device=device)
+        highest_MS = torch.empty(m, spans_in_memory(v), dtype=torch.int16, device=device)
         sums_3MC = torch.empty(3, m, chunks, dtype=torch.float32, device=device)
         _scan[row_blocks, chunks](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, float(scale), m, v, highest_MS.shape[1], each, chunks,
@@ -98,8 +107,9 @@ def sample(request: Request, shape: Tiles | None = None, search: Search = SEARCH
         _draw[(triton.cdiv(m, rows_of_draw),)](
             hidden_MD, weight_VD, added_V, highest_MS, sums_3MC, keys_M, keys_M if original_M is None else original_M,
             ids_M, valid_M, statistics_3M, float(scale), m, v, highest_MS.shape[1], chunks,
-            D=d, D_PADDED=triton.next_power_of_2(d), CHUNKS=max(16, triton.next_power_of_2(chunks)), SPAN=SPAN,
-            GROUPS=search.groups, MARGIN=MARGIN, ROWS=rows_of_draw, ORIGINAL=original_M is not None,
+            D=d, FEATURES=min(triton.next_power_of_2(d), search.slots), CHUNKS=max(16, triton.next_power_of_2(chunks)),
+            SPAN=SPAN, PARTS=search.parts, SLOTS=search.slots, LOADS=search.loads, ROWS=rows_of_draw,
+            ORIGINAL=original_M is not None,
             num_warps=search.warps, maxnreg=search.registers,
         )  # fmt: skip
     return SampleResult(ids_M, valid_M, None if original_M is None else Statistics(*statistics_3M))
@@ -187,6 +197,12 @@ def _random_bits(low, high, counters):
 
 
 @triton.jit
+def _bits(key, counters):
+    """Return the same from int64 keys and int32 counters."""
+    return _random_bits(key.to(tl.uint32), (key >> 32).to(tl.uint32), counters.to(tl.uint32, bitcast=True))
+
+
+@triton.jit
 def _exponential(bits):
     """Return -log(1 - U), U = (bits + 1/2) / 2^32; a series gives the small values, which decide draws, precisely."""
     u = tl.minimum(bits.to(tl.float32) * (2.0**-32) + 2.0**-33, 1.0 - 2.0**-24)
@@ -195,30 +211,50 @@ def _exponential(bits):
 
 
 @triton.jit
-def _score(vectors_RD, weight, added, token_R, scale, features_D, D: tl.constexpr):
-    """Return hidden . weight * scale + added of one token for each row."""
-    at_RD = weight + token_R[:, None].to(tl.int64) * D + features_D[None, :]
-    head_RD = tl.load(at_RD, mask=features_D[None, :] < D, other=0.0).to(tl.float32)
-    return tl.sum(vectors_RD * head_RD, 1) * scale + tl.load(added + token_R)
+def _most_noise(bits):
+    """Return at least -log(_exponential(bits) / GROUP), at most 0.07 more if that is large, without a logarithm."""
+    # -log(1 - u) is at least u. The bits of a float, read as an integer, are 2^23 times its exponent plus its mantissa,
+    # which is at most log2 (plus 127). The last term is more than any rounding error.
+    log2 = (bits.to(tl.float32) + 0.5).to(tl.int32, bitcast=True).to(tl.float32)
+    return ((127 + 32) * _LN_2 + _LOG_GROUP + 1e-4) - log2 * (_LN_2 * 2.0**-23)
 
 
 @triton.jit
-def _first(flags_RC, places_C):
-    """Return the lowest place of each row whose flag is set, or the last place."""
-    return tl.min(tl.where(flags_RC, places_C[None, :], places_C.shape[0] - 1), 1)
+def _score(hidden_R, weight, added, token_RP, scale, D: tl.constexpr, FEATURES: tl.constexpr, LOADS: tl.constexpr):
+    """Return hidden . weight * scale + added of some tokens for each row; `hidden_R` are addresses."""
+    features = tl.arange(0, FEATURES)[None, None, :]
+    shape: tl.constexpr = [token_RP.shape[0], token_RP.shape[1], FEATURES]
+    product_RPF = tl.zeros(shape, tl.float32)
+    # All parts load the same hidden state: then each thread has the numbers that it multiplies.
+    hidden_RPF = tl.broadcast_to(hidden_R[:, None, None] + features, shape)
+    weight_RPF = weight + token_RP[:, :, None].to(tl.int64) * D + features
+    for k in tl.range(0, D, FEATURES, loop_unroll_factor=LOADS):
+        if D % FEATURES == 0:
+            vector_RPF, head_RPF = tl.load(hidden_RPF + k), tl.load(weight_RPF + k)
+        else:
+            vector_RPF = tl.load(hidden_RPF + k, mask=features < D - k, other=0.0)
+            head_RPF = tl.load(weight_RPF + k, mask=features < D - k, other=0.0)
+        product_RPF += vector_RPF.to(tl.float32) * head_RPF.to(tl.float32)
+    return tl.sum(product_RPF, 2) * scale + tl.load(added + token_RP)
 
 
 @triton.jit
-def _pick(values_RC, places_C, place_R):
-    """Return the value at one place of each row."""
-    return tl.sum(tl.where(places_C[None, :] == place_R[:, None], values_RC, 0.0), 1)
+def _first(flags, places):
+    """Return the lowest place along the last axis whose flag is set, or a large number."""
+    return tl.min(tl.where(flags, places, 0x7FFFFFFF), len(flags.shape) - 1)
+
+
+@triton.jit
+def _pick(values, chosen):
+    """Return the value at the one place along the last axis that is chosen."""
+    return tl.sum(tl.where(chosen, values, 0), len(values.shape) - 1)
 
 
 @triton.jit(do_not_specialize=_NUMBERS[:-1])
 def _draw(
     hidden, weight, added, highest, sums, keys, original, ids, valid, statistics, scale, M, V, spans, chunks,
-    D: tl.constexpr, D_PADDED: tl.constexpr, CHUNKS: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr,
-    MARGIN: tl.constexpr, ROWS: tl.constexpr, ORIGINAL: tl.constexpr,
+    D: tl.constexpr, FEATURES: tl.constexpr, CHUNKS: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr,
+    SLOTS: tl.constexpr, LOADS: tl.constexpr, ROWS: tl.constexpr, ORIGINAL: tl.constexpr,
 ):  # fmt: skip
     """Combine the sums of ROWS rows, draw their tokens, and store the statistics."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -240,66 +276,87 @@ def _draw(
     log_total_R = tl.log(total_R)
     valid_R = (tl.abs(top_R) < float("inf")) & (total_R == total_R)  # maxima may skip NaN, sums do not
 
-    features = tl.arange(0, D_PADDED)
-    at_RD = hidden + m_R[:, None] * D + features[None, :]
-    vectors_RD = tl.load(at_RD, mask=features[None, :] < D, other=0.0).to(tl.float32)
+    hidden_R = hidden + m_R * D
+    # `spans` is a multiple of 8. The compiler learns so much of it that a thread loads as many highest scores at a time
+    # as features. It then gives all arrays here the same layout: a few threads for each part.
+    VECTOR: tl.constexpr = 128 // hidden.dtype.element_ty.primitive_bitwidth
+    spans = spans // VECTOR * VECTOR
     key_R1 = tl.load(keys + m_R)[:, None]
-    low_R1, high_R1 = key_R1.to(tl.uint32), (key_R1 >> 32).to(tl.uint32)
-    places, offsets = tl.arange(0, GROUPS), tl.arange(0, _GROUP)
-    best_R = tl.full([ROWS], -float("inf"), tl.float32)  # score and noise
-    score_R = best_R  # without the noise
-    token_R = tl.zeros([ROWS], tl.int32)
-    # A row that is done or not valid has an infinite floor, so the loops below skip it.
-    open_R = valid_R & there_R
-    floor_R = tl.where(open_R, top_R + log_total_R - MARGIN, float("inf"))
-    lowered = False
-    while tl.max(open_R.to(tl.int32), 0) > 0:
-        for start in range(0, tl.cdiv(V, _GROUP), GROUPS):
-            group = start + places
-            span = group // (SPAN // _GROUP)
-            bits_RG = tl.load(highest + m_R[:, None] * spans + span[None, :], mask=(span < spans)[None, :], other=0)
-            high_RG = (bits_RG.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-            counters = (-2 * group - 1).to(tl.uint32, bitcast=True)[None, :]
-            least_RG = _exponential(_random_bits(low_R1, high_R1, counters)) * (1.0 / _GROUP)
-            bound_RG = tl.where((span < spans)[None, :], high_RG - tl.log(least_RG), -float("inf"))
-            bound_R = tl.max(bound_RG, 1)
-            goal_R = tl.maximum(floor_R, best_R)
-            while tl.max((bound_R > goal_R).to(tl.int32), 0) > 0:
-                # The tokens of the group with the highest bound in each row.
-                place_R = _first(bound_RG == bound_R[:, None], places)
-                first_R = (start + place_R) * _GROUP
-                tokens_RC = first_R[:, None] + offsets[None, :]
-                counter_R1 = (-2 * (start + place_R) - 2).to(tl.uint32, bitcast=True)[:, None]
-                winner_R1 = (_random_bits(low_R1, high_R1, counter_R1) & (_GROUP - 1)).to(tl.int32)
-                more_RC = _exponential(_random_bits(low_R1, high_R1, tokens_RC.to(tl.uint32, bitcast=True)))
-                more_RC = tl.where(offsets[None, :] == winner_R1, 0.0, more_RC)
-                gumbel_RC = -tl.log(_pick(least_RG, places, place_R)[:, None] + more_RC)
-                reach_RC = _pick(high_RG, places, place_R)[:, None] + gumbel_RC
-                reach_RC = tl.where((tokens_RC < V) & (bound_R > goal_R)[:, None], reach_RC, -float("inf"))
-                reach_R = tl.max(reach_RC, 1)
-                while tl.max((reach_R > goal_R).to(tl.int32), 0) > 0:
-                    offset_R = _first(reach_RC == reach_R[:, None], offsets)
-                    found_R = tl.minimum(first_R + offset_R, V - 1)
-                    found_score_R = _score(vectors_RD, weight, added, found_R, scale, features, D)
-                    perturbed_R = found_score_R + _pick(gumbel_RC, offsets, offset_R)
-                    better_R = (reach_R > goal_R) & (perturbed_R > best_R)
-                    best_R = tl.where(better_R, perturbed_R, best_R)
-                    score_R = tl.where(better_R, found_score_R, score_R)
-                    token_R = tl.where(better_R, found_R, token_R)
-                    goal_R = tl.maximum(floor_R, best_R)
-                    reach_RC = tl.where(offsets[None, :] == offset_R[:, None], -float("inf"), reach_RC)
-                    reach_R = tl.max(reach_RC, 1)
-                bound_RG = tl.where(places[None, :] == place_R[:, None], -float("inf"), bound_RG)
-                bound_R = tl.max(bound_RG, 1)
-        open_R = open_R & (best_R < floor_R)  # another token may be better if the best is below its floor
-        floor_R = tl.where(open_R, tl.where(lowered, -float("inf"), floor_R - 4.0), float("inf"))
-        lowered = True
+    key_R11 = key_R1[:, :, None]
+    slots, offsets = tl.arange(0, SLOTS)[None, None, :], tl.arange(0, _GROUP)[None, None, :]
+    places = tl.arange(0, PARTS)[None, :, None] * SLOTS + slots
+    best_RP = tl.full([ROWS, PARTS], -float("inf"), tl.float32)  # score and noise
+    score_RP = best_RP  # without the noise
+    token_RP = tl.zeros([ROWS, PARTS], tl.int32)
+    bound_RPS = tl.full([ROWS, PARTS, SLOTS], float("inf"), tl.float32)  # the table: bounds and groups
+    group_RPS = tl.zeros([ROWS, PARTS, SLOTS], tl.int32)
+    # The highest bound of the groups that have not been in the table. Rows that are done, or not valid, are skipped.
+    rest_R = tl.where(valid_R & there_R, float("inf"), -float("inf"))
+    while tl.max((rest_R > tl.max(best_RP, 1)).to(tl.int32), 0) > 0:
+        last_bound_RPS, last_group_RPS = bound_RPS, group_RPS
+        bound_RPS = tl.full([ROWS, PARTS, SLOTS], -float("inf"), tl.float32)
+        rest_RPS = bound_RPS
+        going_R11 = (rest_R > tl.max(best_RP, 1))[:, None, None]
+        for start in range(0, spans, PARTS * SLOTS):
+            span = start + places
+            loaded_RPS = (span < spans) & going_R11
+            bits_RPS = tl.load(highest + m_R[:, None, None] * spans + span, mask=loaded_RPS, other=0)
+            high_RPS = (bits_RPS.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+            for part in tl.static_range(SPAN // _GROUP):
+                group = span * (SPAN // _GROUP) + part
+                new_RPS = high_RPS + _most_noise(_bits(key_R11, -2 * group - 1))
+                tie_RPS = (new_RPS == last_bound_RPS) & (group > last_group_RPS)
+                there_RPS = going_R11 & (group < tl.cdiv(V, _GROUP))
+                new_RPS = tl.where(there_RPS & ((new_RPS < last_bound_RPS) | tie_RPS), new_RPS, -float("inf"))
+                rest_RPS = tl.maximum(rest_RPS, tl.minimum(bound_RPS, new_RPS))
+                group_RPS = tl.where(new_RPS > bound_RPS, group, group_RPS)
+                bound_RPS = tl.maximum(bound_RPS, new_RPS)
+        rest_R = tl.max(tl.max(rest_RPS, 2), 1)
+        left_RPS = bound_RPS  # not yet examined
+        bound_RP = tl.max(left_RPS, 2)
+        goal_R1 = tl.max(best_RP, 1)[:, None]
+        while tl.max(tl.max((bound_RP > goal_R1).to(tl.int32), 1), 0) > 0:
+            # The tokens of the group with the highest bound in each part.
+            slot_RP = _first(left_RPS == bound_RP[:, :, None], slots)
+            chosen_RPS = slots == slot_RP[:, :, None]
+            group_RP = _pick(group_RPS, chosen_RPS)
+            high_RP = tl.load(highest + m_R[:, None] * spans + group_RP // (SPAN // _GROUP)).to(tl.int32) << 16
+            least_RP = _exponential(_bits(key_R1, -2 * group_RP - 1)) * (1.0 / _GROUP)
+            offset_RP = (_bits(key_R1, -2 * group_RP - 2) & (_GROUP - 1)).to(tl.int32)
+            tokens_RPG = group_RP[:, :, None] * _GROUP + offsets
+            more_RPG = _exponential(_bits(key_R11, tokens_RPG))
+            more_RPG = tl.where(offsets == offset_RP[:, :, None], 0.0, more_RPG)
+            gumbel_RPG = -tl.log(least_RP[:, :, None] + more_RPG)
+            reach_RPG = high_RP.to(tl.float32, bitcast=True)[:, :, None] + gumbel_RPG
+            reach_RPG = tl.where((tokens_RPG < V) & (bound_RP > goal_R1)[:, :, None], reach_RPG, -float("inf"))
+            # The first token is the one with the most noise; the others count only if they can beat it.
+            reach_RP = bound_RP
+            while tl.max(tl.max((reach_RP > goal_R1).to(tl.int32), 1), 0) > 0:
+                found_RP = group_RP * _GROUP + offset_RP
+                tried_RPG = offsets == offset_RP[:, :, None]
+                active_RP = (reach_RP > goal_R1) & (found_RP < V)
+                head_RP = tl.where(active_RP, found_RP, 0)  # the other parts load a token that is in the cache
+                new_RP = _score(hidden_R, weight, added, head_RP, scale, D, FEATURES, LOADS)
+                perturbed_RP = new_RP + _pick(gumbel_RPG, tried_RPG)
+                better_RP = active_RP & (perturbed_RP > best_RP)
+                best_RP = tl.where(better_RP, perturbed_RP, best_RP)
+                score_RP = tl.where(better_RP, new_RP, score_RP)
+                token_RP = tl.where(better_RP, found_RP, token_RP)
+                goal_R1 = tl.max(best_RP, 1)[:, None]
+                reach_RPG = tl.where(tried_RPG, -float("inf"), reach_RPG)
+                reach_RP = tl.max(reach_RPG, 2)
+                offset_RP = _first(reach_RPG == reach_RP[:, :, None], offsets)
+            left_RPS = tl.where(chosen_RPS, -float("inf"), left_RPS)
+            bound_RP = tl.max(left_RPS, 2)
+    part = tl.arange(0, PARTS)[None, :]
+    best_RP = part == _first(best_RP == tl.max(best_RP, 1)[:, None], part)[:, None]
+    score_R, token_R = _pick(score_RP, best_RP), _pick(token_RP, best_RP)
     tl.store(ids + m_R, token_R.to(tl.int64), mask=there_R)
     tl.store(valid + m_R, valid_R, mask=there_R)
     if ORIGINAL:
         log_sum_R = top_R + log_total_R
-        original_R = tl.load(original + m_R).to(tl.int32)
-        original_score_R = _score(vectors_RD, weight, added, original_R, scale, features, D)
+        original_RP = tl.broadcast_to(tl.load(original + m_R).to(tl.int32)[:, None], [ROWS, PARTS])
+        original_score_R = tl.max(_score(hidden_R, weight, added, original_RP, scale, D, FEATURES, LOADS), 1)
         tl.store(statistics + m_R, score_R - log_sum_R, mask=there_R)
         tl.store(statistics + M + m_R, original_score_R - log_sum_R, mask=there_R)
         tl.store(statistics + 2 * M + m_R, tl.maximum(log_total_R - mean_R, 0.0), mask=there_R)

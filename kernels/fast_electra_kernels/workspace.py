@@ -19,6 +19,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def spans_in_memory(vocabulary: int) -> int:
+    """Return the number of spans that memory holds for each row: a multiple of 8, which fill 16 bytes."""
+    return ceil_div(vocabulary, 8 * SPAN) * 8
+
+
 def block_shape(rows: int, vocabulary: int, on_gpu: bool) -> tuple[int, int]:
     """Return the rows and tokens of a block of logits; rows are split evenly, tokens in whole groups."""
     size, most = (BLOCK_GPU, ROWS_GPU) if on_gpu else (BLOCK_CPU, ROWS_CPU)
@@ -39,7 +44,7 @@ def workspace_bytes(rows: int, vocabulary: int, impl: str, on_gpu: bool) -> int:
     """Return the bytes that an implementation allocates in addition to its arguments, results included."""
     if impl == "triton":
         sums, results = 3 * 4 * most_chunks(ceil_div(rows, 128)), 3 * 4 + 8 + 1
-        return rows * (2 * ceil_div(vocabulary, SPAN) + sums + results) + 4 * vocabulary
+        return rows * (2 * spans_in_memory(vocabulary) + sums + results) + 4 * vocabulary
     height, width = block_shape(rows, vocabulary, on_gpu)
     last = vocabulary % width if vocabulary % GROUP else 0
     return height * max(width * BLOCK_BYTES, last * LAST_BYTES)
