@@ -13,9 +13,9 @@ all='operators:150 smoke:60 data:180 table7_whole:120 step:200 sampler:60 attent
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
-sampler() { python3 benchmarks/sampler.py --rounds 15 --json "$LOG/sampler.json"; }
+sampler() { python3 benchmarks/sampler.py --rounds 15 --tune search --json "$LOG/sampler.json"; }
 tiles() {
-  python3 benchmarks/sampler.py --rounds 3 --tune --json "$LOG/sampler_tiles.json" &&
+  python3 benchmarks/sampler.py --rounds 3 --tune tiles --json "$LOG/sampler_tiles.json" &&
     python3 benchmarks/attention.py --tune --json "$LOG/attention_tiles.json"
 }
 sampler_1024() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_1024.json"; }

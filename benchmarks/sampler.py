@@ -1,6 +1,6 @@
 """Time and memory of drawing replacements, compared with the bare product with the head; and its share of a step.
 
-    python benchmarks/sampler.py [--positions 4928] [--threads 2] [--rounds 3] [--tune] [--json FILE]
+    python benchmarks/sampler.py [--positions 4928] [--threads 2] [--rounds 3] [--tune tiles search] [--json FILE]
 
 Every contender draws from the same hidden states and head. They take turns in each round, and ratios are computed
 for each round. With `--tune` on a GPU, other tile shapes of the kernel are timed too.
@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the logits; default: 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
     parser.add_argument("--rounds", type=int, default=3 if DEVICE.type == "cpu" else 20)
-    parser.add_argument("--tune", action="store_true", help="also time other tile shapes; a GPU only")
+    parser.add_argument(
+        "--tune", nargs="+", choices=("tiles", "search"), default=[], help="time other shapes too; a GPU only"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all rounds here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -114,11 +116,12 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
         for table in result["kernels"].values():
             print_kernels(table, rows=5)
     if arguments.tune and DEVICE.type == "cuda":
-        result["tiles"] = tune(Request(hidden, weight, None, scale, None, keys, original), contenders[PRODUCT])
+        request = Request(hidden, weight, None, scale, None, keys, original)
+        result["tiles"] = tune(request, contenders[PRODUCT], arguments.tune)
     return result
 
 
-def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]]:
+def tune(request: Request, product: Callable[[], object], what: list[str]) -> list[dict[str, Any]]:
     """Time other tile shapes, in the order of their ratio to the product, and other ways to search a row."""
     from fast_electra_kernels.triton_sampler import Search, Tiles
     from fast_electra_kernels.triton_sampler import sample as with_tiles
@@ -128,7 +131,7 @@ def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]
         Tiles(128, 256, 64, 3, 8), Tiles(128, 256, 64, 4, 8), Tiles(128, 128, 64, 3, 4, 2), Tiles(128, 128, 64, 3, 8),
         Tiles(128, 128, 64, 4, 4), Tiles(64, 256, 64, 2, 4, 2), Tiles(64, 256, 64, 3, 4), Tiles(256, 128, 64, 3, 8),
         Tiles(64, 128, 64, 3, 4, 3), Tiles(128, 128, 128, 2, 4),
-    ):  # fmt: skip
+    ) if "tiles" in what else ():  # fmt: skip
         try:
             with_tiles(request, shape)
             ratios = [seconds(lambda s=shape: with_tiles(request, s)) / seconds(product) for _ in range(10)]
@@ -140,10 +143,9 @@ def tune(request: Request, product: Callable[[], object]) -> list[dict[str, Any]
     for row in found:
         print(f"  {row['tiles']}: {row['times_the_product']['median']:.3f} times the product")
     for search in (
-        Search(8, 32, 8, 1, 128), Search(8, 32, 4, 1, 128), Search(8, 32, 6, 1, 128), Search(8, 32, 8, 1, 168),
-        Search(8, 32, 12, 1, 168), Search(8, 16, 6, 1, 128), Search(8, 16, 12, 1, 128), Search(4, 32, 4, 1, 128),
-        Search(4, 64, 4, 1, 128), Search(4, 64, 6, 1, 128), Search(8, 64, 4, 2, 128),
-    ):  # fmt: skip
+        Search(8, 32, 8, 1, 128), Search(8, 32, 4, 1, 128), Search(8, 16, 6, 1, 128), Search(4, 32, 4, 1, 128),
+        Search(4, 64, 4, 1, 128), Search(8, 64, 4, 2, 128),
+    ) if "search" in what else ():  # fmt: skip
         with_tiles(request, None, search)
         rows = kernels(lambda s=search: [with_tiles(request, None, s) for _ in range(5)])["longest"]
         ms = next(row["ms"] / row["calls"] for row in rows if row["name"].startswith("_draw"))
