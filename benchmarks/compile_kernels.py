@@ -27,7 +27,8 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from fast_electra_kernels import attention_kernels, triton_attention, triton_sampler
-from fast_electra_kernels.triton_sampler import default_search, tiles
+from fast_electra_kernels.triton_draw import default_search
+from fast_electra_kernels.triton_sampler import tiles
 from fast_electra_kernels.workspace import SPAN
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

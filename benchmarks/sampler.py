@@ -123,7 +123,8 @@ def large_vocabulary(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def tune(request: Request, product: Callable[[], object], what: list[str]) -> list[dict[str, Any]]:
     """Time other tile shapes, in the order of their ratio to the product, and other ways to search a row."""
-    from fast_electra_kernels.triton_sampler import Search, Tiles
+    from fast_electra_kernels.triton_draw import Search
+    from fast_electra_kernels.triton_sampler import Tiles
     from fast_electra_kernels.triton_sampler import sample as with_tiles
 
     found = []

@@ -16,7 +16,7 @@ factor s is multiplied in at the end.
 import triton
 import triton.language as tl
 
-from fast_electra_kernels.triton_sampler import _random_bits
+from fast_electra_kernels.triton_draw import random_bits
 
 # Dropout: a thoroughly mixed word for each query and a cheap one for each pair of keys give 32 bits, 16 for each key.
 # The keys of a pair are 8 apart: the tensor cores leave both to one thread, in tiles of either orientation, and the
@@ -94,8 +94,8 @@ def forward(
     statistics_at = (sequence * H + head).to(tl.int64) * padded + rows
     if DROPOUT:
         counter = (sequence * H + head).to(tl.uint32)
-        stream = _random_bits(low.to(tl.uint32, bitcast=True), high.to(tl.uint32, bitcast=True), counter)
-        word = _random_bits(stream, high.to(tl.uint32, bitcast=True), rows.to(tl.uint32))
+        stream = random_bits(low.to(tl.uint32, bitcast=True), high.to(tl.uint32, bitcast=True), counter)
+        word = random_bits(stream, high.to(tl.uint32, bitcast=True), rows.to(tl.uint32))
         tl.store(words + statistics_at, word.to(tl.int32, bitcast=True))
     top = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)

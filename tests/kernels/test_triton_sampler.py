@@ -9,7 +9,7 @@ import pytest
 import torch
 from draws import DEVICE, D, V, assert_equal_up_to_ties, chi_square, keys, logits_as_model, model
 
-from fast_electra_kernels import default_implementation, gumbel, sample, triton_sampler
+from fast_electra_kernels import default_implementation, gumbel, sample, triton_draw, triton_sampler
 from fast_electra_kernels.contract import Request
 from fast_electra_kernels.sample import default_for
 
@@ -71,7 +71,7 @@ def test_triton_searches_again_if_slots_hold_too_few_groups(level: float) -> Non
     """With a table of 4 groups, the winner is often outside it; at a high level, float32 rounds many bounds alike."""
     hidden, weight, bias = model(300, 1000, 16, 1.0)
     device_parts = (hidden.to(DEVICE), weight.to(DEVICE), bias.to(DEVICE), 1.0, torch.full((1000,), level).to(DEVICE))
-    search = triton_sampler.Search(2, 2, 1, 1, 128)
+    search = triton_draw.Search(2, 2, 1, 1, 128)
     ids = triton_sampler.sample(Request(*device_parts, keys(300).to(DEVICE), None), search=search).ids_M.cpu()
     scores_MV = hidden.double() @ weight.double().T + bias
     if level:
