@@ -8,8 +8,8 @@
 # WHEELS    folder with wheels of packages that the machine lacks, such as deepspeed and megatron-core (default: none)
 # DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
 set -uo pipefail
-all='operators:150 smoke:60 data:180 table7_whole:120 step:200 sampler:60 attention:60 huggingface:100 tests:150+kernels:150+learn:150+resume:150+launcher:90
-  table7:120 table7_large:120 tiles:150 sampler_1024:60'
+all='operators:150 smoke:60 data:180 tests:150+kernels:150+resume:150+launcher:90+learn:200 sampler:60 sampler_1024:60
+  step:200 table7_whole:120 table7_large:120 table7:120 huggingface:120 attention:60 tiles:150'
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }

@@ -14,7 +14,7 @@ from contenders.common import DEVICE
 LISTED = 40  # kernels of a table
 # What a kernel does, by its name: the first pattern that matches.
 KINDS = {
-    "attention": r"fmha|flash|attention|sdpa|_attn",
+    "attention": r"fmha|flash|attention|sdpa|^forward$|^backward_(queries|keys|bias)$|^add_diagonals$",
     "product": r"gemm|nvjet|xmma|splitk|cublas|cutlass",
     "sampler": r"^_scan|^_draw",
     "optimizer": r"multi_tensor|adam",

@@ -28,7 +28,7 @@ from fast_electra.training.loop import NotFinite, Run, fit
 FREE = {
     *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
-    f"{SECTION}.model.activation_checkpointing",
+    *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("comms_logger", "flops_profiler", "checkpoint"),

@@ -63,6 +63,7 @@ def start_ranks() -> Ranks:
     # The run's config.json holds what DeepSpeed prints at each start. Warnings about its own use of torch are not ours.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # when DeepSpeed saves a checkpoint
     deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
     wait_for_ranks()  # they have their shared buffers now
     unlink_shared_buffers(deepspeed.comm.get_rank())

@@ -49,8 +49,8 @@ def sample(request: Request, shape: Tiles | None = None, search: Search | None =
     """Run both kernels; `shape` replaces the tiles that are chosen by default, and `search` the way to draw."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
     (m, d), v, device = hidden_MD.shape, len(weight_VD), hidden_MD.device
-    ids_M = torch.zeros(m, dtype=torch.int64, device=device)
-    valid_M = torch.zeros(m, dtype=torch.bool, device=device)
+    ids_M = torch.empty(m, dtype=torch.int64, device=device)
+    valid_M = torch.empty(m, dtype=torch.bool, device=device)
     statistics_3M = torch.empty(3, m, dtype=torch.float32, device=device)
     if m:
         search = search or default_search(hidden_MD.dtype)
