@@ -24,7 +24,7 @@ from fast_electra.config import Config
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.loader import read_batch
 from fast_electra.corruption import mask
-from fast_electra.files import FileRecord, read_settings, write_json
+from fast_electra.files import FileRecord, read_settings, write_sealed
 from fast_electra.jobs import launcher
 from fast_electra.parts import build_distribution, masking, open_run_corpus
 from fast_electra.replacement.distribution import Distribution, LinearDistribution
@@ -151,7 +151,7 @@ def begin(
         folder.mkdir(parents=True, exist_ok=True)
         for file in _unfinished(folder):
             file.unlink()
-        write_json(begun, plan.model_dump())
+        write_sealed(begun, plan.model_dump())
     _wait(ranks)
     micro = min(config.deepspeed["train_micro_batch_size_per_gpu"], ceil_div(config.sequences, ranks.world))
     return Store(folder, plan, config, corpus, distribution, strengths, micro)
@@ -220,7 +220,7 @@ def finish(store: Store) -> StoreManifest:
         records = list(pool.map(FileRecord.of, paths))
     size = sum(record.size for record in records)
     manifest = StoreManifest(plan=store.plan, positions=positions, pieces=pieces, bytes=size, parts=records)
-    write_json(store.folder / MANIFEST, manifest.model_dump())
+    write_sealed(store.folder / MANIFEST, manifest.model_dump())
     return manifest
 
 

@@ -67,11 +67,15 @@ class Stored:
         return concatenate([self._part(record.name, number).read(i, j + 1) for number, i, j in ranges])
 
     def _open_part(self, name: str, number: int) -> PartFile:
-        path = self.folder / part_name(name, number)
-        try:
-            return PartFile(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); {remedy(self.folder)}") from None
+        return open_part(self.folder, part_name(name, number))
+
+
+def open_part(folder: Path, name: str) -> PartFile:
+    """Open a file of a store; raise a UserError if it is missing, cut off, or something else."""
+    try:
+        return PartFile(folder / name)
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / name} cannot be read ({error}); {remedy(folder)}") from None
 
 
 def remedy(folder: Path) -> str:

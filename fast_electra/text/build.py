@@ -19,7 +19,7 @@ import xxhash
 from fast_electra.corpus import shards
 from fast_electra.corpus.shards import InputRecord, Manifest, ShardRecord, SplitName
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.files import FileRecord, atomic_folder
+from fast_electra.files import FileRecord, atomic_folder, write_sealed
 from fast_electra.settings import UserError
 from fast_electra.text.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, Rejected, expand, read_documents
 
@@ -100,7 +100,7 @@ def build_shards(
             inputs=[InputRecord(path=str(file), size=file.stat().st_size) for file in files],
             splits=splits,
         )
-        (folder / shards.MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")  # after all others
+        write_sealed(folder / shards.MANIFEST, manifest.model_dump())  # after all others
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines. Only this file, hosts/operators.py and deepspeed_config.py import DeepSpeed."""
+"""DeepSpeed's engines. Few files import DeepSpeed: see docs/architecture.md."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import deepspeed.comm
@@ -23,13 +23,19 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
+from fast_electra.training.checkpoint_files import CheckpointFiles
 from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START_LIMIT = timedelta(hours=2)  # rank 0 may build an operator or hash a large corpus while the others wait
 UPDATE_LIMIT = timedelta(minutes=30)  # ample for rank 0 to write or hash a checkpoint; ends the job when a host is lost
+
+
+class SharedError(UserError):
+    """A mistake that every rank raises alike: the message of one rank is enough."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,35 @@ def add_over_ranks(rows: list[Sums]) -> list[Sums]:
     return [{name: next(parts).view(value.shape) for name, value in sums.items()} for sums in rows]
 
 
+def from_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Let rank 0 do something for all: return its result on every rank, or raise its error on every rank.
+
+    Raises:
+        SharedError: rank 0 met a UserError or an OSError.
+    """
+    found: list[Any] = [None, ""]
+    if ranks.rank == 0:
+        try:
+            found[0] = work()
+        except (UserError, OSError) as error:
+            found[1] = str(error)
+    if ranks.world > 1:
+        deepspeed.comm.broadcast_object_list(found, src=0, device=ranks.device)
+    if found[1]:
+        raise SharedError(found[1])
+    result: T = found[0]
+    return result
+
+
+def raise_together(ranks: Ranks, error: str) -> None:
+    """Raise a SharedError on all ranks if any rank has an error: the first one, in rank order."""
+    errors = [error] * ranks.world
+    if ranks.world > 1:
+        deepspeed.comm.all_gather_object(errors, error)
+    if any(errors):
+        raise SharedError(next(filter(None, errors)))
+
+
 def wait_for_ranks() -> None:
     """Wait until every rank has come here. NCCL's own barrier would warn that it guesses the device."""
     int(sum_over_ranks(torch.ones((), device="cuda" if on_gpu() else "cpu")))  # `int` waits for the GPU
@@ -130,6 +165,7 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     config = config | {"timers": {"throughput": {"enabled": False}}}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
     limit_waits(UPDATE_LIMIT)
+    engine.checkpoint_engine = CheckpointFiles(engine._config)
     engine.optimizer.check_grad_overflow = True
     if engine.optimizer.compute_grad_norm:  # the norm is not finite if a gradient is not: no need to look at each one
         engine.optimizer.has_overflow = lambda partition_gradients=True: False
@@ -139,6 +175,21 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
             deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
             encoder.checkpoint = deepspeed.checkpointing.checkpoint
     return engine
+
+
+def checkpoint_bytes(engine: Engine) -> int:
+    """Return about how many bytes a checkpoint takes: the parameters, and their fp32 copies with Adam's two moments."""
+    return sum(parameter.numel() * (parameter.element_size() + 12) for parameter in engine.module.parameters())
+
+
+def is_finite(engine: Engine) -> bool:
+    """Return whether all numbers of a checkpoint would be finite. All ranks must call this."""
+    adam = engine.optimizer.optimizer
+    states = [value for state in adam.state.values() for value in state.values() if isinstance(value, Tensor)]
+    masters = [parameter for group in adam.param_groups for parameter in group["params"]]
+    ends = [torch.stack(torch.aminmax(tensor.detach())) for tensor in (*engine.module.parameters(), *masters, *states)]
+    finite = torch.stack([end.isfinite().all() for end in ends]).all()
+    return int(sum_over_ranks(1 - finite.int())) == 0
 
 
 def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = True) -> ReplayedModel:
