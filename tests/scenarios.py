@@ -5,11 +5,9 @@ Each is a function of (corpus, output, ranks). What one needs of another is in N
 
 import json
 import shutil
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import payloads
 import torch
 from deepspeed.accelerator import get_accelerator
 
@@ -18,8 +16,7 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.jobs import preprocess, pretrain
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.settings import UserError
-from fast_electra.training import checkpoint, engines
+from fast_electra.training import engines
 from fast_electra.training.engines import Ranks
 from fast_electra.training.loop import Run
 from fast_electra.training.machine import this_machine
@@ -112,21 +109,6 @@ def _cut(whole: Path, run: Path, update: int) -> None:
         if int(later.name.removeprefix("update-")) > update:
             shutil.rmtree(later)
     (run / "checkpoints" / "latest").write_text(f"update-{update:08d}\n")
-
-
-def poisoned_checkpoints(corpus: Path, output: Path, ranks: Ranks) -> None:
-    """DeepSpeed's loader meets each file of a checkpoint with a payload in it: it is refused, and never run."""
-    found = output / "poisoned"
-    run = build(tree(corpus, found), ranks)
-    names = ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]
-    for name, kind in product(names, payloads.KINDS):
-        folder = found / f"{name}-{kind}" / checkpoint.name(12)
-        shutil.copytree(output / "plain/checkpoints" / checkpoint.name(12), folder)
-        payloads.write(folder / name, found / f"{name}-{kind}.ran", kind)
-        try:
-            checkpoint.load(folder, run.engine)
-        except UserError as error:
-            (found / f"{name}-{kind}.txt").write_text(f"{error}")
 
 
 def checkpointing(corpus: Path, output: Path, ranks: Ranks) -> None:
@@ -293,4 +275,4 @@ def poison(objective: Any, kind: str, updates: set[int]) -> None:
 NEEDS = dict.fromkeys(
     ("plain", "accumulated", "resumed", "checkpointing", "offline", "sixteen_bit", "half"), "auxiliary"
 )
-NEEDS |= {"not_finite": "auxiliary", "poisoned_checkpoints": "plain"}
+NEEDS |= {"not_finite": "auxiliary"}

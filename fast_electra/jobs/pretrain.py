@@ -8,21 +8,29 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
 from fast_electra.cost.estimate import checkpointing_advice
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher
-from fast_electra.model.files import save_model
+from fast_electra.model.files import check_model, save_model
 from fast_electra.model.heads import count_parameters
 from fast_electra.report.examples import write_examples
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import Ranks, full_weights, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import (
+    Ranks,
+    SharedError,
+    from_rank_0,
+    full_weights,
+    stop_ranks,
+)
 from fast_electra.training.loop import NotFinite, Run, fit
+from fast_electra.training.metrics import Row, absurd_loss
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
 FREE = {
@@ -56,9 +64,7 @@ def finish(run: Run) -> None:
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
-        if resumed.name == checkpoint.name(updates) and _completed(folder):
-            if ranks.rank == 0:
-                print(f"{folder} is complete ({updates:,} updates); to train again, name another run folder")
+        if resumed.name == checkpoint.name(updates) and from_rank_0(ranks, lambda: _completed(run, folder)):
             return
         start = checkpoint.load(resumed, engine)
 
@@ -75,26 +81,33 @@ def finish(run: Run) -> None:
         monitor.status("running", start)
     try:
         evaluation = fit(run, folder, monitor, start)
+        weights = full_weights(engine)
+        from_rank_0(ranks, lambda: _export(run, folder, monitor, weights, evaluation))
     except BaseException as error:
         if monitor is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            monitor.status(state, monitor.update, f"{type(error).__name__}: {error}")
-            monitor.close()
-        elif isinstance(error, UserError):  # perhaps this rank alone meets it, and the launch script would be silent
+            monitor.end(state, monitor.update, f"{type(error).__name__}: {error}")
+        elif isinstance(error, UserError) and not isinstance(
+            error, SharedError
+        ):  # perhaps this rank alone meets it, and the launch script would be silent
             sys.stderr.write(f"rank {ranks.rank}: {error}\n")
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None
         raise
-    weights = full_weights(engine)
-    if ranks.rank == 0 and monitor is not None:
-        tokenizer = run.corpus.tokenizer.hash
-        for part, kind, settings, of_part in run.objective.exports(weights):
-            save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
-        write_examples(run, folder)
-        monitor.close()
-        print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
-        monitor.status("completed", updates)
-    wait_for_ranks()  # whatever a rank does next finds what was written
+
+
+def _export(run: Run, folder: Path, monitor: Monitor | None, weights: dict[str, Tensor], evaluation: Row) -> None:
+    """Write the models and the report of a trained run, and then that it is complete."""
+    assert monitor is not None
+    tokenizer = run.corpus.tokenizer.hash
+    for part, kind, settings, of_part in run.objective.exports(weights):
+        save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
+    write_examples(run, folder)
+    if doubt := absurd_loss(folder):
+        monitor.event(monitor.updates, "diverged", doubt)
+    monitor.close()
+    print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
+    monitor.status("completed", monitor.updates, doubt)
 
 
 def _headline(run: Run) -> str:
@@ -117,12 +130,20 @@ def _memory(device: torch.device) -> float:
     return float(psutil.virtual_memory().total / int(processes))
 
 
-def _completed(folder: Path) -> bool:
-    """Return whether a run wrote everything: its status is written last."""
+def _completed(run: Run, folder: Path) -> bool:
+    """Return whether a run wrote everything, which is still whole, and say so: its status is written last."""
     try:
-        return bool(json.loads((folder / "status.json").read_text())["state"] == "completed")
+        if json.loads((folder / "status.json").read_text())["state"] != "completed":
+            return False
+        for part, *_ in run.objective.exports(dict(run.objective.model.named_parameters())):
+            check_model(folder / part, "it is written again, from the newest checkpoint")
+    except UserError as error:
+        print(f"note: {error}", flush=True)
+        return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    print(f"{folder} is complete ({run.config.run.updates:,} updates); to train again, name another run folder")
+    return True
 
 
 def _check_same_run(path: Path, settled: dict[str, Any]) -> None:

@@ -49,6 +49,8 @@ def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict
     """
     _check_finite(weights, f"weights for {folder}", "train again from an earlier checkpoint")
     try:
+        if not (folder / DESCRIPTION).exists():
+            (folder / WEIGHTS).unlink(missing_ok=True)  # of no use alone, and only a described folder is replaced
         with atomic_folder(folder, DESCRIPTION, overwrite=True) as partial:
             save_file(weights, partial / WEIGHTS)
             grant(partial / WEIGHTS)

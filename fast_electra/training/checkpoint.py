@@ -36,7 +36,7 @@ from fast_electra.training.engines import (
 )
 
 COMPLETE = "complete.json"
-PASSED_OVER = "so it is passed over"
+PASSED_OVER = "it is passed over"
 
 
 class Complete(Settings):
@@ -204,18 +204,18 @@ def check(checkpoint: Path) -> Complete:
         try:
             read_checkpoint_file(file, mmap=True)
         except UserError as error:
-            raise UserError(f"{error}, {PASSED_OVER}") from None
+            raise UserError(f"{error}; {PASSED_OVER}") from None
     return complete
 
 
 def _complete(checkpoint: Path) -> Complete:
     described, unfinished = checkpoint / COMPLETE, "the checkpoint was never finished, or is damaged"
-    missing = f"{described} is missing: {unfinished}, {PASSED_OVER}"
-    complete = read_settings(described, Complete, missing, f"{unfinished}, {PASSED_OVER}")
+    missing = f"{described} is missing: {unfinished}; {PASSED_OVER}"
+    complete = read_settings(described, Complete, missing, f"{unfinished}; {PASSED_OVER}")
     if not complete.files:
-        raise UserError(f"{described} names no files, {PASSED_OVER}")
+        raise UserError(f"{described} names no files; {PASSED_OVER}")
     if name(complete.update) != checkpoint.name:
-        raise UserError(f"{described} describes update {complete.update}: the folder was renamed, {PASSED_OVER}")
+        raise UserError(f"{described} describes update {complete.update}: the folder was renamed; {PASSED_OVER}")
     return complete
 
 

@@ -3,7 +3,9 @@
 Checkpoints are shared between people, and DeepSpeed's own reader runs whatever code a file holds.
 """
 
+import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         """Write one file and wait until it is on the disk."""
         try:
-            super().save(state_dict, path)
+            with Path(path).open("wb") as file:
+                torch.save(state_dict, file)
             sync(Path(path))
-        except (OSError, RuntimeError) as error:  # torch's own writer raises a RuntimeError where the disk is full
-            self.failure = f"{path} cannot be written ({first_line(error)})"
+        except (OSError, RuntimeError) as error:  # torch's own error hides what the disk said
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            self.failure = f"{path} cannot be written ({first_line(cause)})"
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file."""
@@ -48,11 +52,15 @@ def read_checkpoint_file(path: str | Path, map_location: Any = "cpu", mmap: bool
         UserError: the file holds something else, or is damaged.
     """
     try:
-        with torch.serialization.safe_globals(CLASSES):
+        with torch.serialization.safe_globals(CLASSES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about versions of pickle
             return torch.load(path, map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # of many kinds, because any bytes may be in the file
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else first_line(error)
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's message recommends to run the code
+            needless = f"{foreign[1]}, which no checkpoint needs" if foreign else "more than tensors and plain values"
+            reason = f"it is damaged, or holds {needless}"
         raise UserError(f"{path} cannot be loaded ({reason})") from None
 
 

@@ -166,6 +166,7 @@ def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
     limit_waits(UPDATE_LIMIT)
     engine.checkpoint_engine = CheckpointFiles(engine._config)
+    engine._copy_recovery_script = lambda folder: None  # DeepSpeed's script, which runs code that a checkpoint holds
     engine.optimizer.check_grad_overflow = True
     if engine.optimizer.compute_grad_norm:  # the norm is not finite if a gradient is not: no need to look at each one
         engine.optimizer.has_overflow = lambda partition_gradients=True: False

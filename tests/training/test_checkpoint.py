@@ -95,7 +95,7 @@ def test_wrong_content_with_the_right_hash_is_found(
     whole = folder / checkpoint.name(6)
     (whole / "state.pt").write_bytes(content)
     describe(whole)
-    passed_over(folder, capsys, r"state\.pt cannot be loaded \(.+\), so it is passed over")
+    passed_over(folder, capsys, r"state\.pt cannot be loaded \(.+\); it is passed over")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", "[" * 100_000])

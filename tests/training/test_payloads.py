@@ -65,14 +65,6 @@ def test_a_checkpoint_with_a_payload_is_passed_over(
     assert "\n" not in str(caught.value)
 
 
-def test_deepspeeds_loader_runs_no_payload(scenario: Any) -> None:
-    found = scenario("poisoned_checkpoints", world=1) / "poisoned"
-    messages = [path.read_text() for path in found.glob("*.txt")]
-    assert len(messages) == 2 * len(payloads.KINDS) and not list(found.glob("*.ran"))
-    assert all(re.search(r"_states\.pt cannot be loaded \(.+\)$", message) for message in messages)
-    assert sum("it holds posix.mkdir" in message for message in messages) >= 6
-
-
 @KIND
 def test_a_model_with_a_payload_is_refused(tmp_path: Path, shows: Path, kind: str) -> None:
     folder = tmp_path / "model"
