@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from fast_electra.settings import UserError
-from fast_electra.text.readers import Document, Rejected, expand, read_documents
+from fast_electra.text.documents import Document, Rejected
+from fast_electra.text.inputs import expand
+from fast_electra.text.readers import read_documents
 
 DOCUMENTS = ["One line.", "Two\n  lines,\tthe second indented.", "Größe, 東京, 🙂", " leading and trailing "]
 PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -205,8 +207,8 @@ def test_parquet_columns(tmp_path: Path) -> None:
     bad = [(":2", "broken UTF-8"), (":3", "no text field"), (":4", "NUL character")]
     assert read(path, data) == (["good", "good too"], bad)
     assert read(path, data, field="kind") == (list("aabba"), [])
-    assert read(path, data, field="absent") == ([], [("", "no text field")])
-    assert {reason for _, reason in read(path, data, field="number")[1]} == {"text is not a string"}
+    assert read(path, data, field="absent") == ([], [("", "no absent field")])
+    assert {reason for _, reason in read(path, data, field="number")[1]} == {"number is not a string"}
 
 
 def test_an_empty_file_is_reported(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_an_empty_file_is_reported(tmp_path: Path) -> None:
 
 def test_excerpts_are_short_and_printable(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xff\xfe" * 5000 + b'\n{"text": "' + b"x" * 5000 + b'\\udfff"}\n')
+    path.write_bytes(b"\xff\xfd" * 5000 + b'\n{"text": "' + b"x" * 5000 + b'\\udfff"}\n')
     items = list(read_documents([path]))
     assert [item.reason for item in items if isinstance(item, Rejected)] == ["broken UTF-8", "lone surrogate"]
     for item in items:
