@@ -23,7 +23,7 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
 from fast_electra.text.documents import Document, Losses, Rejected
-from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, open_inputs
+from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, kind, open_inputs
 from fast_electra.text.readers import read_documents
 
 _BATCH_CHARACTERS = 2**20  # handed to a worker at a time
@@ -108,19 +108,20 @@ def build_shards(
         (folder / shards.MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")  # after all others
     for line in writer.losses.lines():
         print(f"left out: {line}", file=sys.stderr)
-    _remark_on_heldout(manifest)
+    _remark_on_heldout(manifest, ".txt" in map(kind, files) and not document_per_line)
     return manifest
 
 
-def _remark_on_heldout(manifest: Manifest) -> None:
+def _remark_on_heldout(manifest: Manifest, by_blank_lines: bool) -> None:
     """Say so if the held-out share of the tokens is far from the share of the documents that was asked for."""
     share = sum(shard.tokens for shard in manifest.splits["heldout"]) / max(manifest.tokens, 1)
     if manifest.heldout / 2 <= share <= 2 * manifest.heldout:
         return
+    lines = ", --document-per-line if each line of a .txt file is a document" if by_blank_lines else ""
     print(
         f"note: {share:.2%} of the tokens are held out, where --heldout asked for {manifest.heldout:.2%}: documents "
-        f"stay whole, equal ones together, and there are {manifest.documents:,}. Give more or shorter documents "
-        "(--document-per-line if each line of a .txt file is one), or another --heldout (0 for none).",
+        f"stay whole, equal ones together, and there are {manifest.documents:,}. Give more or shorter ones{lines}, "
+        "or another --heldout (0 for none).",
         file=sys.stderr,
     )
 

@@ -81,10 +81,10 @@ class Losses:
         ]
 
     def summary(self) -> str:
-        """Return all reasons with their counts, and the place and the remedy of the most frequent one, as one line."""
+        """Return one line: all reasons with their counts, and the place and the remedy of the most frequent one."""
         counts = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(self.documents.items()))
         first = self._first[self.documents.most_common(1)[0][0]]
-        return f"{counts}; see {first.source}{_in_brackets(first.hint)}"
+        return f"{counts}, {self._bytes.total():,} bytes in all; see {first.source}{_in_brackets(first.hint)}"
 
 
 def _in_brackets(hint: str) -> str:
@@ -106,7 +106,7 @@ def missing(source: str, field: str, section: Mapping[str, Any], content: str, *
     """Reject what has no such field; the hint names the fields that are there."""
     names = list(_names(section))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    hint = f"--field names one of the fields there: {', '.join(names[:_NAMED])}{more}" if names else "no field is there"
+    hint = f"--field can name one that is there: {', '.join(names[:_NAMED])}{more}" if names else "no field is there"
     hint = hint.encode("utf-8", "backslashreplace").decode()  # a key may hold lone surrogates
     return reject(source, f"no {field} field", content, hint, **lost)
 

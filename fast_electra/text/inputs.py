@@ -4,7 +4,7 @@ import glob
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -100,11 +100,9 @@ def _matches(name: str) -> list[Path]:
         if not (files := _walk(path, set())):
             raise UserError(f"no {supported} files under {name}")
         return files
-    # A broken link is found too, and refused by name.
-    matches = [path] if os.path.lexists(path) else [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 (Path.glob takes no absolute pattern)
     seen: set[Path] = set()
     files = []
-    for match in matches:
+    for match in [path] if os.path.lexists(path) else sorted(_glob(path)):  # broken links too: they are refused by name
         if match.is_dir():
             files += _walk(match, seen)
         elif kind(match) in KINDS or not match.exists():
@@ -117,8 +115,23 @@ def _matches(name: str) -> list[Path]:
     return files
 
 
-def _walk(folder: Path, seen: set[Path]) -> list[Path]:
-    """Return the files of a folder in the order of their paths, and name what is left out.
+def _glob(pattern: Path) -> Iterator[Path]:
+    """Yield what a pattern matches. `**` visits no folder twice, which Python's does where links make loops."""
+    parts = pattern.parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(str(pattern)))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        return
+    place = parts.index("**")
+    for base in _glob(Path(*parts[:place])):
+        if rest := parts[place + 1 :]:
+            for folder, _, _ in _visit(base, set()):
+                yield from _glob(Path(glob.escape(str(folder)), *rest))
+        else:
+            yield base
+
+
+def _visit(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield each folder with the names of its folders and of its files. The caller may remove folders not to visit.
 
     Links are followed, but a folder that is in `seen` is not visited again: so loops end.
     """
@@ -126,20 +139,27 @@ def _walk(folder: Path, seen: set[Path]) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}; check its owner and mode")
 
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := Path(place).resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(place), folders, names
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _walk(folder: Path, seen: set[Path]) -> list[Path]:
+    """Return the files of a folder in the order of their paths, and name what is left out."""
     found: list[Path] = []
     others: list[Path] = []
     hidden: list[Path] = []
     own: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        here = Path(place)
-        real = here.resolve()
-        if real in seen or any(marks <= set(names) for marks in _OWN):
-            own += [here] * (real not in seen)
+    for here, folders, names in _visit(folder, seen):
+        if any(marks <= set(names) for marks in _OWN):
+            own.append(here)
             folders.clear()
             continue
-        seen.add(real)
         hidden += [here / name for name in (*folders, *names) if name.startswith(".")]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (here / name for name in names if not name.startswith(".")):
             # What is broken has no kind that could be trusted: `_check` refuses it.
             (found if kind(path) in KINDS or not path.exists() else others).append(path)
