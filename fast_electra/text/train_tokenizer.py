@@ -53,7 +53,7 @@ def train_tokenizer(
     """
     if vocabulary <= (floor := len(SPECIAL_PIECES) + 256):
         raise UserError(f"--vocabulary {vocabulary} is too small: special tokens and bytes alone take {floor}")
-    check_range("--vocabulary", vocabulary, floor + 1, 2**31 - 1)
+    check_range("--vocabulary", vocabulary, floor + 1, 2**24)
     check_range("--max-train-bytes", max_train_bytes, 1)
     check_range("--character-coverage", character_coverage, 0.98, 1)  # SentencePiece's own range
     with atomic_folder(Path(output), marker=CARD, overwrite=overwrite) as folder:
@@ -139,7 +139,9 @@ def _train(documents: Sequence[bytes], vocabulary: int, character_coverage: floa
         elif found := re.search(r"required_chars.*?\d+ vs (\d+)", str(error)):
             wrong = f"is too small for the characters of this text: use more than {found[1]}"
         else:
-            raise
+            raise UserError(
+                f"SentencePiece can learn nothing from this text; use other text ({str(error).strip()})"
+            ) from None
         raise UserError(f"--vocabulary {vocabulary} {wrong}") from None
     return model.getvalue()
 
