@@ -122,7 +122,7 @@ def _glob(pattern: Path) -> Iterator[Path]:
         yield from map(Path, glob.glob(str(pattern)))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         return
     place = parts.index("**")
-    for base in _glob(Path(*parts[:place])):
+    for base in filter(Path.is_dir, _glob(Path(*parts[:place]))):
         if rest := parts[place + 1 :]:
             for folder, _, _ in _visit(base, set()):
                 yield from _glob(Path(glob.escape(str(folder)), *rest))
