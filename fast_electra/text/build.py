@@ -22,7 +22,7 @@ from fast_electra.corpus.shards import InputRecord, Manifest, ShardRecord, Split
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
-from fast_electra.text.documents import Document, Losses, Rejected
+from fast_electra.text.documents import Document, Losses, Rejected, printable
 from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, kind, open_inputs
 from fast_electra.text.readers import read_documents
 
@@ -75,6 +75,7 @@ def build_shards(
     check_range("--workers", workers, 1, _MOST_WORKERS)
     check_range("--shard-bytes", shard_bytes, 1)
     files = open_inputs(inputs, field, max_document_bytes, document_per_line)
+    records = [InputRecord(path=printable(file), size=file.stat().st_size) for file in files]
     vocabulary = Tokenizer.load(tokenizer)
     with atomic_folder(Path(output), marker=shards.MANIFEST, overwrite=overwrite) as folder:
         threshold = int(heldout * 2**64)
@@ -102,7 +103,7 @@ def build_shards(
             tokens=sum(shard.tokens for done in splits.values() for shard in done),
             bytes=writer.bytes,
             rejected=dict(sorted(writer.losses.documents.items())),
-            inputs=[InputRecord(path=str(file), size=file.stat().st_size) for file in files],
+            inputs=records,
             splits=splits,
         )
         (folder / shards.MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")  # after all others

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 EXCERPT = 200  # characters of a rejected document that are kept
 EXCERPT_BYTES = 4 * EXCERPT  # enough bytes for them
-_NAMED = 20  # fields that a message names at most
+_NAMED, _DEPTH = 20, 4  # fields that a message names at most, and sections into which it looks
 
 
 class Document(NamedTuple):
@@ -56,6 +56,11 @@ def of_value(value: Any, source: str, field: str, content: str) -> Document | Re
     return reject(source, f"{field} is not a string", content)
 
 
+def printable(text: object) -> str:
+    """Return a name as one line of text that has a UTF-8: all else is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 class Losses:
     """All that was rejected: documents and bytes by reason, and the first of each."""
 
@@ -76,7 +81,7 @@ class Losses:
         """Return a line for each reason: what is lost, the first of it, and the remedy."""
         firsts = ((count, self._first[reason]) for reason, count in sorted(self.documents.items()))
         return [
-            f"{count:,} x {first.reason}, {self._bytes[first.reason]:,} bytes: {first.source}{_in_brackets(first.hint)}"
+            f"{count:,} x {first.reason}, {self._bytes[first.reason]:,} bytes: {_place(first)}"
             for count, first in firsts
         ]
 
@@ -84,11 +89,11 @@ class Losses:
         """Return one line: all reasons with their counts, and the place and the remedy of the most frequent one."""
         counts = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(self.documents.items()))
         first = self._first[self.documents.most_common(1)[0][0]]
-        return f"{counts}, {self._bytes.total():,} bytes in all; see {first.source}{_in_brackets(first.hint)}"
+        return f"{counts}, {self._bytes.total():,} bytes in all; see {_place(first)}"
 
 
-def _in_brackets(hint: str) -> str:
-    return f" ({hint})" if hint else ""
+def _place(first: Rejected) -> str:
+    return printable(first.source) + (f" ({first.hint})" if first.hint else "")
 
 
 def find(section: Mapping[str, Any], name: str) -> list[str] | None:
@@ -106,14 +111,14 @@ def missing(source: str, field: str, section: Mapping[str, Any], content: str, *
     """Reject what has no such field; the hint names the fields that are there."""
     names = list(_names(section))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    hint = f"--field can name one that is there: {', '.join(names[:_NAMED])}{more}" if names else "no field is there"
-    hint = hint.encode("utf-8", "backslashreplace").decode()  # a key may hold lone surrogates
+    shown = ", ".join(printable(name[:EXCERPT]) for name in names[:_NAMED])
+    hint = f"--field can name one that is there: {shown}{more}" if names else "no field is there"
     return reject(source, f"no {field} field", content, hint, **lost)
 
 
-def _names(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _names(section: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[str]:
     for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _names(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value and depth < _DEPTH:
+            yield from _names(value, f"{prefix}{key}.", depth + 1)
         else:
             yield prefix + key

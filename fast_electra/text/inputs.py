@@ -11,6 +11,7 @@ from pathlib import Path
 from fast_electra.corpus.shards import MANIFEST, QUARANTINE
 from fast_electra.corpus.tokenizer import CARD, MODEL
 from fast_electra.settings import UserError
+from fast_electra.text.documents import printable
 from fast_electra.text.streams import COMPRESSED, packing
 
 SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
@@ -165,7 +166,7 @@ def _walk(folder: Path, seen: set[Path]) -> list[Path]:
             (found if kind(path) in KINDS or not path.exists() else others).append(path)
     for what, paths in (("of other kinds", others), ("hidden", hidden), ("written by fast-electra", own)):
         if paths:
-            examples = ", ".join(str(path.relative_to(folder)) for path in sorted(paths)[:5])
+            examples = ", ".join(printable(path.relative_to(folder)) for path in sorted(paths)[:5])
             more = ", ..." if len(paths) > 5 else ""
             print(f"{folder}: left out, because {what}: {len(paths)} ({examples}{more})", file=sys.stderr)
     return sorted(found)

@@ -3,7 +3,6 @@
 Nothing is dropped in silence: what cannot be used is yielded as `Rejected`, with its place and the reason.
 """
 
-import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -58,9 +57,7 @@ def read_documents(
             for item in items:
                 seen = True
                 yield _checked(item, max_document_bytes) if isinstance(item, Document) else item
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the temporary file of packed parquet
-                raise
+        except OSError as error:  # it was there a moment ago
             yield reject(str(path), "unreadable file", str(error))
             continue
         if not seen:

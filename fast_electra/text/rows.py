@@ -2,9 +2,11 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fast_electra.settings import UserError
 from fast_electra.text.documents import Document, Rejected, decoded, find, missing, of_value, reject
 from fast_electra.text.streams import StreamError, chunks, packing
 
@@ -27,6 +29,11 @@ def read_rows(path: Path, field: str) -> Iterator[Document | Rejected]:
         except StreamError as error:
             yield reject(str(path), error.reason, str(error), _AGAIN, size=size)
             return
+        except OSError as error:  # of the nameless file
+            with suppress(OSError):
+                stream.close()  # here, because closing it tries to write once more
+            room = f"no room in {tempfile.gettempdir()} to unpack {path} ({error.strerror})"
+            raise UserError(f"{room}: set TMPDIR to a folder with more, or unpack the file yourself") from None
         try:
             # By default pyarrow reads a whole row group ahead, and that may be the whole file.
             file = parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)

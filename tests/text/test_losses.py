@@ -4,7 +4,9 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from conftest import Corpus
 from pyarrow import parquet
 
 from fast_electra.cli import main
+from fast_electra.corpus.shards import Shards
+from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.text.documents import Document, Rejected
 from fast_electra.text.inputs import expand
@@ -221,6 +225,47 @@ def test_a_missing_field_is_named_with_those_that_are_there(tmp_path: Path, caps
     assert "{" not in printed
     many = {str(number): number for number in range(1000)}
     assert read(path, json.dumps(many).encode())[1][0].hint.endswith(", 18, 19 and 980 more")
+
+
+def test_names_of_fields_stay_one_short_line(tmp_path: Path) -> None:
+    deep = '{"a":' * 900 + "1" + "}" * 900
+    rows = [{"two\nlines\r\u2028": 1, "\ud800": 2, "k" * 10**6: 3}, json.loads(deep), {}]
+    _, lost = read(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert [item.reason for item in lost] == ["no text field"] * 3
+    for item in lost:
+        assert len(item.hint.splitlines()) == 1
+        assert len(item.hint) < 400
+        item.hint.encode()
+
+
+def test_a_file_name_that_is_no_text(tiny_corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, data in ((b"caf\xe9.txt", b"some words"), (b"two\xe9\nlines.txt", b"\xff")):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(data)
+    build_shards([tmp_path], tiny_corpus.tokenizer, tmp_path / "s", heldout=0)
+    manifest = Shards.open(tmp_path / "s").manifest
+    assert [Path(record.path).name for record in manifest.inputs] == ["caf\\udce9.txt", "two\\udce9\\nlines.txt"]
+    assert manifest.rejected == {"broken UTF-8": 1}
+    assert "lines.txt:1 (convert the file" in capsys.readouterr().err.replace("\\udce9\\n", "")
+
+
+def test_a_file_that_is_gone_when_its_turn_comes_is_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl.gz", "a.parquet", "a.parquet.gz"):
+        (item,) = read_documents([tmp_path / name])
+        assert (item[0], item[1]) in {(str(tmp_path / name), "unreadable file")}
+        assert "No such file" in item[2]
+
+
+def test_no_room_to_unpack_parquet_stops_with_the_remedy(tmp_path: Path) -> None:
+    parquet.write_table(arrow.table({"text": [str(i**9) for i in range(20_000)]}), tmp_path / "a.parquet")
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"no room in .* to unpack {path} .*: set TMPDIR to a folder with more"):
+            list(read_documents([path]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_text_that_nothing_can_be_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
