@@ -5,14 +5,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 
 from fast_electra.corpus.shards import MANIFEST, QUARANTINE
 from fast_electra.corpus.tokenizer import CARD, MODEL
 from fast_electra.settings import UserError
 from fast_electra.text.documents import printable
-from fast_electra.text.streams import COMPRESSED, packing
+from fast_electra.text.streams import COMPRESSED, StreamError, chunks, packing, utf8
 
 SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -55,7 +56,26 @@ def open_inputs(
         raise UserError("--document-per-line is about .txt files, and the input has none: leave it out")
     if field != "text" and kinds == {".txt"}:
         raise UserError(f"--field {field} is about JSON lines and parquet, and the input has only .txt: leave it out")
+    if not document_per_line:
+        _remark_on_lines(next((file for file in files if kind(file) == ".txt"), None))
     return files
+
+
+def _remark_on_lines(path: Path | None) -> None:
+    """Say so if a .txt file begins as if each line were a document, because it is read as a single one."""
+    if path is None:
+        return
+    start = b""
+    with suppress(StreamError):  # the readers say what is wrong
+        for part in islice(utf8(chunks(path), 0), 16):
+            start += part
+    *lines, _ = start.decode("utf-8", "replace").split("\n")
+    if len(lines) >= 20 and all(map(str.strip, lines)):
+        print(
+            f"note: {printable(path)} begins with {len(lines):,} lines and no blank one: they are one document. "
+            "If each line is a document, use --document-per-line.",
+            file=sys.stderr,
+        )
 
 
 def expand(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -1,13 +1,15 @@
 """Names on the command line: each file once, nothing left out in silence, and arguments that are out of range."""
 
+import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fast_electra.cli import main
 from fast_electra.settings import UserError
-from fast_electra.text.inputs import expand
+from fast_electra.text.inputs import expand, open_inputs
 
 
 def names(folder: Path, *inputs: Path | str) -> list[str]:
@@ -162,6 +164,24 @@ def test_an_argument_out_of_range_is_refused_with_its_range(
         assert printed.out + printed.err == printed.err
         assert printed.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_lines_that_look_like_documents_are_remarked_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / ("a.txt.gz" if pack is gzip.compress else "a.txt")
+    for text, remark in {
+        "one line\n" * 30: True,
+        "two\nlines\n\n" * 30: False,
+        "a book's title page\n" * 10: False,
+    }.items():
+        path.write_bytes(pack(text.encode()))
+        for document_per_line in (False, True):
+            open_inputs([path], "text", 1000, document_per_line)
+            printed = capsys.readouterr().err
+            assert ("begins with 30 lines and no blank one" in printed) == (remark and not document_per_line)
+            assert bool(printed) == (remark and not document_per_line)
 
 
 def test_the_home_folder_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
