@@ -169,7 +169,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return section
 
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        tree = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no config file {path}; see ds_configs/ for those that ship") from None
     except UserError:
