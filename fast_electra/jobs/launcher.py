@@ -4,19 +4,30 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
+from fast_electra.locks import only_writer
 from fast_electra.settings import UserError
+from fast_electra.training import signals
 
 if TYPE_CHECKING:
     from fast_electra.config import Config
     from fast_electra.training.engines import Ranks
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Let one rank say what is wrong."""
+        raise UserError(f"{message}; see --help")
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments of every script that the `deepspeed` launcher starts."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra"
     )
@@ -41,15 +52,60 @@ def begin(config: "Config", trains: bool = True) -> "Ranks":
     return ranks
 
 
-def run(name: str, main: Callable[[], None]) -> None:
-    """Run a job. A user's mistake becomes exit code 2 and one line on stderr, from one rank of each machine.
+@contextmanager
+def only_job(folder: Path, remedy: str) -> Iterator[None]:
+    """Make the folder that a job writes, and keep other jobs away from it. Rank 0 does this, before any work.
 
-    The line begins with `name`, that of the script.
+    Raises:
+        UserError: the folder cannot be made or written, or another job writes it. The message ends with `remedy`.
     """
+    from fast_electra.training.engines import check_launcher
+
+    check_launcher()
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(folder / ".lock", folder, remedy))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made or written ({error.strerror}): {remedy}") from None
+        yield
+
+
+def run(name: str, main: Callable[[], None]) -> None:
+    """Run a job. However it ends early, the last thing on the screen is one line on stderr that begins with `name`.
+
+    The exit code is 2 for a user's mistake, signals.EXIT_CODE after a signal, and 1 for all else.
+    """
+    signals.watch.start()
     try:
         main()
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank of this machine
-            where = "" if os.environ.get("RANK", "0") == "0" else f" on {socket.gethostname()}"
-            sys.stderr.write(f"{name}: error{where}: {error}\n")  # in one write, because ranks share the pipe
-        sys.exit(2)
+    except (Exception, KeyboardInterrupt) as error:
+        _fail(name, error)
+
+
+def _fail(name: str, error: BaseException) -> NoReturn:
+    """Say why this rank ends, unless another has already said so, and end at once: threads of gloo could abort."""
+    engines = sys.modules.get("fast_electra.training.engines")
+    rank, leads = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
+    agreed = isinstance(error, signals.Interrupted) and error.agreed
+    speaks = rank == "0" if agreed else engines.first_to_fail() if engines else leads
+    where = "" if rank == "0" else f" on rank {rank} ({socket.gethostname()})"
+    line, code, unexpected = f"error{where}: {error}", 2, False
+    if isinstance(error, KeyboardInterrupt):
+        line, code = f"interrupted{where}: {error}; the same command goes on", signals.EXIT_CODE
+    elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
+        line, code = f"error{where}: another rank is gone or hangs; the same command goes on ({error})", 1
+    elif not isinstance(error, UserError | OSError):  # OSError: a full disk, a folder that may not be written
+        line, code, unexpected = f"error{where}: {type(error).__name__}: {error}", 1, True
+    sys.stdout.flush()
+    if speaks:
+        if unexpected:
+            traceback.print_exception(error)
+        sys.stderr.write(f"{name}: {line}\n")  # in one write, because ranks share the pipe
+        sys.stderr.flush()
+    if engines and not agreed:
+        engines.abandon_ranks()
+    os._exit(code)
