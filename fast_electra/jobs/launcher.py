@@ -4,6 +4,7 @@ import argparse
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -79,6 +80,7 @@ def run(name: str, main: Callable[[], None]) -> None:
 
     The exit code is 2 for a user's mistake, signals.EXIT_CODE after a signal, and 1 for all else.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # when rank 0 is killed, its store's clients log C++ stacks
     signals.watch.start()
     try:
         main()
@@ -88,6 +90,7 @@ def run(name: str, main: Callable[[], None]) -> None:
 
 def _fail(name: str, error: BaseException) -> NoReturn:
     """Say why this rank ends, unless another has already said so, and end at once: threads of gloo could abort."""
+    signals.watch.stop()
     engines = sys.modules.get("fast_electra.training.engines")
     rank, leads = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     agreed = isinstance(error, signals.Interrupted) and error.agreed
@@ -96,8 +99,8 @@ def _fail(name: str, error: BaseException) -> NoReturn:
     line, code, unexpected = f"error{where}: {error}", 2, False
     if isinstance(error, KeyboardInterrupt):
         line, code = f"interrupted{where}: {error}; the same command goes on", signals.EXIT_CODE
-    elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
-        line, code = f"error{where}: another rank is gone or hangs; the same command goes on ({error})", 1
+    elif engines and (lost := engines.lost_rank(error)):
+        line, code = f"error{where}: {lost}; the same command goes on", 1
     elif not isinstance(error, UserError | OSError):  # OSError: a full disk, a folder that may not be written
         line, code, unexpected = f"error{where}: {type(error).__name__}: {error}", 1, True
     sys.stdout.flush()
@@ -108,4 +111,6 @@ def _fail(name: str, error: BaseException) -> NoReturn:
         sys.stderr.flush()
     if engines and not agreed:
         engines.abandon_ranks()
+        if not speaks:
+            time.sleep(2.5)  # the launcher passes on the exit code of the rank that ends first
     os._exit(code)

@@ -21,7 +21,7 @@ from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import Ranks, full_weights, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, full_weights, lost_rank, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
 from fast_electra.training.signals import Interrupted, watch
 
@@ -92,7 +92,7 @@ def finish(run: Run) -> None:
         if monitor is not None:
             with suppress(OSError):  # the disk is full: the first error is the one to show
                 interrupted = isinstance(error, KeyboardInterrupt) or watch.note
-                what = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+                what = str(error) if interrupted else lost_rank(error) or f"{type(error).__name__}: {error}"
                 monitor.status("interrupted" if interrupted else "failed", monitor.update, what)
                 monitor.close()
         if isinstance(error, Interrupted) and error.agreed:

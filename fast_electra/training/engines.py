@@ -3,23 +3,25 @@
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import deepspeed
 import deepspeed.comm
+import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_module_flops
 from deepspeed.utils import groups, safe_get_full_fp32_param
 from torch import Tensor, nn
-from torch.distributed import DistNetworkError
+from torch.distributed import DistError, DistNetworkError
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from fast_electra.model.encoder import Encoder
@@ -75,7 +77,7 @@ def start_ranks() -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # when DeepSpeed saves a checkpoint
-    with _word_about_waiting():
+    with _word_about_waiting(), redirect_stdout(None):  # DeepSpeed says of each operator that it was built
         try:
             deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
         except DistNetworkError as error:
@@ -109,7 +111,7 @@ def _word_about_waiting() -> Iterator[None]:
     word = (
         f"rank {rank} has waited {WORD:.0f} s for all {world} ranks to meet at {address}, port {port}: is one missing?"
     )
-    timer = threading.Timer(WORD, print, (word,), {"flush": True})
+    timer = threading.Timer(WORD, print, (word,), {"file": sys.stderr})
     timer.daemon = True
     if os.environ["LOCAL_RANK"] == "0":
         timer.start()
@@ -128,16 +130,27 @@ def first_to_fail() -> bool:
     try:
         return bool(store.add("fast_electra_failed", 1) == 1)
     except RuntimeError:
-        return os.environ["LOCAL_RANK"] == "0"  # rank 0 was killed
+        return os.environ["LOCAL_RANK"] == "0" or os.environ["RANK"] == "1"  # rank 0 was killed
+
+
+def lost_rank(error: BaseException) -> str:
+    """Return an error of gloo or NCCL in short words; empty if it is another error."""
+    if not isinstance(error, DistError) and "/gloo/" not in str(error):
+        return ""
+    words = str(error).partition("\n")[0].rpartition("] ")[2]
+    return f"another rank is gone or hangs ({words.partition('. ')[0]})"
 
 
 def abandon_ranks() -> None:
-    """Leave the process group without the others. Rank 0 stays for a moment, so that they notice and ask it."""
-    if torch.distributed.is_initialized() and not on_gpu() and torch.distributed.get_rank() == 0:
-        store = _get_default_store()  # it lives as long as this name
-        torch.distributed.destroy_process_group()
-        time.sleep(1.5)
-        del store
+    """Hang up on the other ranks. Rank 0 stays for a moment, because they then ask its store whether to speak."""
+    if not torch.distributed.is_initialized() or os.environ["RANK"] != "0":
+        return
+    store = int(os.environ["MASTER_PORT"])
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.raddr and store not in (connection.laddr.port, connection.raddr.port):
+            with suppress(OSError), socket.socket(fileno=connection.fd) as end:
+                end.shutdown(socket.SHUT_RDWR)
+    time.sleep(1.5)
 
 
 def _free_port() -> int:

@@ -52,6 +52,11 @@ class Watch:
         self._ancestors = _launcher() if "RANK" in os.environ else ()
         threading.Thread(target=self._run, args=(woken,), name="signals", daemon=True).start()
 
+    def stop(self) -> None:
+        """Ignore signals from now on, because this process is about to end."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def trains(self, stacks: Path, limit: float) -> None:
         """Only note signals from now on, because the ranks are going to agree.
 
