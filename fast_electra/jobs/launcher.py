@@ -1,13 +1,14 @@
 """What all launch scripts share: their arguments, and how a user's mistake is reported. Imports nothing heavy."""
 
 import argparse
+import importlib.util
 import os
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +19,10 @@ from fast_electra.training import signals
 if TYPE_CHECKING:
     from fast_electra.config import Config
     from fast_electra.training.engines import Ranks
+
+
+LOCK = ".lock"  # in the folder that a job writes
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}  # DeepSpeed's: section and package
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,6 +51,10 @@ def begin(config: "Config", trains: bool = True) -> "Ranks":
     from fast_electra.hosts import operators
     from fast_electra.training.engines import start_ranks
 
+    for section, package in MONITORS.items():
+        if config.deepspeed.get(section, {}).get("enabled") and not importlib.util.find_spec(package):
+            remedy = f"pip install {package}, or --set {section}.enabled=false"
+            raise UserError(f"{section}.enabled needs the package {package}, which is not installed: {remedy}")
     operators.ensure(fused_adam=trains and not config.torch_adam)
     ranks = start_ranks()
     if trains:
@@ -66,13 +75,20 @@ def only_job(folder: Path, remedy: str) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
+    made = not folder.exists()
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_writer(folder / ".lock", folder, remedy))
+            stack.enter_context(only_writer(folder / LOCK, folder, remedy))
         except OSError as error:
             raise UserError(f"{folder} cannot be made or written ({error.strerror}): {remedy}") from None
-        yield
+        try:
+            yield
+        finally:
+            stack.close()
+            if made:
+                with suppress(OSError):  # it holds something
+                    folder.rmdir()
 
 
 def run(name: str, main: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """DeepSpeed's engines. Only this file, hosts/operators.py and deepspeed_config.py import DeepSpeed."""
 
+import io
 import logging
 import os
 import socket
@@ -77,7 +78,7 @@ def start_ranks() -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # when DeepSpeed saves a checkpoint
-    with _word_about_waiting(), redirect_stdout(None):  # DeepSpeed says of each operator that it was built
+    with _word_about_waiting(), redirect_stdout(io.StringIO()):  # DeepSpeed says of each operator that it was built
         try:
             deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
         except DistNetworkError as error:
@@ -108,9 +109,7 @@ def stop_ranks() -> None:
 def _word_about_waiting() -> Iterator[None]:
     """Say, on one rank of each machine, that this takes long: perhaps a host or its launcher is missing."""
     rank, world, address, port = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    word = (
-        f"rank {rank} has waited {WORD:.0f} s for all {world} ranks to meet at {address}, port {port}: is one missing?"
-    )
+    word = f"rank {rank} has waited {WORD:.0f} s for {world} ranks to meet at {address}, port {port}: is one missing?"
     timer = threading.Timer(WORD, print, (word,), {"file": sys.stderr})
     timer.daemon = True
     if os.environ["LOCAL_RANK"] == "0":

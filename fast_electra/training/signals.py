@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -60,7 +61,8 @@ class Watch:
     def trains(self, stacks: Path, limit: float) -> None:
         """Only note signals from now on, because the ranks are going to agree.
 
-        Where `progressed` is not called for nearly `limit` seconds, the stacks of all threads go into a file, `stacks`.
+        Where `progressed` is not called for most of `limit` seconds, the stacks of all threads go into the file `stacks`
+        (0: never).
         """
         self._training = True  # before the look at the note, so that no signal falls between
         self._stacks, self._limit, self._progress = stacks, limit, time.monotonic()
@@ -87,8 +89,10 @@ class Watch:
                 # Where another rank of this machine is gone, the launcher ends all, and no agreement comes.
                 if not self._training or _sibling_is_gone():
                     time.sleep(GRACE)
+                    if not self._training and os.environ.get("LOCAL_RANK", "0") == "0":
+                        sys.stderr.write(f"interrupted: {reason(number)}; the same command goes on\n")
                     os._exit(EXIT_CODE)
-            if self._limit and time.monotonic() - self._progress > 0.9 * self._limit:
+            if self._limit and time.monotonic() - self._progress > 0.8 * self._limit:
                 self._limit = 0.0
                 with self._stacks.open("w") as file:
                     faulthandler.dump_traceback(file)
