@@ -2,7 +2,7 @@
 
 import json
 import os
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import Ranks, full_weights, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, full_weights, lost_rank, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
+from fast_electra.training.signals import Interrupted, watch
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
 FREE = {
-    *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation")),
+    *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
     *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
@@ -38,9 +39,10 @@ FREE = {
 
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
-    ranks = launcher.begin(config)
-    train(config, ranks)
-    stop_ranks()
+    with launcher.only_job(Path(config.run.run), f"name another run folder with --set {SECTION}.run=FOLDER"):
+        ranks = launcher.begin(config)
+        train(config, ranks)
+        stop_ranks()
 
 
 def train(config: Config, ranks: Ranks) -> None:
@@ -73,28 +75,33 @@ def finish(run: Run) -> None:
             print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
         monitor = Monitor(folder, updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
         monitor.status("running", start)
+    watch.trains(folder / f"stacks-rank-{ranks.rank}.txt", config.run.wait_minutes * 60 if ranks.world > 1 else 0)
     try:
         evaluation = fit(run, folder, monitor, start)
+        weights = full_weights(engine)
+        if ranks.rank == 0 and monitor is not None:
+            tokenizer = run.corpus.tokenizer.hash
+            for part, kind, settings, of_part in run.objective.exports(weights):
+                save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
+            write_examples(run, folder)
+            monitor.close()
+            print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
+            monitor.status("completed", updates)
+        wait_for_ranks()  # whatever a rank does next finds what was written
     except BaseException as error:
         if monitor is not None:
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            monitor.status(state, monitor.update, f"{type(error).__name__}: {error}")
-            monitor.close()
-        elif isinstance(error, UserError):  # perhaps this rank alone meets it, and the launch script would be silent
-            sys.stderr.write(f"rank {ranks.rank}: {error}\n")
+            with suppress(OSError):  # the disk is full: the first error is the one to show
+                interrupted = isinstance(error, KeyboardInterrupt) or watch.note
+                what = str(error) if interrupted else lost_rank(error) or f"{type(error).__name__}: {error}"
+                monitor.status("interrupted" if interrupted else "failed", monitor.update, what)
+                monitor.close()
+        if isinstance(error, Interrupted) and error.agreed:
+            wait_for_ranks()  # the launcher ends the others when the first one leaves
+            if monitor is not None:
+                raise Interrupted(f"{error}, saved after update {monitor.update:,}", agreed=True) from None
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None
         raise
-    weights = full_weights(engine)
-    if ranks.rank == 0 and monitor is not None:
-        tokenizer = run.corpus.tokenizer.hash
-        for part, kind, settings, of_part in run.objective.exports(weights):
-            save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
-        write_examples(run, folder)
-        monitor.close()
-        print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
-        monitor.status("completed", updates)
-    wait_for_ranks()  # whatever a rank does next finds what was written
 
 
 def _headline(run: Run) -> str:
