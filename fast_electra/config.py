@@ -51,6 +51,7 @@ class RunConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**62)
     updates: int = Field(ge=1)
     log_every: int = Field(default=20, ge=1)
+    wait_minutes: float = Field(default=15, ge=0.1, le=1440)  # that a rank waits for another while they train
     model: EncoderSettings
     corpus: CorpusSettings
     corruption: CorruptionSettings = CorruptionSettings()
@@ -169,7 +170,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return section
 
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        tree = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no config file {path}; see ds_configs/ for those that ship") from None
     except UserError:

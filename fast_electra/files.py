@@ -1,6 +1,5 @@
 """Atomic files and folders, the hashes of files, and JSON files that are sealed and read into a settings class."""
 
-import errno
 import hashlib
 import json
 import os
@@ -8,18 +7,18 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 from pydantic import ValidationError
 
+from fast_electra.locks import only_writer
 from fast_electra.settings import Settings, UserError
 
 S = TypeVar("S", bound=Settings)
 CHECKSUM = "checksum"  # key of a sealed JSON file, see `seal`
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot lock a file
 
 
 def file_hash(path: Path) -> str:
@@ -223,23 +222,13 @@ class _Place:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes away. The parent folder is made."""
-        from filelock import FileLock, Timeout  # here, because the command line's --help does without it
-
-        lock = FileLock(self.lock, timeout=0)
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"{self.target} is being written by another process: choose another --output") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
+        with ExitStack() as stack:
+            try:
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(self.lock, self.target, "choose another --output"))
+            except OSError as error:
                 raise self._cannot_be_written(error) from None
-        try:
             yield
-        finally:
-            with suppress(OSError):
-                self.lock.unlink()  # before the release, because filelock refuses a lock whose file is gone
-            lock.release()
 
     def prepare(self) -> None:
         """Repair what a killed process left, refuse what cannot work, and make the temporary folder."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,14 @@ from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import (
-    Ranks,
-    SharedError,
-    from_rank_0,
-    full_weights,
-    stop_ranks,
-)
+from fast_electra.training.engines import Ranks, from_rank_0, full_weights, lost_rank, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
 from fast_electra.training.metrics import Row, absurd_loss
+from fast_electra.training.signals import Interrupted, watch
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
 FREE = {
-    *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation")),
+    *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
     *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
@@ -46,9 +40,10 @@ FREE = {
 
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
-    ranks = launcher.begin(config)
-    train(config, ranks)
-    stop_ranks()
+    with launcher.only_job(Path(config.run.run), f"name another run folder with --set {SECTION}.run=FOLDER"):
+        ranks = launcher.begin(config)
+        train(config, ranks)
+        stop_ranks()
 
 
 def train(config: Config, ranks: Ranks) -> None:
@@ -79,18 +74,20 @@ def finish(run: Run) -> None:
             print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
         monitor = Monitor(folder, updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
         monitor.status("running", start)
+    watch.trains(folder / f"stacks-rank-{ranks.rank}.txt", config.run.wait_minutes * 60 if ranks.world > 1 else 0)
     try:
         evaluation = fit(run, folder, monitor, start)
         weights = full_weights(engine)
         from_rank_0(ranks, lambda: _export(run, folder, monitor, weights, evaluation))
     except BaseException as error:
         if monitor is not None:
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            monitor.end(state, monitor.update, f"{type(error).__name__}: {error}")
-        elif isinstance(error, UserError) and not isinstance(
-            error, SharedError
-        ):  # perhaps this rank alone meets it, and the launch script would be silent
-            sys.stderr.write(f"rank {ranks.rank}: {error}\n")
+            interrupted = isinstance(error, KeyboardInterrupt) or watch.note
+            what = str(error) if interrupted else lost_rank(error) or f"{type(error).__name__}: {error}"
+            monitor.end("interrupted" if interrupted else "failed", monitor.update, what)
+        if isinstance(error, Interrupted) and error.agreed:
+            wait_for_ranks()  # the launcher ends the others when the first one leaves
+            if monitor is not None:
+                raise Interrupted(f"{error}, saved after update {monitor.update:,}", agreed=True) from None
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None
         raise

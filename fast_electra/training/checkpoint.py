@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fast_electra.files import (
     FileRecord,
@@ -28,11 +29,9 @@ from fast_electra.training.checkpoint_files import first_line, read_checkpoint_f
 from fast_electra.training.engines import (
     Engine,
     Ranks,
-    SharedError,
-    checkpoint_bytes,
     from_rank_0,
-    is_finite,
     raise_together,
+    sum_over_ranks,
 )
 
 COMPLETE = "complete.json"
@@ -64,11 +63,11 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
     system.
 
     Raises:
-        SharedError: there is no room, a file cannot be written, or the weights are not finite. Nothing half-written
+        UserError: there is no room, a file cannot be written, or the weights are not finite. Nothing half-written
             stays, and the older checkpoints do.
     """
     if not is_finite(engine):
-        raise SharedError(
+        raise UserError(
             f"weights or the optimizer's state are not finite after update {update:,}, so they are not saved; lower "
             "optimizer.params.lr, or check the data, and start again from an earlier checkpoint"
         )
@@ -79,13 +78,11 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
         engine.save_checkpoint(str(folder), tag=partial.name, client_state={"update": update}, save_latest=False)
         raise_together(ranks, engine.checkpoint_engine.failure)
         from_rank_0(ranks, lambda: _put_in_place(partial, Complete(update=update, ranks=ranks.world, files={}), keep))
-    except SharedError as error:
+    except UserError as error:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         remedy = "start the same command again, which goes on from the newest checkpoint"
-        raise SharedError(
-            f"checkpoint {folder / name(update)} was not saved: {error}; make room, and {remedy}"
-        ) from None
+        raise UserError(f"checkpoint {folder / name(update)} was not saved: {error}; make room, and {remedy}") from None
 
 
 def _make_room(partial: Path, size: int) -> None:
@@ -111,6 +108,21 @@ def _put_in_place(partial: Path, complete: Complete, keep: int) -> None:
         sync(above)
     write_text(folder / "latest", whole.name + "\n")
     prune(folder, whole.name, keep)
+
+
+def checkpoint_bytes(engine: Engine) -> int:
+    """Return about how many bytes a checkpoint takes: the parameters, and their fp32 copies with Adam's two moments."""
+    return sum(parameter.numel() * (parameter.element_size() + 12) for parameter in engine.module.parameters())
+
+
+def is_finite(engine: Engine) -> bool:
+    """Return whether all numbers of a checkpoint would be finite. All ranks must call this."""
+    adam = engine.optimizer.optimizer
+    states = [value for state in adam.state.values() for value in state.values() if isinstance(value, Tensor)]
+    masters = [parameter for group in adam.param_groups for parameter in group["params"]]
+    ends = [torch.stack(torch.aminmax(tensor.detach())) for tensor in (*engine.module.parameters(), *masters, *states)]
+    finite = torch.stack([end.isfinite().all() for end in ends]).all()
+    return int(sum_over_ranks(1 - finite.int())) == 0
 
 
 def prune(folder: Path, latest: str, keep: int) -> None:
