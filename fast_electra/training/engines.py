@@ -1,4 +1,4 @@
-"""DeepSpeed's engines. Only this file, hosts/operators.py and deepspeed_config.py import DeepSpeed."""
+"""DeepSpeed's engines. Only this file, hosts/operators.py and deepspeed_schema.py import DeepSpeed."""
 
 import logging
 import os
