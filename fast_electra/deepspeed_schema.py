@@ -13,9 +13,9 @@ from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictInt, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic.fields import FieldInfo
 
-from fast_electra.settings import LocalPath, Settings
+from fast_electra.settings import LocalPath, Settings, range_of
 
 # An update has at most so many sequences: 16 times the largest batch known for such encoders (65,536, with LAMB).
 MOST_SEQUENCES = 2**20
@@ -43,26 +43,21 @@ def _strict(model: type[BaseModel], **kinds: Any) -> type[BaseModel]:
     `kinds` are fields with another type and default.
     """
 
-    def check(wanted: type | tuple[type, ...], words: str) -> BeforeValidator:
-        def only(given: Any) -> Any:
-            number = isinstance(given, bool) and wanted is not bool  # Python's True is a number too
-            if given is not None and (number or not isinstance(given, wanted)):
-                raise PydanticCustomError("conversion", f"must be {words}")  # type: ignore[arg-type]
+    def only(field: FieldInfo, *wanted: type) -> BeforeValidator:
+        def check(given: Any) -> Any:
+            if given is not None and (
+                not isinstance(given, wanted) or (isinstance(given, bool) and bool not in wanted)
+            ):
+                raise ValueError(f"must be {range_of(field)}")
             return given
 
-        return BeforeValidator(only)
+        return BeforeValidator(check)
 
     for name, field in model.model_fields.items():
         inside = get_args(field.annotation) or (field.annotation,)
-        if bool in inside:
-            rule = check(bool, "true or false")
-        elif int in inside or float in inside:
-            rule = check((int, float), "a number")
-        elif str in inside:
-            rule = check(str, "text")
-        else:
-            continue
-        kinds.setdefault(name, (Annotated[field.annotation, rule], field))
+        for wanted in ((bool,), (int, float), (str,)):
+            if set(wanted) & set(inside):
+                kinds.setdefault(name, (Annotated[field.annotation, only(field, *wanted)], field))
     return create_model(model.__name__, __base__=model, **kinds)
 
 

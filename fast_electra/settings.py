@@ -5,6 +5,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args
 
@@ -42,10 +43,10 @@ def local_path(text: str) -> str:
 LocalPath = Annotated[str, AfterValidator(local_path)]  # of a file or folder
 
 
-def path_argument(text: str) -> str:
+def path_argument(text: str) -> Path:
     """Return a path of the command line, as `LocalPath` takes it: the `type` of an argument."""
     try:
-        return local_path(text)
+        return Path(local_path(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
 
@@ -100,7 +101,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     shown = "" if isinstance(given, dict | BaseModel) else f", not {_short(given)}"
     if kind != "value_error" and isinstance(given, dict):
         return f"{key} is a value, not a section"
-    wanted = None if field is None or kind == "value_error" else field.description or _range(field)
+    wanted = None if field is None or kind == "value_error" else field.description or range_of(field)
     if wanted is not None:
         return f"{key} must be {wanted}{shown}"
     if message.startswith("Input should be "):
@@ -110,7 +111,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def _range(field: FieldInfo) -> str | None:
+def range_of(field: FieldInfo) -> str | None:
     """Return what the value of a field must be, from its type and its bounds; None if its type is another."""
     kinds = set(get_args(field.annotation) or (field.annotation,))
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
