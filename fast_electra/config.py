@@ -233,8 +233,8 @@ def _check_places(tree: dict[str, Any], where: str, prefix: str = "") -> None:
         if name in siblings:
             if isinstance(value, dict):
                 _check_places(value, where, f"{prefix}{name}.")
-        elif name in leaves or not difflib.get_close_matches(name, siblings, n=1):
-            close = difflib.get_close_matches(name, leaves, n=1)
+        elif name in leaves or not difflib.get_close_matches(name.lower(), siblings, n=1):
+            close = difflib.get_close_matches(name.lower(), leaves, n=1)
             meant = sorted(key for key in KEYS if close and key.rpartition(".")[2] == close[0])
             if 1 <= len(meant) <= 3:  # `enabled` is in too many sections to say which
                 raise UserError(f"{where}: unknown key {prefix}{name}; did you mean {' or '.join(meant)}?")

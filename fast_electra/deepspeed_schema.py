@@ -12,7 +12,7 @@ from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, 
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictInt, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from fast_electra.settings import LocalPath, Settings, range_of
@@ -48,17 +48,19 @@ def _strict(model: type[BaseModel], **kinds: Any) -> type[BaseModel]:
             if given is not None and (
                 not isinstance(given, wanted) or (isinstance(given, bool) and bool not in wanted)
             ):
-                raise ValueError(f"must be {range_of(field)}")
+                raise ValueError(f"must be {field.description or range_of(field)}")
             return given
 
         return BeforeValidator(check)
 
-    for name, field in model.model_fields.items():
+    own = create_model(model.__name__, __base__=model, **kinds)
+    rules: dict[str, Any] = {}
+    for name, field in own.model_fields.items():
         inside = get_args(field.annotation) or (field.annotation,)
         for wanted in ((bool,), (int, float), (str,)):
             if set(wanted) & set(inside):
-                kinds.setdefault(name, (Annotated[field.annotation, only(field, *wanted)], field))
-    return create_model(model.__name__, __base__=model, **kinds)
+                rules[name] = (Annotated[field.annotation, only(field, *wanted)], field)
+    return create_model(model.__name__, __base__=own, **rules)
 
 
 class AdamParams(Settings):
@@ -82,14 +84,23 @@ class Optimizer(Settings):
     legacy_fusion: bool = False
 
 
-class Zero(_strict(DeepSpeedZeroConfig)):  # type: ignore[misc]
+ZERO = _strict(
+    DeepSpeedZeroConfig,
+    reduce_bucket_size=(Annotated[int, Field(ge=1, le=5_000_000_000)], 500_000_000),
+    allgather_bucket_size=(
+        Annotated[int, Field(ge=0, multiple_of=2, description="an even whole number >= 0")],
+        500_000_000,
+    ),
+    legacy_stage1=(Annotated[Literal[False], Field(description="false: DeepSpeed has it no more")], False),
+    zenflow=(Annotated[None, Field(description="null: it needs offloading, which is not supported")], None),
+    leaf_module=(Annotated[None, Field(description="null: it is for stage 3")], None),
+)
+
+
+class Zero(ZERO):  # type: ignore[misc, valid-type]
     """ZeRO, of stage 2 and without offloading."""
 
     stage: Literal[2] = Field(2, description="2 (the checks of this trainer assume it)")
-    allgather_bucket_size: int = Field(500_000_000, ge=0, multiple_of=2, description="an even whole number >= 0")
-    legacy_stage1: Literal[False] = Field(False, description="false: DeepSpeed has it no more")
-    zenflow: None = Field(None, description="null: it needs offloading, which is not supported")
-    leaf_module: None = Field(None, description="null: it is for stage 3")
 
     @model_validator(mode="after")
     def _keeps_all_on_the_device(self) -> "Zero":
@@ -147,16 +158,16 @@ SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and wh
         DeepSpeedFP16Config,
         enabled=(Enabled, False),
         fp16_master_weights_and_grads=(Off, False),
-        initial_scale_power=(Annotated[StrictInt, Field(ge=0, le=100)], 16),
-        **dict.fromkeys(("loss_scale_window", "min_loss_scale"), (Annotated[StrictInt, Field(ge=1)], 1)),
-        hysteresis=(Annotated[StrictInt, Field(ge=1)], 2),
+        initial_scale_power=(Annotated[int, Field(ge=0, le=100)], 16),
+        **dict.fromkeys(("loss_scale_window", "min_loss_scale"), (Annotated[int, Field(ge=1)], 1)),
+        hysteresis=(Annotated[int, Field(ge=1)], 2),
     ),
     "data_types": _section(grad_accum_dtype=Dtype),
     "activation_checkpointing": _section(
         synchronize_checkpoint_boundary=bool, profile=bool, number_checkpoints=Whole | None
     ),
     "wandb": _strict(WandbConfig),
-    "comet": _strict(CometConfig, samples_log_interval=(Annotated[StrictInt, Field(ge=1)], 100)),
+    "comet": _strict(CometConfig, samples_log_interval=(Annotated[int, Field(ge=1)], 100)),
     "tensorboard": _strict(TensorBoardConfig, output_path=(OutputPath, "")),
     "csv_monitor": _strict(CSVConfig, output_path=(OutputPath, "")),
     "comms_logger": _strict(CommsLoggerConfig),

@@ -66,7 +66,7 @@ def one_of(names: Iterable[str]) -> AfterValidator:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the name probably meant, or all known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
@@ -99,13 +99,13 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{key} is a section: write it as {{...}}"
     shown = "" if isinstance(given, dict | BaseModel) else f", not {_short(given)}"
-    if kind != "value_error" and isinstance(given, dict):
-        return f"{key} is a value, not a section"
     wanted = None if field is None or kind == "value_error" else field.description or range_of(field)
+    if wanted is None and message.startswith("Input should be "):
+        wanted = message.removeprefix("Input should be ")
+    if kind != "value_error" and isinstance(given, dict):
+        return f"{key} is a value, not a section{f': {wanted}' if wanted else ''}"
     if wanted is not None:
         return f"{key} must be {wanted}{shown}"
-    if message.startswith("Input should be "):
-        message = f"must be {message.removeprefix('Input should be ')}"
     if message.startswith("must be "):
         return f"{key} {message}{shown}"
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"

@@ -76,7 +76,7 @@ def tiny(*overrides: str, machine: Machine = TWO, updates: int = 700) -> dict[st
         ("zero_optimization.cpu_offload=true", "offload_optimizer is not supported"),
         (
             "zero_optimization.reduce_bucket_size=-1",
-            "zero_optimization.reduce_bucket_size must be a whole number > 0, not -1",
+            "zero_optimization.reduce_bucket_size must be a whole number from 1 to 5,000,000,000, not -1",
         ),
         ("zero_optimization=2", "zero_optimization is a section: write it as {...}"),
         ("train_batch_size=0", 'train_batch_size must be a whole number from 1 to 1,048,576 or "auto", not 0'),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, path_argument
 
 if TYPE_CHECKING:
     from fast_electra.config import Config
@@ -18,7 +18,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments of every script that the `deepspeed` launcher starts."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra"
+        "--deepspeed_config",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="a DeepSpeed config with a section fast_electra",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key; repeatable")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
