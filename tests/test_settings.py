@@ -9,7 +9,7 @@ from fast_electra import config
 from fast_electra.cli import main
 from fast_electra.cost.estimate import check_fits
 from fast_electra.deepspeed_config import Machine
-from fast_electra.jobs import launcher
+from fast_electra.jobs import launcher, measure, preprocess
 from fast_electra.settings import UserError, path_argument
 
 TINY = Path(__file__).parent.parent / "ds_configs/tiny.json"
@@ -118,6 +118,16 @@ def test_a_run_that_cannot_fit_is_refused_before_it_is_built(override: str, part
     with pytest.raises(UserError) as caught:
         check_fits(config.load(TINY, [override]), 16e9)
     assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_of_the_launch_scripts_have_a_range() -> None:
+    loaded = config.load(TINY)
+    for options in (measure.Options(0, 3, 6), measure.Options(10, -1, 6), measure.Options(10, 3, 10**12)):
+        with pytest.raises(UserError, match="or more, and at most 1,000,000"):
+            measure.main(loaded, "tiny.json", [], options)
+    for part in (-1, 10**12):
+        with pytest.raises(UserError, match=f"at most 1,048,576 and at least 1, not {part}"):
+            preprocess.destination(loaded, Path("store"), part)
 
 
 def test_what_could_fit_is_never_refused() -> None:

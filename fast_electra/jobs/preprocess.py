@@ -63,8 +63,10 @@ def destination(config: Config, output: Path | None, part: int | None) -> Path:
         raise UserError(
             f"objective {config.run.objective} draws no replacements from a frozen model: only rtd can be preprocessed"
         )
-    if part is not None and part < 1:
-        raise UserError(f"--part is the number of sequences of a file: at least 1, not {part}")
+    if part is not None and not 1 <= part <= 16 * MOST:
+        raise UserError(
+            f"--part is the number of sequences of a file: at most {16 * MOST:,} and at least 1, not {part}"
+        )
     return Path(named)
 
 
