@@ -7,7 +7,7 @@ import pytest
 
 from fast_electra import config
 from fast_electra.cli import main
-from fast_electra.cost.estimate import check_fits
+from fast_electra.cost.estimate import check_machine
 from fast_electra.deepspeed_config import Machine
 from fast_electra.jobs import launcher, measure, preprocess
 from fast_electra.settings import UserError, path_argument
@@ -114,10 +114,21 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: bytes) -> 
     ],
 )
 def test_a_run_that_cannot_fit_is_refused_before_it_is_built(override: str, part: str) -> None:
-    check_fits(config.load(TINY), 1e9)
+    check_machine(config.load(TINY), 1e9)
     with pytest.raises(UserError) as caught:
-        check_fits(config.load(TINY, [override]), 16e9)
+        check_machine(config.load(TINY, [override]), 16e9)
     assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_needs_a_gpu_is_refused_before_the_start() -> None:
+    for override, says in (
+        ("fast_electra.model.attention=triton", "fast_electra.model.attention: triton needs a GPU, 16 bit"),
+        ("fast_electra.auxiliary.dtype=fp16", "fast_electra.auxiliary.dtype: fp16 needs a GPU"),
+    ):
+        with pytest.raises(UserError, match=says):
+            check_machine(config.load(TINY, [override]), 16e9)
+    overrides = ["fast_electra.model.attention=triton", "fast_electra.model.heads=2", "bf16.enabled=auto"]
+    check_machine(config.load(TINY, overrides, Machine(1, "bf16", on_gpu=True)), 16e9)
 
 
 def test_numbers_of_the_launch_scripts_have_a_range() -> None:
@@ -132,8 +143,8 @@ def test_numbers_of_the_launch_scripts_have_a_range() -> None:
 
 def test_what_could_fit_is_never_refused() -> None:
     """Short texts need little of what a batch could need; buckets on a CPU are memory only when they are filled."""
-    check_fits(config.load(TINY, ["fast_electra.corpus.sequence_length=32768"]), 16e9)
+    check_machine(config.load(TINY, ["fast_electra.corpus.sequence_length=32768"]), 16e9)
     buckets = ["zero_optimization.reduce_bucket_size=5000000000"]
-    check_fits(config.load(TINY, buckets), 16e9)
+    check_machine(config.load(TINY, buckets), 16e9)
     with pytest.raises(UserError, match="most is reduction's buckets"):
-        check_fits(config.load(TINY, buckets, Machine(on_gpu=True)), 16e9)
+        check_machine(config.load(TINY, buckets, Machine(on_gpu=True)), 16e9)

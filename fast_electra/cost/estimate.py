@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fast_electra import config, recipes
 from fast_electra.config import SECTION, Config, RunConfig
-from fast_electra.cost import methods
+from fast_electra.cost import memory, methods
 from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, sequence_flops, update_flops
 from fast_electra.cost.table_1 import Models
 from fast_electra.model.encoder import EncoderSettings
@@ -131,16 +131,18 @@ def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
     )
 
 
-def check_fits(loaded: Config, capacity: float) -> None:
-    """Refuse a run that cannot fit into the memory of a device, `capacity` bytes, whatever its text is.
+def check_machine(loaded: Config, capacity: float) -> None:
+    """Refuse a run that this machine cannot compute, or that cannot fit into `capacity` bytes, a device's memory.
 
     The estimate is of the shortest sequences that there are. On a CPU a reduction bucket counts as far as it is filled.
 
     Raises:
-        UserError: the run needs more. The message names the largest part, and the keys that decide it.
+        UserError: the run needs another machine. The message names the keys that decide it.
     """
     run, method = loaded.run, method_of(loaded.run)
     job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
+    if run.model.attention == "triton" and not memory.keeps_no_pairs(run.model, job.batch):
+        raise UserError(f"{SECTION}.model.attention: triton needs a GPU, 16 bit, heads of 32, 64 or 128; use auto")
     short = job.batch._replace(length=SHORTEST, masked=1)
     zero = job.zero
     if not loaded.machine.on_gpu:

@@ -22,7 +22,7 @@ from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.cost import measure as measurement
 from fast_electra.cost import methods
-from fast_electra.cost.estimate import auxiliary_settings, check_fits
+from fast_electra.cost.estimate import auxiliary_settings, check_machine
 from fast_electra.cost.flops import BACKWARD, RECOMPUTATION
 from fast_electra.cost.memory import reduction_buckets
 from fast_electra.cost.methods import Job
@@ -69,7 +69,7 @@ def main(config: Config, path: str, overrides: list[str], options: Options) -> N
             f"fast_electra.replacement.distribution {config.run.replacement.distribution} needs no auxiliary model, "
             "and this measures the cost of one: leave the key out"
         )
-    check_fits(config, device_memory())
+    check_machine(config, device_memory())
     ranks = launcher.begin(config)
     with _scratch(Path(config.run.run).parent, ranks) as folder:
         result = {"config": path, "overrides": overrides, **_measure(config, options, folder, ranks)}

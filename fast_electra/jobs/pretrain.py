@@ -7,7 +7,7 @@ from typing import Any
 
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
-from fast_electra.cost.estimate import check_fits, checkpointing_advice
+from fast_electra.cost.estimate import check_machine, checkpointing_advice
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher
 from fast_electra.model.files import save_model
@@ -35,7 +35,7 @@ FREE = {
 
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
-    check_fits(config, device_memory())
+    check_machine(config, device_memory())
     ranks = launcher.begin(config)
     train(config, ranks)
     stop_ranks()
