@@ -182,7 +182,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     try:
         # Of bytes, `json` recognises a byte order mark and UTF-16 itself.
-        tree = json.loads(Path(path).read_bytes(), object_pairs_hook=unique)
+        tree = json.loads(Path(path).read_bytes(), object_pairs_hook=unique, parse_int=_number)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no config file {path}; see ds_configs/ for those that ship") from None
     except UserError:
@@ -196,13 +196,18 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return tree
 
 
+def _number(digits: str) -> int | float:
+    """Return a whole number, or infinity for one that no float can hold: every check then refuses it."""
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, name = key.strip().split(".")
     if not equals or not all([*sections, name]):
         raise UserError(f"--set {override}: write KEY=VALUE, e.g. --set fast_electra.curriculum.rate=0.3")
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_number)
     except (ValueError, RecursionError):
         value = text
     for section in sections:

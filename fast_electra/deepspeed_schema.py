@@ -32,7 +32,7 @@ OptionalDtype = Annotated[Dtype | None, Field(description="fp32, bf16, fp16 or n
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Print = Annotated[Whole | Literal["auto"] | None, Field(description="a whole number >= 1, or null for never")]
 OutputPath = LocalPath | Literal[""]
-Off = Annotated[Literal[False], Field(description="false: it needs offloading, which is not supported")]
+Off = Annotated[Literal[False], Field(description="false (it needs offloading, which is not supported)")]
 Enabled = Annotated[StrictBool, Field(description="true, false or auto")]  # DeepSpeed's schemas skip `auto` themselves
 Scheduler = Literal["WarmupDecayLR", "WarmupLR", "WarmupCosineLR"]
 
@@ -91,9 +91,9 @@ ZERO = _strict(
         Annotated[int, Field(ge=0, multiple_of=2, description="an even whole number >= 0")],
         500_000_000,
     ),
-    legacy_stage1=(Annotated[Literal[False], Field(description="false: DeepSpeed has it no more")], False),
-    zenflow=(Annotated[None, Field(description="null: it needs offloading, which is not supported")], None),
-    leaf_module=(Annotated[None, Field(description="null: it is for stage 3")], None),
+    legacy_stage1=(Annotated[Literal[False], Field(description="false (DeepSpeed has it no more)")], False),
+    zenflow=(Annotated[None, Field(description="null (it needs offloading, which is not supported)")], None),
+    leaf_module=(Annotated[None, Field(description="null (it is for stage 3)")], None),
 )
 
 
@@ -128,7 +128,7 @@ def _scheduler_params(scheduler: str) -> type[Settings]:
         "warmup_min_ratio": Annotated[float, Field(ge=0, le=1)],
         "cos_min_ratio": Annotated[float, Field(ge=0, le=1)],
         "warmup_type": Literal["log", "linear"],
-        "last_batch_iteration": Annotated[Literal[-1], Field(description="-1: a resumed run counts by itself")],
+        "last_batch_iteration": Annotated[Literal[-1], Field(description="-1 (a resumed run counts by itself)")],
     }
     taken = inspect.signature(getattr(lr_schedules, scheduler)).parameters
     return _section(**{name: kinds[name] for name in taken if name != "optimizer"})
@@ -139,10 +139,10 @@ SCHEDULER_PARAMS = {scheduler: _scheduler_params(scheduler) for scheduler in get
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and what it holds
     **dict.fromkeys(SIZES, Size),
-    "gradient_clipping": Annotated[float, Field(ge=0)],
+    "gradient_clipping": Annotated[float, Field(ge=0, le=1_000_000)],
     **dict.fromkeys(("prescale_gradients", "disable_allgather", "wall_clock_breakdown", "memory_breakdown"), bool),
     **dict.fromkeys(("dump_state", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), bool),
-    "gradient_predivide_factor": Annotated[float, Field(gt=0, le=1e6)],
+    "gradient_predivide_factor": Annotated[float, Field(gt=0, le=1_000_000)],
     "steps_per_print": Print,
     "log_level": Level,
     "communication_data_type": OptionalDtype,
@@ -158,6 +158,7 @@ SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and wh
         DeepSpeedFP16Config,
         enabled=(Enabled, False),
         fp16_master_weights_and_grads=(Off, False),
+        auto_cast=(Annotated[Literal[False], Field(description="false (inputs are token ids)")], False),
         initial_scale_power=(Annotated[int, Field(ge=0, le=100)], 16),
         **dict.fromkeys(("loss_scale_window", "min_loss_scale"), (Annotated[int, Field(ge=1)], 1)),
         hysteresis=(Annotated[int, Field(ge=1)], 2),
@@ -179,7 +180,7 @@ SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and wh
     ),
     "checkpoint": _section(
         tag_validation=Literal["Ignore", "Warn", "Fail"],
-        use_node_local_storage=Annotated[Literal[False], Field(description="false: all ranks read one folder")],
+        use_node_local_storage=Annotated[Literal[False], Field(description="false (all ranks read one folder)")],
         parallel_write=_section(pipeline_stage=bool),
     ),
 }

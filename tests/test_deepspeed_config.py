@@ -53,7 +53,7 @@ def tiny(*overrides: str, machine: Machine = TWO, updates: int = 700) -> dict[st
         ("optimizer.params.eps=-1", "optimizer.params.eps must be a number > 0 and <= 1, not -1"),
         ("optimizer.params.torch_adam=yes", "optimizer.params.torch_adam must be true or false, not 'yes'"),
         ("optimizer.params=3", "optimizer.params is a section: write it as {...}"),
-        ("gradient_clipping=-1", "gradient_clipping must be a number >= 0, not -1"),
+        ("gradient_clipping=-1", "gradient_clipping must be a number from 0 to 1,000,000, not -1"),
         ("gradient_clipping={}", "gradient_clipping is a value, not a section"),
         ("communication_data_type={}", "communication_data_type is a value, not a section"),
         ("wall_clock_breakdown=no", "wall_clock_breakdown must be true or false, not 'no'"),

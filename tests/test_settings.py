@@ -91,9 +91,7 @@ def test_a_config_of_another_editor_is_read(tmp_path: Path, encoding: str) -> No
     assert config.load(path).run.run == "runs/ü"
 
 
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\xfa{}", b"[" * 100_000, b'{"train_batch_size": ' + b"9" * 5000 + b"}", b""]
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfa{}", b"[" * 100_000, b""])
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
