@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -15,17 +16,23 @@ from typing import Any
 
 from fast_electra.settings import UserError, path_argument
 
-_INPUT = """files (.txt with a blank line between documents, .jsonl, .parquet; each also .gz, .xz, .zst), folders,
-quoted globs, or `sample`, the corpus that ships"""
+_INPUT = """files (.txt with a blank line between documents; .jsonl, .ndjson or .json with one object a line; .parquet;
+each also .gz, .xz, .zst, .bz2), folders, quoted globs, or `sample`, the corpus that ships"""
 _SET = "override a key of the config; repeatable"
+
+
+def _home(path: str) -> str:
+    """Put the home folder where a path begins with `~`; no shell does so within `--output=~/x`."""
+    return os.path.expanduser(path)  # noqa: PTH111 (an empty path stays empty)
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
     """Add what `tokenizer` and `corpus` share. The help names the functions' defaults, and a test compares them."""
     parser.argument_default = argparse.SUPPRESS  # a flag that is not given is not passed on
     add = parser.add_argument
-    add("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help=_INPUT)
-    add("--field", help="key or column that holds the text (default: text)")
+    add("--input", dest="inputs", nargs="+", type=_home, required=True, metavar="FILE", help=_INPUT)
+    add("--field", help="key or column that holds the text, such as data.text (default: text)")
+    add("--document-per-line", action="store_true", help="each line of a .txt file is a document")
     add("--max-document-bytes", type=int, metavar="N", help="reject larger documents (default: 16 MiB)")
     add("--overwrite", action="store_true", help="replace the output if it exists")
 
@@ -33,7 +40,13 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     _add_text(parser)
     add = parser.add_argument
-    add("--output", default="data/tokenizer", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    add(
+        "--output",
+        type=_home,
+        default="data/tokenizer",
+        metavar="FOLDER",
+        help="folder to write (default: %(default)s)",
+    )
     add("--vocabulary", type=int, default=128_000, metavar="N", help="exact number of tokens (default: %(default)s)")
     sample = "learn from a random sample of the documents of at most N bytes (default: 256 MiB)"
     add("--max-train-bytes", type=int, metavar="N", help=sample)
@@ -58,8 +71,8 @@ def _tokenizer(output: str, **options: Any) -> None:
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
     _add_text(parser)
     add = parser.add_argument
-    add("--tokenizer", default="data/tokenizer", metavar="FOLDER", help="default: %(default)s")
-    add("--output", default="data/shards", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    add("--tokenizer", type=_home, default="data/tokenizer", metavar="FOLDER", help="default: %(default)s")
+    add("--output", type=_home, default="data/shards", metavar="FOLDER", help="folder to write (default: %(default)s)")
     add("--heldout", type=float, metavar="SHARE", help="share of the documents kept for evaluation (default: 0.005)")
     add("--workers", type=int, metavar="N", help="tokenising processes (default: 1)")
     add("--shard-bytes", type=int, metavar="N", help="start a new shard at this size (default: 1 GiB)")

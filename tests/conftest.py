@@ -54,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """60 documents of the sample corpus, cut to 8,000 characters each, with a tokenizer of 1,000 entries."""
     from fast_electra.text.build import build_shards
-    from fast_electra.text.readers import expand, read_documents
+    from fast_electra.text.inputs import expand
+    from fast_electra.text.readers import read_documents
     from fast_electra.text.train_tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny_corpus")

@@ -80,7 +80,7 @@ def test_help_names_the_defaults_of_the_function(
     assert {flag.replace("-", "_") for flag in flags} - {"input"} == set(parameters) - {"inputs", "progress"}
     for flag, text in flags.items():
         parameter = parameters["inputs" if flag == "input" else flag.replace("-", "_")]
-        if parameter.default is not parameter.empty and flag != "overwrite":
+        if parameter.default is not parameter.empty and parameter.default is not False:
             (named,) = re.findall(r"\(default: (.+)\)", text)
             number, _, unit = named.partition(" ")
             scale = {"": 1, "MiB": 2**20, "GiB": 2**30}[unit]

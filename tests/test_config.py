@@ -155,6 +155,13 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) 
         config.load(tiny(tmp_path, fast_electra__seed=1), [override], Machine(1))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    plain = config.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert config.read(path) == plain
+
+
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config file"):
         config.load(tmp_path / "none.json")

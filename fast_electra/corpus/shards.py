@@ -41,7 +41,7 @@ class Manifest(Settings):
     documents: int
     tokens: int
     bytes: int  # of text in UTF-8
-    rejected: dict[str, int]  # number of rejected documents by reason; each is a line of quarantine.jsonl
+    rejected: dict[str, int]  # number of documents that are lost, by reason; quarantine.jsonl has a line for each loss
     inputs: list[InputRecord]  # in the order in which they were read
     splits: dict[SplitName, list[ShardRecord]]  # in order
 

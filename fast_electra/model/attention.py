@@ -141,7 +141,8 @@ def runs_triton(name: str, x: Tensor, heads: int) -> bool:
     able = x.is_cuda and dtype != torch.float32 and x.shape[-1] // heads in HEAD_SIZES
     able = able and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
     if name == "triton" and not able:
-        raise UserError("model.attention triton needs an Ampere GPU or newer, 16 bit, heads of 32, 64 or 128; use auto")
+        need = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"
+        raise UserError(f"fast_electra.model.attention: triton needs {need}; use auto")
     return able
 
 

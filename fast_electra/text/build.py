@@ -4,8 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,9 +22,12 @@ from fast_electra.corpus.shards import InputRecord, Manifest, ShardRecord, Split
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, atomic_folder
 from fast_electra.settings import UserError
-from fast_electra.text.readers import DEFAULT_MAX_DOCUMENT_BYTES, Document, Rejected, expand, read_documents
+from fast_electra.text.documents import Document, Losses, Rejected, printable
+from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, kind, open_inputs
+from fast_electra.text.readers import read_documents
 
 _BATCH_CHARACTERS = 2**20  # handed to a worker at a time
+_MOST_WORKERS = 1024
 
 
 class _Tokenised(NamedTuple):
@@ -42,6 +46,7 @@ def build_shards(
     workers: int = 1,
     field: str = "text",
     max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
+    document_per_line: bool = False,
     shard_bytes: int = 2**30,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda documents, size: None,
@@ -57,18 +62,20 @@ def build_shards(
         workers: number of tokenising processes; if it is 1, this process tokenises.
         field: the key or column that holds the text.
         max_document_bytes: larger documents are rejected.
+        document_per_line: each line of a .txt file is a document; if False, blank lines separate them.
         shard_bytes: a shard is closed once its tokens take this many bytes.
         overwrite: replace existing shards.
         progress: called after each document with the number of documents and the bytes of text so far.
 
     Raises:
-        UserError: there is nothing to read, no document is usable, or the output exists.
+        UserError: there is nothing to read, no document is usable, an argument is out of range, or the output exists.
     """
     if not 0 <= heldout < 1:
         raise UserError(f"--heldout {heldout}: it is a share of the documents, at least 0 and below 1")
-    if workers < 1:
-        raise UserError(f"--workers {workers}: at least one process must do the work")
-    files = expand(inputs)
+    check_range("--workers", workers, 1, _MOST_WORKERS)
+    check_range("--shard-bytes", shard_bytes, 1)
+    files = open_inputs(inputs, field, max_document_bytes, document_per_line)
+    records = [InputRecord(path=printable(file), size=file.stat().st_size) for file in files]
     vocabulary = Tokenizer.load(tokenizer)
     with atomic_folder(Path(output), marker=shards.MANIFEST, overwrite=overwrite) as folder:
         threshold = int(heldout * 2**64)
@@ -77,11 +84,10 @@ def build_shards(
                 stale.unlink()
             writer = _Pass(folder, threshold, vocabulary.vocabulary_size, shard_bytes)
             with _tokenising(vocabulary, Path(tokenizer), workers) as tokenise:
-                writer.write(tokenise(read_documents(files, field, max_document_bytes)), progress)
-            rejected = dict(sorted(writer.rejected.items()))
+                documents = read_documents(files, field, max_document_bytes, document_per_line)
+                writer.write(tokenise(documents), progress)
             if not writer.documents:
-                reasons = ", ".join(f"{count} x {reason}" for reason, count in rejected.items())
-                raise UserError(f"no usable document in {len(files)} files, {files[0]} first: {reasons}")
+                raise UserError(f"no usable document in {len(files)} files: {writer.losses.summary()}")
             smallest, largest = writer.smallest, writer.largest
             if threshold == 0 or smallest == largest or smallest < threshold <= largest:
                 break
@@ -96,12 +102,29 @@ def build_shards(
             documents=writer.documents,
             tokens=sum(shard.tokens for done in splits.values() for shard in done),
             bytes=writer.bytes,
-            rejected=rejected,
-            inputs=[InputRecord(path=str(file), size=file.stat().st_size) for file in files],
+            rejected=dict(sorted(writer.losses.documents.items())),
+            inputs=records,
             splits=splits,
         )
         (folder / shards.MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")  # after all others
+    for line in writer.losses.lines():
+        print(f"left out: {line}", file=sys.stderr)
+    _remark_on_heldout(manifest, ".txt" in map(kind, files) and not document_per_line)
     return manifest
+
+
+def _remark_on_heldout(manifest: Manifest, by_blank_lines: bool) -> None:
+    """Say so if the held-out share of the tokens is far from the share of the documents that was asked for."""
+    share = sum(shard.tokens for shard in manifest.splits["heldout"]) / max(manifest.tokens, 1)
+    if manifest.heldout / 2 <= share <= 2 * manifest.heldout:
+        return
+    lines = ", --document-per-line if each line of a .txt file is a document" if by_blank_lines else ""
+    print(
+        f"note: {share:.2%} of the tokens are held out, where --heldout asked for {manifest.heldout:.2%}: documents "
+        f"stay whole, equal ones together, and there are {manifest.documents:,}. Give more or shorter ones{lines}, "
+        "or another --heldout (0 for none).",
+        file=sys.stderr,
+    )
 
 
 class _Pass:
@@ -111,15 +134,15 @@ class _Pass:
         self._folder, self._threshold = folder, threshold
         self.splits = {name: _Split(folder, name, vocabulary, shard_bytes) for name in shards.SPLITS}
         self.documents = self.bytes = 0
-        self.rejected: Counter[str] = Counter()
+        self.losses = Losses()
         self.smallest, self.largest = 2**64, -1  # of the hashes of all texts
 
     def write(self, items: Iterable[_Tokenised | Rejected], progress: Callable[[int, int], None]) -> None:
         with (self._folder / shards.QUARANTINE).open("w", encoding="utf-8") as quarantine:
             for item in items:
                 if isinstance(item, Rejected):
-                    self.rejected[item.reason] += 1
-                    quarantine.write(json.dumps(item._asdict()) + "\n")  # ASCII: excerpts may hold lone surrogates
+                    self.losses.add(item)
+                    quarantine.write(json.dumps(item._asdict()) + "\n")
                     continue
                 self.documents += 1
                 self.bytes += item.bytes

@@ -18,7 +18,9 @@ from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
-from fast_electra.text.readers import Document, expand, read_documents
+from fast_electra.text.documents import Document
+from fast_electra.text.inputs import expand
+from fast_electra.text.readers import read_documents
 from fast_electra.text.train_tokenizer import train_tokenizer
 
 BAD = ['{"text": "cut', '{"text": ""}', '{"body": "no text"}', '{"text": "nul \\u0000 \\ud800"}', '{"text": ""}']
@@ -89,7 +91,11 @@ def test_counts_and_quarantine_account_for_everything(built: Path, tokenizer: Pa
     assert manifest.rejected == {"NUL character": 1, "empty document": 2, "malformed JSON": 1, "no text field": 1}
     rows = [json.loads(line) for line in (built / "quarantine.jsonl").read_text().splitlines()]
     assert len(rows) == len(BAD)
-    assert rows[0] == {"source": f"{corpus / 'a.jsonl'}:4", "reason": "malformed JSON", "excerpt": BAD[0]}
+    assert rows[0] == {"source": f"{corpus / 'a.jsonl'}:4", "reason": "malformed JSON", "excerpt": BAD[0]} | {
+        "documents": 1,
+        "bytes": len(BAD[0]),
+        "hint": "",
+    }
     assert manifest.documents == 420
     totals = [
         (Shards.open(built, split).lengths.sum(), len(Shards.open(built, split).lengths)) for split in manifest.splits

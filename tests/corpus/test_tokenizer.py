@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
-from fast_electra.text.readers import Document, expand, read_documents
+from fast_electra.text.documents import Document
+from fast_electra.text.inputs import expand
+from fast_electra.text.readers import read_documents
 from fast_electra.text.train_tokenizer import _BORDER, train_tokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

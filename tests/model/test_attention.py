@@ -172,5 +172,5 @@ def test_tritons_dropout_is_the_same_when_checkpointing_repeats_it(monkeypatch: 
 
 def test_tritons_kernels_are_refused_where_they_cannot_run() -> None:
     settings = EncoderSettings(**SMALL.model_dump() | {"attention": "triton"})
-    with pytest.raises(UserError, match=r"model\.attention triton needs a GPU"):
+    with pytest.raises(UserError, match=r"fast_electra\.model\.attention: triton needs an Ampere GPU"):
         Encoder(settings).train()(torch.randint(5, 50, (2, 24)))
