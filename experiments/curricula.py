@@ -36,6 +36,7 @@ from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.text.train_tokenizer import train_tokenizer
 from fast_electra.training import checkpoint
+from fast_electra.training.checkpoint_files import read_checkpoint_file
 from fast_electra.training.engines import Ranks, start_ranks
 from fast_electra.training.machine import cpu_name
 
@@ -79,7 +80,7 @@ def pretrain_and_score(study: Study, name: str, seed: int) -> str:
         kept = {"settings": settings, "scores": {str(study.updates): probes.score(model, inputs)}}
         for update in range(loaded.run.checkpoint.every, study.updates, loaded.run.checkpoint.every):
             folder = study.run(name, seed) / "checkpoints" / checkpoint.name(update)
-            state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+            state = read_checkpoint_file(folder / "mp_rank_00_model_states.pt")
             model.load_state_dict(state["module"])  # the run is in fp32, so these are its exact weights
             kept["scores"][str(update)] = probes.score(model, inputs)
         write_json(file, kept)

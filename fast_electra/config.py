@@ -53,6 +53,7 @@ class RunConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**62)
     updates: int = Field(ge=1, le=1_000_000_000)
     log_every: int = Field(default=20, ge=1)
+    wait_minutes: float = Field(default=15, ge=0.1, le=1440)  # that a rank waits for another while they train
     model: EncoderSettings
     corpus: CorpusSettings
     corruption: CorruptionSettings = CorruptionSettings()

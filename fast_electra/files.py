@@ -1,22 +1,24 @@
-"""Atomic files and folders, the hashes of files, and JSON files that are read into a settings class."""
+"""Atomic files and folders, the hashes of files, and JSON files that are sealed and read into a settings class."""
 
-import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from pydantic import ValidationError
 
+from fast_electra.locks import only_writer
 from fast_electra.settings import Settings, UserError
 
 S = TypeVar("S", bound=Settings)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot lock a file
+CHECKSUM = "checksum"  # key of a sealed JSON file, see `seal`
 
 
 def file_hash(path: Path) -> str:
@@ -61,22 +63,43 @@ def check_files(folder: Path, records: Sequence[FileRecord], remedy: str, verify
 
 
 def read_settings(path: Path, kind: type[S], missing: str, remedy: str) -> S:
-    """Read a JSON file into a settings class.
+    """Read a JSON file, sealed or not, into a settings class.
 
     Raises:
-        UserError: the file is not there, which the message `missing` says. Or it cannot be read, or does not fit the
-            class; that message ends with `remedy`.
+        UserError: the file is not there, which the message `missing` says. Or it cannot be read, was altered, or does
+            not fit the class; that message ends with `remedy`.
     """
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(json.dumps(read_json(path)))
     except FileNotFoundError:
         raise UserError(missing) from None
     except ValidationError as error:
         first = error.errors()[0]
         reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-    except (OSError, UnicodeDecodeError) as error:
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except (OSError, ValueError) as error:
         reason = str(error)
     raise UserError(f"{path} cannot be read ({reason}); {remedy}")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, without its seal. Files of older versions have none.
+
+    Raises:
+        ValueError: the file is not JSON, or its content is not what was sealed.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != seal(value):
+        raise ValueError("it was altered: its checksum differs")
+    return value
+
+
+def seal(value: Any) -> str:
+    """Return the xxh3-128 of a value as `write_sealed` would write it without a seal."""
+    import xxhash  # here, because the command line's --help does without it
+
+    return str(xxhash.xxh3_128_hexdigest(_as_ascii(value).encode()))
 
 
 def grant(path: Path) -> None:
@@ -105,16 +128,36 @@ def sync_folder(folder: Path) -> None:
         sync(path)
 
 
+def forget(folder: Path) -> None:
+    """Drop the synced files of a folder from memory, so that who reads them next reads the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write beside `path`. It is synced and replaces `path` unless the body fails."""
+    """Give the name of a file to write beside `path`. It replaces `path` unless the body fails, and is synced."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
         sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `atomic_file` in a folder whose process is gone."""
+    for path in folder.glob(".*.*"):
+        left = re.fullmatch(r"\..+\.(\d{1,9})(\.partial)?", path.name)
+        if left and path.is_file() and not psutil.pid_exists(int(left[1])):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -126,6 +169,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically. A number that is not finite raises a ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a value as `write_json` does, with a checksum: whoever reads the file finds any change of the content."""
+    write_text(path, _as_ascii(value | {CHECKSUM: seal(value)}))
+
+
+def _as_ascii(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"  # ASCII: names of files may hold lone surrogates
 
 
 @contextmanager
@@ -170,23 +222,13 @@ class _Place:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes away. The parent folder is made."""
-        from filelock import FileLock, Timeout  # here, because the command line's --help does without it
-
-        lock = FileLock(self.lock, timeout=0)
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"{self.target} is being written by another process: choose another --output") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
+        with ExitStack() as stack:
+            try:
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(self.lock, self.target, "choose another --output"))
+            except OSError as error:
                 raise self._cannot_be_written(error) from None
-        try:
             yield
-        finally:
-            with suppress(OSError):
-                self.lock.unlink()  # before the release, because filelock refuses a lock whose file is gone
-            lock.release()
 
     def prepare(self) -> None:
         """Repair what a killed process left, refuse what cannot work, and make the temporary folder."""

@@ -1,5 +1,6 @@
 """From a resolved config to a `Run`. Every job builds its parts here."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Run:
     """Build everything that trains. The corpus is opened unless it is given."""
     corpus = open_run_corpus(config.run, ranks) if corpus is None else corpus
     objective, facts = build_objective(config, corpus, ranks)
-    engine = training_engine(objective.model, config.deepspeed)
+    engine = training_engine(objective.model, config.deepspeed, timedelta(minutes=config.run.wait_minutes))
     engine.train()
     micro_batch, steps = (
         config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")

@@ -105,9 +105,9 @@ def _cut(whole: Path, run: Path, update: int) -> None:
     """The run folder as an interruption leaves it: rows beyond `update` were logged, but their weights are lost."""
     shutil.copytree(whole, run)
     shutil.rmtree(run / "model")
-    for checkpoint in (run / "checkpoints").glob("update-*"):
-        if int(checkpoint.name.removeprefix("update-")) > update:
-            shutil.rmtree(checkpoint)
+    for later in (run / "checkpoints").glob("update-*"):
+        if int(later.name.removeprefix("update-")) > update:
+            shutil.rmtree(later)
     (run / "checkpoints" / "latest").write_text(f"update-{update:08d}\n")
 
 

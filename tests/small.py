@@ -1,6 +1,7 @@
 """Small things that many tests need: models, batches and configs of the tiny corpus that are ready in milliseconds."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fast_electra.corruption import Masking
 from fast_electra.deepspeed_config import Machine
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.settings import UserError
 from fast_electra.training.engines import Ranks
 
 CPU = torch.device("cpu")
@@ -75,3 +77,18 @@ def load(path: Path, tree: dict[str, Any] | None = None, **keys: Any) -> Config:
     return config.load(
         path, [key if key.startswith("train") else f"fast_electra.{key}" for key in overrides], Machine()
     )
+
+
+def every_flipped_bit(path: Path, read: Callable[[], Any]) -> None:
+    """With any bit of the file turned, `read` refuses it with one line that names it, or reads what was written."""
+    written, whole = read(), path.read_bytes()
+    for bit in range(len(whole) * 8):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            found, message = read(), str(path)
+        except UserError as error:
+            found, message = written, str(error)
+        assert found == written and str(path) in message and "\n" not in message, f"bit {bit}: {message}"
+    path.write_bytes(whole)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fast_electra.files import FileRecord, check_files, file_hash, read_settings
+from fast_electra.files import FileRecord, check_files, read_json, read_settings, seal
 from fast_electra.settings import Settings, UserError
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
@@ -51,7 +51,7 @@ class Shards:
 
     Attributes:
         manifest: what the folder holds.
-        hash: xxh3-128 of the manifest. The manifest holds the hashes of all files, so this stands for all of them.
+        hash: of the manifest, without its checksum. It holds the hashes of all files, so this stands for all of them.
         tokenizer_hash: hash of the tokenizer that made the tokens.
         lengths: number of tokens of each document, int64.
     """
@@ -71,21 +71,24 @@ class Shards:
         Args:
             folder: written by `build_shards`.
             split: `train` or `heldout`.
-            verify: also hash the contents; without it only the sizes are checked. One rank verifies for all.
+            verify: also hash the contents, and look for token ids beyond the vocabulary; without it only the sizes and
+                the indices are checked. One rank verifies for all.
 
         Raises:
-            UserError: a file is missing, truncated or altered (the message names it), or the split is empty.
+            UserError: a file is missing, truncated, altered or wrong (the message names it), or the split is empty.
         """
         folder = Path(folder)
         path = folder / MANIFEST
         missing = f"no shards in {folder}: {path} is missing; build them with `fast-electra corpus`"
         manifest = read_settings(path, Manifest, missing, _REMEDY)
-        files = [file for shards in manifest.splits.values() for shard in shards for file in (shard.bin, shard.idx)]
-        check_files(folder, files, _REMEDY, verify)
+        all_shards = [shard for shards in manifest.splits.values() for shard in shards]
+        check_files(folder, [file for shard in all_shards for file in (shard.bin, shard.idx)], _REMEDY, verify)
+        for shard in all_shards if verify else []:
+            _check_tokens(folder, shard, manifest.vocabulary_size)
         if not manifest.splits.get(split):
             remedy = "build it with `fast-electra corpus --heldout SHARE`, above 0 and below 1"
             raise UserError(f"{folder} holds no {split} documents: {remedy}")
-        return cls(manifest, file_hash(path), [_dataset(folder, shard) for shard in manifest.splits[split]])
+        return cls(manifest, seal(read_json(path)), [_dataset(folder, shard) for shard in manifest.splits[split]])
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """Return tokens [start, stop) of a document, a view of the file: uint16, or int32 for large vocabularies."""
@@ -95,11 +98,37 @@ class Shards:
 
 
 def _dataset(folder: Path, shard: ShardRecord) -> Any:
+    _token_type(folder, shard)
     prefix = (folder / shard.bin.name).with_suffix("")
-    dataset = indexed_dataset().IndexedDataset(str(prefix), multimodal=False, mmap=True)
-    if len(dataset) != shard.documents or int(dataset.sequence_lengths.sum(dtype=np.int64)) != shard.tokens:
-        raise UserError(f"{folder / shard.idx.name} does not hold the documents that the manifest counts: {_REMEDY}")
-    return dataset
+    return indexed_dataset().IndexedDataset(str(prefix), multimodal=False, mmap=True)
+
+
+def _token_type(folder: Path, shard: ShardRecord) -> np.dtype[Any]:
+    """Return the type of a shard's tokens after checking that its index describes them: one document after another."""
+    path = folder / shard.idx.name
+    try:
+        index = indexed_dataset()._IndexReader(str(path), multimodal=False)
+        bytes_each, found = index.sequence_lengths.astype(np.int64) * index.dtype_size, np.dtype(index.dtype)
+        starts = np.cumsum(bytes_each) - bytes_each
+        fits = found.kind in "iu" and bytes_each.min() >= 0 and np.array_equal(index.sequence_pointers, starts)
+        total = bytes_each.sum()
+    except Exception as error:  # of many kinds: the reader takes the content for granted
+        raise UserError(f"{path} is no index of a shard ({error}); {_REMEDY}") from None
+    expected = (shard.documents, shard.tokens * found.itemsize, shard.bin.size)
+    if not fits or (len(index), total, total) != expected:
+        raise UserError(f"{path} does not hold the documents that the manifest counts; {_REMEDY}")
+    return found
+
+
+def _check_tokens(folder: Path, shard: ShardRecord, vocabulary_size: int) -> None:
+    """Raise a UserError if a token id is not in the vocabulary: on a GPU it would end the process without a word."""
+    tokens = np.memmap(folder / shard.bin.name, _token_type(folder, shard), mode="r")
+    for found in (int(tokens.max()), int(tokens.min())):
+        if not 0 <= found < vocabulary_size:
+            raise UserError(
+                f"{folder / shard.bin.name} holds the token id {found}, beyond the vocabulary of {vocabulary_size:,}; "
+                f"{_REMEDY}"
+            )
 
 
 def indexed_dataset() -> Any:

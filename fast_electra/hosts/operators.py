@@ -49,9 +49,9 @@ def needed_ops(fused_adam: bool = True) -> tuple[str, ...]:
 
 
 def op_folder(name: str) -> Path:
-    """Make and return the folder in which torch builds an operator."""
+    """Return the folder in which torch builds an operator. It is made when something is built."""
     prepare_environment()
-    return Path(cpp_extension._get_build_directory(name, verbose=False))
+    return Path(os.environ["TORCH_EXTENSIONS_DIR"]) / name
 
 
 def ops_ready(names: tuple[str, ...] | None = None) -> bool:
@@ -135,16 +135,23 @@ def remove_stale_lock(folder: Path) -> bool:
 def prepare_environment() -> None:
     """Let torch find its compilers, and build into a folder for this environment and processor.
 
-    It is in the user's TORCH_EXTENSIONS_DIR, else in the virtual environment, else where torch builds by default.
+    It is in the user's TORCH_EXTENSIONS_DIR, else in the virtual environment, else where torch builds by default. torch
+    writes into the folder even where it only loads. So what a read-only environment holds is copied to the default.
     """
     prepare_compilers()
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    environment, default = Path(sys.prefix) / "torch_extensions", Path(cpp_extension.get_default_build_root())
+    own = environment if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK) else default
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or own)
     if root.name.startswith(PREFIX):  # set by an earlier call, perhaps in another process
         root = root.parent
-    digest = hashlib.sha256(json.dumps(_built_for()).encode()).hexdigest()
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(root / f"{PREFIX}{digest[:12]}")
+    leaf = f"{PREFIX}{hashlib.sha256(json.dumps(_built_for()).encode()).hexdigest()[:12]}"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(root / leaf)
+    if root == default and (environment / leaf).is_dir() and not (root / leaf).exists():
+        copy = root / f".{leaf}.{os.getpid()}"
+        with suppress(OSError):  # nothing can be written here either, or another rank was faster
+            shutil.copytree(environment / leaf, copy)
+            copy.rename(root / leaf)
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _build(name: str) -> None:
@@ -158,6 +165,7 @@ def _build(name: str) -> None:
             raise UserError(f"cannot build DeepSpeed's operator {name}: {'; '.join(problems)}")
         print(f"building DeepSpeed's operator {name} in {folder} (once; a minute or more)", flush=True)
     started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / HOST, socket.gethostname())
     try:
         module = accelerator.create_op_builder(BUILDERS[name]).load(verbose=False)
@@ -215,6 +223,7 @@ def _only_builder(timeout: float) -> filelock.AcquireReturnProxy:
     path = op_folder("fused_adam").parent / "fast_electra.flock"
     lock = filelock.FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(filelock.Timeout):
             return lock.acquire(timeout=min(timeout, 5.0))
         print(WAITING, flush=True)
@@ -222,7 +231,9 @@ def _only_builder(timeout: float) -> filelock.AcquireReturnProxy:
     except filelock.Timeout:
         raise UserError(f"{path} has been held for {timeout:.0f} s: end the build that holds it") from None
     except (OSError, NotImplementedError) as error:
-        raise UserError(f"cannot lock {path} ({error}): set TORCH_EXTENSIONS_DIR to a folder on a local disk") from None
+        raise UserError(
+            f"cannot lock {path} ({error}): set TORCH_EXTENSIONS_DIR to a folder of yours on a local disk"
+        ) from None
 
 
 def _wait_until(done: Callable[[], bool], timeout: float, message: str) -> None:

@@ -6,7 +6,6 @@ The draws are those of online training with the same seed, because they depend o
 They agree up to rounding: sums in batches of other sizes may be added in another order.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from fast_electra.config import Config
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.loader import read_batch
 from fast_electra.corruption import mask
-from fast_electra.files import FileRecord, read_settings, write_json
+from fast_electra.files import FileRecord, read_settings, write_sealed
 from fast_electra.jobs import launcher
 from fast_electra.parts import build_distribution, masking, open_run_corpus
 from fast_electra.replacement.distribution import Distribution, LinearDistribution
@@ -45,9 +44,10 @@ PAPER = 256_000_000  # sequences that the paper pre-trains on: 125,000 updates o
 def main(config: Config, output: Path | None, part: int | None = None) -> None:
     """Join the launcher's process group, write the store, and leave the group; see `write`."""
     folder = destination(config, output, part)
-    ranks = launcher.begin(config, trains=False)
-    write(config, folder, ranks, part)
-    stop_ranks()
+    with launcher.only_job(folder, "choose another --output"):
+        ranks = launcher.begin(config, trains=False)
+        write(config, folder, ranks, part)
+        stop_ranks()
 
 
 def destination(config: Config, output: Path | None, part: int | None) -> Path:
@@ -88,12 +88,7 @@ def write(config: Config, output: Path, ranks: Ranks, part: int | None = None) -
     if part is None:
         part = min(MOST, max(LEAST, ceil_div(config.run.updates * config.sequences, PARTS * ranks.world)))
     store = begin(config, corpus, build_distribution(config, corpus, ranks), output, ranks, part)
-    try:
-        write_parts(store, ranks)
-    except UserError as error:
-        if ranks.rank != 0:  # the launch script prints errors of rank 0 alone, and perhaps only this rank has one
-            sys.stderr.write(f"rank {ranks.rank}: {error}\n")
-        raise
+    write_parts(store, ranks)
     _wait(ranks)
     if ranks.rank == 0:
         print(summary(output, finish(store)), flush=True)
@@ -141,19 +136,21 @@ def begin(
     """
     distribution, auxiliary_facts = drawn_by
     strengths, plan = plan_store(config, corpus, distribution, auxiliary_facts, part)
-    begun = folder / PLAN
+    begun, passing = folder / PLAN, {folder / launcher.LOCK, *_unfinished(folder)}
     if begun.exists():
         before = read_settings(begun, StorePlan, f"{begun} is gone", f"remove {folder}, or choose another --output")
         check_same(folder, before, plan)
         plan = before
-    elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - set(_unfinished(folder))):
+    elif folder.exists() and (
+        not folder.is_dir() or set(folder.iterdir()) - {folder / launcher.LOCK, *_unfinished(folder)}
+    ):
         raise UserError(f"{folder} holds something else than a store ({PLAN} is missing): choose another --output")
     _wait(ranks)  # until all have looked
     if ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for file in _unfinished(folder):
             file.unlink()
-        write_json(begun, plan.model_dump())
+        write_sealed(begun, plan.model_dump())
     _wait(ranks)
     micro = min(config.deepspeed["train_micro_batch_size_per_gpu"], ceil_div(config.sequences, ranks.world))
     return Store(folder, plan, config, corpus, distribution, strengths, micro)
@@ -222,7 +219,7 @@ def finish(store: Store) -> StoreManifest:
         records = list(pool.map(FileRecord.of, paths))
     size = sum(record.size for record in records)
     manifest = StoreManifest(plan=store.plan, positions=positions, pieces=pieces, bytes=size, parts=records)
-    write_json(store.folder / MANIFEST, manifest.model_dump())
+    write_sealed(store.folder / MANIFEST, manifest.model_dump())
     return manifest
 
 

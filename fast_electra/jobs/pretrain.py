@@ -1,29 +1,32 @@
 """One pre-training run: what `launch/pretrain.py` starts on every rank."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
 from fast_electra.cost.estimate import check_machine, checkpointing_advice
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher
-from fast_electra.model.files import save_model
+from fast_electra.model.files import check_model, save_model
 from fast_electra.model.heads import count_parameters
 from fast_electra.report.examples import write_examples
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import Ranks, full_weights, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, from_rank_0, full_weights, lost_rank, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
 from fast_electra.training.machine import device_memory
+from fast_electra.training.metrics import Row, absurd_loss
+from fast_electra.training.signals import Interrupted, watch
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
 FREE = {
-    *(f"{SECTION}.{key}" for key in ("run", "log_every", "checkpoint", "evaluation")),
+    *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
     *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
@@ -36,9 +39,10 @@ FREE = {
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
     check_machine(config, device_memory())
-    ranks = launcher.begin(config)
-    train(config, ranks)
-    stop_ranks()
+    with launcher.only_job(Path(config.run.run), f"name another run folder with --set {SECTION}.run=FOLDER"):
+        ranks = launcher.begin(config)
+        train(config, ranks)
+        stop_ranks()
 
 
 def train(config: Config, ranks: Ranks) -> None:
@@ -54,9 +58,7 @@ def finish(run: Run) -> None:
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
         _check_same_run(folder / "config.json", settled)
-        if resumed.name == checkpoint.name(updates) and _completed(folder):
-            if ranks.rank == 0:
-                print(f"{folder} is complete ({updates:,} updates); to train again, name another run folder")
+        if resumed.name == checkpoint.name(updates) and from_rank_0(ranks, lambda: _completed(run, folder)):
             return
         start = checkpoint.load(resumed, engine)
 
@@ -71,28 +73,37 @@ def finish(run: Run) -> None:
             print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
         monitor = Monitor(folder, updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
         monitor.status("running", start)
+    watch.trains(folder / f"stacks-rank-{ranks.rank}.txt", config.run.wait_minutes * 60 if ranks.world > 1 else 0)
     try:
         evaluation = fit(run, folder, monitor, start)
+        weights = full_weights(engine)
+        from_rank_0(ranks, lambda: _export(run, folder, monitor, weights, evaluation))
     except BaseException as error:
         if monitor is not None:
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            monitor.status(state, monitor.update, f"{type(error).__name__}: {error}")
-            monitor.close()
-        elif isinstance(error, UserError):  # perhaps this rank alone meets it, and the launch script would be silent
-            sys.stderr.write(f"rank {ranks.rank}: {error}\n")
+            interrupted = isinstance(error, KeyboardInterrupt) or watch.note
+            what = str(error) if interrupted else lost_rank(error) or f"{type(error).__name__}: {error}"
+            monitor.end("interrupted" if interrupted else "failed", monitor.update, what)
+        if isinstance(error, Interrupted) and error.agreed:
+            wait_for_ranks()  # the launcher ends the others when the first one leaves
+            if monitor is not None:
+                raise Interrupted(f"{error}, saved after update {monitor.update:,}", agreed=True) from None
         if isinstance(error, NotFinite):
             raise UserError(str(error)) from None
         raise
-    weights = full_weights(engine)
-    if ranks.rank == 0 and monitor is not None:
-        tokenizer = run.corpus.tokenizer.hash
-        for part, kind, settings, of_part in run.objective.exports(weights):
-            save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
-        write_examples(run, folder)
-        monitor.close()
-        print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
-        monitor.status("completed", updates)
-    wait_for_ranks()  # whatever a rank does next finds what was written
+
+
+def _export(run: Run, folder: Path, monitor: Monitor | None, weights: dict[str, Tensor], evaluation: Row) -> None:
+    """Write the models and the report of a trained run, and then that it is complete."""
+    assert monitor is not None
+    tokenizer = run.corpus.tokenizer.hash
+    for part, kind, settings, of_part in run.objective.exports(weights):
+        save_model(folder / part, kind, settings, of_part, tokenizer=tokenizer, evaluation=evaluation)
+    write_examples(run, folder)
+    if doubt := absurd_loss(folder):
+        monitor.event(monitor.updates, "diverged", doubt)
+    monitor.close()
+    print(f"model: {folder / 'model'}\nreport: {write_report([folder], folder / 'report.html')}", flush=True)
+    monitor.status("completed", monitor.updates, doubt)
 
 
 def _headline(run: Run) -> str:
@@ -107,12 +118,20 @@ def _headline(run: Run) -> str:
     )
 
 
-def _completed(folder: Path) -> bool:
-    """Return whether a run wrote everything: its status is written last."""
+def _completed(run: Run, folder: Path) -> bool:
+    """Return whether a run wrote everything, which is still whole, and say so: its status is written last."""
     try:
-        return bool(json.loads((folder / "status.json").read_text())["state"] == "completed")
+        if json.loads((folder / "status.json").read_text())["state"] != "completed":
+            return False
+        for part, *_ in run.objective.exports(dict(run.objective.model.named_parameters())):
+            check_model(folder / part, "it is written again, from the newest checkpoint")
+    except UserError as error:
+        print(f"note: {error}", flush=True)
+        return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    print(f"{folder} is complete ({run.config.run.updates:,} updates); to train again, name another run folder")
+    return True
 
 
 def _check_same_run(path: Path, settled: dict[str, Any]) -> None:

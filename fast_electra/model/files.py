@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fast_electra.files import atomic_folder, file_hash, grant, read_settings, write_json
+from fast_electra.files import atomic_folder, file_hash, grant, read_settings, seal, write_sealed
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.settings import Settings, UserError
@@ -25,9 +25,15 @@ class Description(Settings):
 
     kind: str  # a key of KINDS
     encoder: EncoderSettings
-    hash: str  # xxh3-128 of model.safetensors
+    hash: str  # of the model, see `identity`; in files of older versions that of model.safetensors
+    weights: str | None = None  # xxh3-128 of model.safetensors
     tokenizer: str = ""  # its hash
     evaluation: dict[str, Any] = {}  # figures of the last one
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that determines what the model computes: its weights, its settings and its tokenizer."""
+        return seal(self.model_dump(include={"kind", "encoder", "weights", "tokenizer"}, exclude_unset=True))
 
 
 def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Module:
@@ -36,12 +42,29 @@ def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Modul
 
 
 def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> None:
-    """Write the folder in one step; an older one is replaced. Facts are fields of `Description`, or others."""
-    with atomic_folder(folder, DESCRIPTION, overwrite=True) as partial:
-        save_file(weights, partial / WEIGHTS)
-        grant(partial / WEIGHTS)
-        description = {"kind": kind, "encoder": settings.model_dump(), "hash": file_hash(partial / WEIGHTS)}
-        write_json(partial / DESCRIPTION, description | facts)
+    """Write the folder in one step; an older one is replaced. Facts are fields of `Description`, or others.
+
+    Raises:
+        UserError: a weight is not finite, or the folder cannot be written.
+    """
+    _check_finite(weights, f"weights for {folder}", "train again from an earlier checkpoint")
+    try:
+        if not (folder / DESCRIPTION).exists():
+            (folder / WEIGHTS).unlink(missing_ok=True)  # of no use alone, and only a described folder is replaced
+        with atomic_folder(folder, DESCRIPTION, overwrite=True) as partial:
+            save_file(weights, partial / WEIGHTS)
+            grant(partial / WEIGHTS)
+            found = {
+                "kind": kind,
+                "encoder": settings.model_dump(),
+                "hash": "",
+                "weights": file_hash(partial / WEIGHTS),
+            }
+            described = Description.model_validate(found | facts)
+            write_sealed(partial / DESCRIPTION, described.model_dump(exclude_unset=True) | {"hash": described.identity})
+    except (OSError, SafetensorError) as error:
+        remedy = "make room, and start the same command again, which goes on from its last checkpoint"
+        raise UserError(f"{folder} cannot be written ({error}): {remedy}") from None
 
 
 def describe(folder: Path, remedy: str = "restore it or train the model again") -> dict[str, Any] | None:
@@ -50,9 +73,30 @@ def describe(folder: Path, remedy: str = "restore it or train the model again") 
     Raises:
         UserError: the file is damaged. The message ends with `remedy`.
     """
-    if not (folder / DESCRIPTION).exists():
+    path = folder / DESCRIPTION
+    if not path.exists():
         return None
-    return read_settings(folder / DESCRIPTION, Description, f"{folder} holds no trained model", remedy).model_dump()
+    found = read_settings(path, Description, f"{folder} holds no trained model", remedy)
+    if found.weights is not None and found.identity != found.hash:
+        raise UserError(f"{path} was altered (its hash is not that of its settings); {remedy}")
+    return found.model_dump() | {"weights": found.weights or found.hash}
+
+
+def check_model(folder: Path, remedy: str) -> dict[str, Any]:
+    """Return the description of a model after checking that its files are those that were written.
+
+    Raises:
+        UserError: the folder holds no model, or a damaged one. The message ends with `remedy`.
+    """
+    description, weights = describe(folder, remedy), folder / WEIGHTS
+    if description is None:
+        raise UserError(f"{folder} holds no trained model; {remedy}")
+    try:
+        if file_hash(weights) != description["weights"]:
+            raise UserError(f"{weights} is not what was written (its hash differs); {remedy}")
+    except OSError as error:
+        raise UserError(f"{weights} cannot be read ({error}); {remedy}") from None
+    return description
 
 
 def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any]]:
@@ -61,17 +105,14 @@ def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any
     Raises:
         UserError: the folder holds no model of this kind, or a damaged one. The message ends with `remedy`.
     """
-    description, weights = describe(folder, remedy), folder / WEIGHTS
-    if description is None:
-        raise UserError(f"{folder} holds no trained model; {remedy}")
+    description, weights = check_model(folder, remedy), folder / WEIGHTS
     if description["kind"] != kind:
         raise UserError(f"{folder} holds a model of objective {description['kind']!r}, not {kind!r}; {remedy}")
     try:
-        if file_hash(weights) != description["hash"]:
-            raise UserError(f"{weights} is not what was written (its hash differs); {remedy}")
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights} cannot be read ({error}); {remedy}") from None
+    _check_finite(tensors, f"weights in {weights}", remedy)
     settings = EncoderSettings(**description["encoder"])
     try:
         model = build_model(kind, settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
@@ -79,3 +120,8 @@ def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any
     except (RuntimeError, TypeError):  # torch raises them where sizes do not fit, or are too large to allocate
         raise UserError(f"{folder / DESCRIPTION} gives other sizes than {weights} has; {remedy}") from None
     return model, description
+
+
+def _check_finite(weights: dict[str, Tensor], what: str, remedy: str) -> None:
+    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{what} are not finite ({bad[0]}); {remedy}")

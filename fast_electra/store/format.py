@@ -146,7 +146,8 @@ class PartFile:
         """Open a file. Raise an OSError or a SafetensorError if it is missing or truncated."""
         self._file = safe_open(path, framework="numpy")
         self._axis = "counts" in self._file.keys()  # noqa: SIM118 (not a dict); the kind is `axis`
-        self.label: dict[str, Any] = json.loads((self._file.metadata() or {}).get(_METADATA, "{}"))
+        label = json.loads((self._file.metadata() or {}).get(_METADATA, "{}"))
+        self.label: dict[str, Any] = label if isinstance(label, dict) else {}
         self.pieces_in_all = self._length("tokens")
         self.positions_in_all = self._length("counts") if self._axis else self.pieces_in_all
 

@@ -11,7 +11,7 @@ from fast_electra.model.files import describe
 from fast_electra.replacement.distribution import Distribution, LinearDistribution, axis_position
 from fast_electra.settings import UserError
 from fast_electra.store.format import MANIFEST, PLAN, Facts, SetRecord, StoreKind, StoreManifest, StorePlan
-from fast_electra.store.reader import COMMAND, Stored, remedy
+from fast_electra.store.reader import COMMAND, Stored, open_part, remedy
 from fast_electra.training.engines import Ranks
 from fast_electra.training.loop import EXAMPLES, REFERENCE, evaluation_size
 from fast_electra_kernels import noise
@@ -51,7 +51,20 @@ def check_store(config: Config, corpus: Corpus, folder: Path, verify: bool) -> S
     plan = manifest.plan
     _check_belongs(folder, plan.facts, _facts_of_run(config, corpus, _known_of_auxiliary(config), plan.kind))
     check_files(folder, manifest.parts, remedy(folder), verify)
+    if verify:
+        _check_parts(folder, plan)
     return manifest
+
+
+def _check_parts(folder: Path, plan: StorePlan) -> None:
+    """Raise a UserError unless each part of the plan is there and was written for this very plan."""
+    for part in plan.parts():
+        file = open_part(folder, part.name)
+        expected = {"store": plan.fingerprint, "kind": plan.kind, "first": part.first}
+        if {key: file.label.get(key) for key in expected} != expected:
+            raise UserError(
+                f"{folder / part.name} was written for another plan than {folder / MANIFEST} has; {remedy(folder)}"
+            )
 
 
 def _check_belongs(folder: Path, stored: Facts, run: Facts) -> None:

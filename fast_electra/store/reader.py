@@ -64,14 +64,29 @@ class Stored:
         cuts = np.flatnonzero((np.diff(samples) != 1) | (np.diff(part) != 0)) + 1
         firsts, lasts = [0, *cuts.tolist()], [*(cuts - 1).tolist(), len(samples) - 1]
         ranges = zip(part[firsts].tolist(), place[firsts].tolist(), place[lasts].tolist(), strict=True)
-        return concatenate([self._part(record.name, number).read(i, j + 1) for number, i, j in ranges])
+        return concatenate([self._read_part(record.name, number, i, j + 1) for number, i, j in ranges])
 
-    def _open_part(self, name: str, number: int) -> PartFile:
+    def _read_part(self, name: str, number: int, start: int, stop: int) -> Pieces:
+        """Read sequences [start, stop) of a part. Its hash may be right where its content is not."""
         path = self.folder / part_name(name, number)
         try:
-            return PartFile(path)
-        except (OSError, SafetensorError) as error:
+            pieces = self._part(name, number).read(start, stop)
+        except (OSError, SafetensorError, ValueError, IndexError) as error:
             raise UserError(f"{path} cannot be read ({error}); {remedy(self.folder)}") from None
+        if len(pieces.tokens_P) and int(pieces.tokens_P.max()) >= self.plan.vocabulary_size:
+            raise UserError(f"{path} holds a token id beyond the vocabulary; {remedy(self.folder)}")
+        return pieces
+
+    def _open_part(self, name: str, number: int) -> PartFile:
+        return open_part(self.folder, part_name(name, number))
+
+
+def open_part(folder: Path, name: str) -> PartFile:
+    """Open a file of a store; raise a UserError if it is missing, cut off, or something else."""
+    try:
+        return PartFile(folder / name)
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / name} cannot be read ({error}); {remedy(folder)}") from None
 
 
 def remedy(folder: Path) -> str:

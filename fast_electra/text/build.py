@@ -20,7 +20,7 @@ import xxhash
 from fast_electra.corpus import shards
 from fast_electra.corpus.shards import InputRecord, Manifest, ShardRecord, SplitName
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.files import FileRecord, atomic_folder
+from fast_electra.files import FileRecord, atomic_folder, write_sealed
 from fast_electra.settings import UserError
 from fast_electra.text.documents import Document, Losses, Rejected, printable
 from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, kind, open_inputs
@@ -106,7 +106,7 @@ def build_shards(
             inputs=records,
             splits=splits,
         )
-        (folder / shards.MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")  # after all others
+        write_sealed(folder / shards.MANIFEST, manifest.model_dump())  # after all others
     for line in writer.losses.lines():
         print(f"left out: {line}", file=sys.stderr)
     _remark_on_heldout(manifest, ".txt" in map(kind, files) and not document_per_line)

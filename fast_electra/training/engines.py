@@ -1,35 +1,44 @@
-"""DeepSpeed's engines. Only this file, hosts/operators.py and deepspeed_schema.py import DeepSpeed."""
+"""DeepSpeed's engines. Few files import DeepSpeed: see docs/architecture.md."""
 
+import io
 import logging
 import os
 import socket
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import deepspeed.comm
+import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_module_flops
 from deepspeed.utils import groups, safe_get_full_fp32_param
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed import DistError, DistNetworkError
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
+from fast_electra.training.checkpoint_files import CheckpointFiles
 from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START_LIMIT = timedelta(hours=2)  # rank 0 may build an operator or hash a large corpus while the others wait
-UPDATE_LIMIT = timedelta(minutes=30)  # ample for rank 0 to write or hash a checkpoint; ends the job when a host is lost
+UPDATE_LIMIT = timedelta(minutes=15)  # ample for rank 0 to write or hash a checkpoint; ends the job when a host is lost
+WORD = 30.0  # seconds of waiting for the other ranks at the start, after which a word about it is said
 
 
 @dataclass(frozen=True)
@@ -41,17 +50,24 @@ class Ranks:
     device: torch.device
 
 
-def start_ranks() -> Ranks:
-    """Join the process group that the launcher describes in the environment, or be alone if there is no launcher."""
+def check_launcher() -> None:
+    """Refuse to start where a launcher of another kind started several processes and numbered none."""
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
         if "RANK" not in os.environ and int(os.environ.get(name, "1")) > 1:
             raise UserError(
                 f"{name} says that there are several processes, but RANK is not set, so each would train alone: start "
                 "them with `deepspeed` (or torchrun), one launcher a machine"
             )
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that the launcher describes in the environment, or be alone if there is no launcher."""
+    check_launcher()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else str(_free_port()))
+    if os.environ["WORLD_SIZE"] == "1":  # it meets nobody, so any port will do, whatever the launcher says
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    os.environ.setdefault("MASTER_PORT", "29500")
     local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu():
         if "OMP_NUM_THREADS" not in os.environ:
@@ -64,8 +80,15 @@ def start_ranks() -> Ranks:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # when DeepSpeed saves a checkpoint
-    deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
-    wait_for_ranks()  # they have their shared buffers now
+    with _word_about_waiting(), redirect_stdout(io.StringIO()):  # DeepSpeed says of each operator that it was built
+        try:
+            deepspeed.init_distributed(verbose=False, timeout=START_LIMIT)
+        except DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            port = f"port {os.environ['MASTER_PORT']}, where the ranks meet, is taken on this host"
+            raise UserError(f"{port}: choose another, deepspeed --master_port {_free_port()} ...") from None
+        wait_for_ranks()  # they have their shared buffers now
     unlink_shared_buffers(deepspeed.comm.get_rank())
     device = torch.device(get_accelerator().device_name(local_rank) if on_gpu() else "cpu")
     return Ranks(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), device)
@@ -82,6 +105,53 @@ def stop_ranks() -> None:
     wait_for_ranks()
     deepspeed.comm.destroy_process_group()
     time.sleep(0.5)
+
+
+@contextmanager
+def _word_about_waiting() -> Iterator[None]:
+    """Say, on one rank of each machine, that this takes long: perhaps a host or its launcher is missing."""
+    rank, world, address, port = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    word = f"rank {rank} has waited {WORD:.0f} s for {world} ranks to meet at {address}, port {port}: is one missing?"
+    timer = threading.Timer(WORD, print, (word,), {"file": sys.stderr})
+    timer.daemon = True
+    if os.environ["LOCAL_RANK"] == "0":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def first_to_fail() -> bool:
+    """Return whether this rank is the first that fails, and so says why all ranks end. Rank 0 keeps the count."""
+    if not torch.distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"  # all ranks fail alike: one of each machine says so
+    store = _get_default_store()
+    store.set_timeout(timedelta(seconds=5))
+    try:
+        return bool(store.add("fast_electra_failed", 1) == 1)
+    except RuntimeError:
+        return os.environ["LOCAL_RANK"] == "0" or os.environ["RANK"] == "1"  # rank 0 was killed
+
+
+def lost_rank(error: BaseException) -> str:
+    """Return an error of gloo or NCCL in short words; empty if it is another error."""
+    if not isinstance(error, DistError) and "/gloo/" not in str(error):
+        return ""
+    words = str(error).partition("\n")[0].rpartition("] ")[2]
+    return f"another rank is gone or hangs ({words.partition('. ')[0]})"
+
+
+def abandon_ranks() -> None:
+    """Hang up on the other ranks. Rank 0 stays for a moment, because they then ask its store whether to speak."""
+    if not torch.distributed.is_initialized() or os.environ["RANK"] != "0":
+        return
+    store = int(os.environ["MASTER_PORT"])
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.raddr and store not in (connection.laddr.port, connection.raddr.port):
+            with suppress(OSError), socket.socket(fileno=connection.fd) as end:
+                end.shutdown(socket.SHUT_RDWR)
+    time.sleep(1.5)
 
 
 def _free_port() -> int:
@@ -107,9 +177,47 @@ def add_over_ranks(rows: list[Sums]) -> list[Sums]:
     return [{name: next(parts).view(value.shape) for name, value in sums.items()} for sums in rows]
 
 
+def from_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Let rank 0 do something for all: return its result on every rank, or raise its error on every rank.
+
+    Raises:
+        UserError: rank 0 met one, or an OSError.
+    """
+    found: list[Any] = [None, ""]
+    if ranks.rank == 0:
+        try:
+            found[0] = work()
+        except (UserError, OSError) as error:
+            found[1] = str(error)
+    if ranks.world > 1:
+        deepspeed.comm.broadcast_object_list(found, src=0, device=ranks.device)
+    if found[1]:
+        raise UserError(found[1])
+    result: T = found[0]
+    return result
+
+
+def raise_together(ranks: Ranks, error: str) -> None:
+    """Raise a UserError on all ranks if any rank has an error: the first one, in rank order."""
+    errors = [error] * ranks.world
+    if ranks.world > 1:
+        deepspeed.comm.all_gather_object(errors, error)
+    if any(errors):
+        raise UserError(next(filter(None, errors)))
+
+
 def wait_for_ranks() -> None:
     """Wait until every rank has come here. NCCL's own barrier would warn that it guesses the device."""
     int(sum_over_ranks(torch.ones((), device="cuda" if on_gpu() else "cpu")))  # `int` waits for the GPU
+
+
+def highest_over_ranks(number: int, ranks: Ranks) -> int:
+    """Return the highest of the numbers that the ranks give."""
+    if ranks.world == 1:
+        return number
+    highest = torch.full((), number, device=ranks.device)
+    deepspeed.comm.all_reduce(highest, op=deepspeed.comm.ReduceOp.MAX)
+    return int(highest)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -119,17 +227,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def training_engine(model: nn.Module, config: dict[str, Any]) -> Engine:
+def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta = UPDATE_LIMIT) -> Engine:
     """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config.
 
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
-    From now on a rank that waits for another gives up after UPDATE_LIMIT.
+    From now on a rank that waits for another gives up after `limit`.
     """
     parameters = parameter_groups(model, config["optimizer"].get("params", {}).get("weight_decay", 0.0))
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
     config = config | {"timers": {"throughput": {"enabled": False}}}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
-    limit_waits(UPDATE_LIMIT)
+    limit_waits(limit)
+    engine.checkpoint_engine = CheckpointFiles(engine._config)
+    engine._copy_recovery_script = lambda folder: None  # DeepSpeed's script, which runs code that a checkpoint holds
     engine.optimizer.check_grad_overflow = True
     if engine.optimizer.compute_grad_norm:  # the norm is not finite if a gradient is not: no need to look at each one
         engine.optimizer.has_overflow = lambda partition_gradients=True: False

@@ -1,8 +1,10 @@
 """What is written and read of a run: a row an update in `metrics.jsonl`, and the run's state in `status.json`."""
 
+import errno
 import json
 import math
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ SHOWN = (
     ("precision", "precision", "{:.3f}", 5),
     ("auc", "AUC", "{:.3f}", 5),
 )
+ABSURD, LAST_ROWS = 1.5, 10  # times the first loss, in the mean of the last rows
 SUPERSEDING = ("resumed", "restarted")  # events after which earlier rows of later updates no longer count
 
 
@@ -37,7 +40,7 @@ class Metrics:
         """
         run.mkdir(parents=True, exist_ok=True)
         self.run, self.updates = run, updates
-        self._file = (run / "metrics.jsonl").open("ab+")
+        self._file = (run / "metrics.jsonl").open("ab+", buffering=0)  # a full disk must not fail a second time
         held = self._end_half_line()
         if start > 0:
             self.event(start, "resumed", f"continues after update {start:,}")
@@ -60,9 +63,20 @@ class Metrics:
 
     def status(self, state: str, update: int, message: str = "") -> None:
         """Replace `status.json`: state is "running", "completed", "failed" or "interrupted"."""
+        write_json(self.run / "status.json", self._status(state, update, message))
+
+    def end(self, state: str, update: int, message: str) -> None:
+        """Write `status.json` of a run that ends with an error, and close. On a full disk, write into the old file."""
+        try:
+            self.status(state, update, message)
+        except OSError:
+            with suppress(OSError):
+                (self.run / "status.json").write_text(json.dumps(self._status(state, update, message)))
+        self.close()
+
+    def _status(self, state: str, update: int, message: str) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        status = {"state": state, "update": update, "updates": self.updates, "message": message, "written": now}
-        write_json(self.run / "status.json", status)
+        return {"state": state, "update": update, "updates": self.updates, "message": message, "written": now}
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -71,8 +85,13 @@ class Metrics:
     def _write(self, rows: list[Row]) -> None:
         """Write rows, so that they outlive this process from now on."""
         lines = [json.dumps({key: plain(value) for key, value in row.items()}, allow_nan=False) for row in rows]
-        self._file.write("".join(line + "\n" for line in lines).encode())
-        self._file.flush()
+        data = "".join(line + "\n" for line in lines).encode()
+        try:
+            complete = self._file.write(data) == len(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
+        if not complete:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
     def _end_half_line(self) -> bool:
         """End the line that a killed process left unfinished. Return whether the file held anything."""
@@ -107,6 +126,18 @@ def read_metrics(run: Path) -> tuple[list[Row], list[Row], list[Row]]:
         [kept[key] for key in sorted(kept) if key[1].startswith(kind)] for kind in ("update", "evaluation", "event")
     )
     return updates, evaluations, events
+
+
+def absurd_loss(run: Path) -> str:
+    """Return a sentence if a run ended with a loss far above that of its untrained model, or ""."""
+    losses = [row["loss"] for row in read_metrics(run)[0] if isinstance(row.get("loss"), int | float)]
+    first, last = losses[:1], losses[-LAST_ROWS:]
+    if not first or sum(last) / len(last) < ABSURD * first[0]:
+        return ""
+    return (
+        f"the loss ended at {sum(last) / len(last):.4g}, far above the {first[0]:.4g} of the untrained model: the run "
+        "diverged and its model is of no use; lower optimizer.params.lr"
+    )
 
 
 def plain(value: Any) -> Any:

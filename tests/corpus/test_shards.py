@@ -195,6 +195,10 @@ def test_a_manifest_with_other_counts_is_refused(built: Path, tmp_path: Path) ->
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["splits"]["train"][0]["tokens"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read \(it was altered: its checksum differs\)"):
+        Shards.open(folder)
+    del manifest["checksum"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"train-00000\.idx"):
         Shards.open(folder)
 

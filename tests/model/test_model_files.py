@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from small import every_flipped_bit
 
 from fast_electra.files import file_hash
 from fast_electra.model.encoder import EncoderSettings
@@ -51,6 +53,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def as_older(folder: Path) -> dict[str, Any]:
+    """The description as versions before the checksum wrote it: what is changed in it is not found at once."""
+    description: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    del description["checksum"]
+    return description | {"hash": description.pop("weights")}
+
+
 def refused(folder: Path, file: str) -> None:
     """One line names the file and the remedy."""
     with pytest.raises(UserError, match=rf"{folder / file} .*; train one$") as caught:
@@ -68,7 +77,7 @@ def test_a_description_of_another_shape_is_refused(folder: Path, content: bytes)
 
 @pytest.mark.parametrize("key", ["kind", "encoder", "hash", "encoder.layers"])
 def test_a_description_without_a_key_is_refused(folder: Path, key: str) -> None:
-    description = json.loads((folder / "model.json").read_text())
+    description = as_older(folder)
     *path, last = key.split(".")
     del (description[path[0]] if path else description)[last]
     (folder / "model.json").write_text(json.dumps(description))
@@ -93,8 +102,7 @@ def test_a_description_without_a_key_is_refused(folder: Path, key: str) -> None:
     ids=str,
 )
 def test_a_description_that_does_not_fit_is_refused(folder: Path, changed: dict[str, Any]) -> None:
-    description = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(description | changed))
+    (folder / "model.json").write_text(json.dumps(as_older(folder) | changed))
     refused(folder, "model.json")
 
 
@@ -107,7 +115,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
 
 def test_missing_or_damaged_weights_are_refused(folder: Path) -> None:
     weights, description = folder / "model.safetensors", folder / "model.json"
-    whole, known = weights.read_bytes(), json.loads(description.read_text())
+    whole, known = weights.read_bytes(), as_older(folder)
     for damaged in (b"", whole[:-1], whole[:8], whole[: len(whole) // 2], b"\xff" * 100):
         weights.write_bytes(damaged)
         refused(folder, "model.safetensors")
@@ -129,8 +137,55 @@ def test_a_description_can_be_read_alone(folder: Path, tmp_path: Path) -> None:
 
 def test_unknown_facts_and_old_descriptions_are_kept(folder: Path) -> None:
     """Older models say nothing of some sizes; newer ones may say more."""
-    description = json.loads((folder / "model.json").read_text())
+    description = as_older(folder)
     for gone in ("relative_start", "activation_checkpointing"):
         del description["encoder"][gone]
     (folder / "model.json").write_text(json.dumps(description | {"origin": "here"}))
     assert load_model(folder, "rtd", "")[1]["origin"] == "here"
+    assert load_model(folder, "rtd", "")[1]["hash"] == description["hash"]
+
+
+def test_every_flipped_bit_of_a_description_is_found(folder: Path) -> None:
+    every_flipped_bit(
+        folder / "model.json", lambda: {key: describe(folder)[key] for key in ("encoder", "kind", "hash")}
+    )
+
+
+def test_the_hash_covers_the_settings_and_the_tokenizer(folder: Path, tmp_path: Path) -> None:
+    """A run and a store know their auxiliary by it. Some settings change what a model computes and no weight."""
+    weights, found = load_file(folder / "model.safetensors"), {describe(folder)["hash"]}
+    for number, (settings, tokenizer) in enumerate(
+        [
+            (SIZES.model_copy(update={"relative_max_distance": 28}), "abc"),
+            (SIZES.model_copy(update={"attention_dropout": 0.2}), "abc"),
+            (SIZES, "abd"),
+        ]
+    ):
+        save_model(tmp_path / f"{number}", "rtd", settings, weights, tokenizer=tokenizer)
+        found.add(describe(tmp_path / f"{number}")["hash"])
+    assert len(found) == 4
+    save_model(tmp_path / "same", "rtd", SIZES, weights, tokenizer="abc", evaluation={"loss": 0.5}, origin="there")
+    assert describe(tmp_path / "same")["hash"] in found
+
+
+def test_settings_that_were_changed_by_hand_are_refused(folder: Path) -> None:
+    """Also where the checksum was removed: the hash that runs record is no longer that of the model."""
+    description = json.loads((folder / "model.json").read_text())
+    del description["checksum"]
+    description["encoder"]["relative_max_distance"] = 28
+    (folder / "model.json").write_text(json.dumps(description))
+    refused(folder, "model.json")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(folder: Path, bad: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name].flatten()[0] = bad
+    with pytest.raises(UserError, match=rf"weights for .* are not finite \({name}\)"):
+        save_model(folder, "rtd", SIZES, weights)
+    assert load_model(folder, "rtd", "")  # the old one stays
+    save_file(weights, folder / "model.safetensors")
+    description = as_older(folder) | {"hash": file_hash(folder / "model.safetensors")}
+    (folder / "model.json").write_text(json.dumps(description))
+    refused(folder, "model.safetensors are not finite")

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import conftest
+import numpy as np
 import pytest
 import torch
 from lab import BATCH, UPDATES, Lab
+from safetensors.numpy import load_file, save
 from small import CPU
 
+from fast_electra.files import FileRecord
 from fast_electra.jobs import preprocess
 from fast_electra.settings import UserError
-from fast_electra.store.format import MANIFEST
+from fast_electra.store.format import MANIFEST, PLAN, PartFile
 from fast_electra.training.engines import Ranks
 from fast_electra.training.loop import evaluation_batch
 
@@ -77,6 +80,74 @@ def test_damage_is_found(lab: Lab, tmp_path: Path) -> None:
         lab.read(lab.settings(), folder)
     with pytest.raises(UserError, match=r"there is no store in .*: write one with deepspeed launch/preprocess.py"):
         lab.read(lab.settings(), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("key", ["floor", "high", "vocabulary_size", "about"])
+def test_a_changed_plan_is_refused(lab: Lab, tmp_path: Path, key: str) -> None:
+    """Its checksum differs; and where that is gone, each part knows the plan that it was written for."""
+    folder = lab.write(lab.settings(updates=1), tmp_path / "store")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    plan = manifest["plan"]
+    plan[key] = {"auxiliary_hash": "b" * 32} if key == "about" else plan[key] + 1
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"{MANIFEST} cannot be read \(it was altered: its checksum differs\); remove"):
+        lab.read(lab.settings(updates=1), folder)
+    del manifest["checksum"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"train-00000.safetensors was written for another plan than .*; remove"):
+        lab.read(lab.settings(updates=1), folder)
+
+
+def test_a_part_with_the_right_hash_and_other_content_is_refused(lab: Lab, tmp_path: Path) -> None:
+    folder = lab.write(lab.settings(), tmp_path / "store")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["checksum"]
+    first, second = sorted(folder.glob("train-*"))[:2]
+    for content, message in (
+        (b"", "cannot be read"),
+        (b"weights" * 100, "cannot be read"),
+        (save({"other": np.zeros(3)}), "cannot be read"),
+        (save({"tokens": np.zeros(3)}), "was written for another plan"),
+        (save({"tokens": np.zeros(3)}, metadata={"fast_electra": "[]"}), "was written for another plan"),
+        (second.read_bytes(), "was written for another plan"),
+    ):
+        first.write_bytes(content)
+        manifest["parts"] = [FileRecord.of(folder / record["name"]).model_dump() for record in manifest["parts"]]
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=rf"{first} {message}.*; remove that file") as caught:
+            lab.read(lab.settings(), folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_wrong_arrays_under_the_right_label_are_refused_when_they_are_read(lab: Lab, tmp_path: Path) -> None:
+    folder = lab.write(lab.settings(), tmp_path / "store")
+    part = folder / "reference-00000.safetensors"
+    arrays, label = load_file(part), {"fast_electra": json.dumps(PartFile(part).label)}
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["checksum"]
+    batch = evaluation_batch(lab.corpus.train, "reference", torch.arange(3), 0)
+    for changed, message in (
+        ({"tokens": arrays["tokens"] + 1000}, "holds a token id beyond the vocabulary"),
+        ({"tokens": arrays["tokens"][:3]}, "cannot be read"),
+        ({"positions": arrays["positions"][:2]}, "cannot be read"),
+        ({"positions": arrays["positions"] + 2**20}, "cannot be read"),
+        ({"counts": arrays["counts"] + 9}, "cannot be read"),
+    ):
+        part.write_bytes(save(arrays | changed, metadata=label))
+        manifest["parts"] = [FileRecord.of(folder / record["name"]).model_dump() for record in manifest["parts"]]
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        stored = lab.read(lab.settings(), folder)
+        with pytest.raises(UserError, match=rf"{part} {message}.*; remove that file"):
+            lab.corrupted(lab.settings(), stored, batch, 1.5)
+
+
+def test_a_store_of_an_older_version_is_read(lab: Lab, tmp_path: Path) -> None:
+    folder = lab.write(lab.settings(updates=1), tmp_path / "store")
+    for name in (MANIFEST, PLAN):
+        content = json.loads((folder / name).read_text())
+        del content["checksum"]
+        (folder / name).write_text(json.dumps(content))
+    assert lab.read(lab.settings(updates=1), folder)
 
 
 @pytest.mark.parametrize(

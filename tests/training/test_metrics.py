@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fast_electra.training.metrics import Metrics, duration, read_metrics
+from fast_electra.training.metrics import Metrics, absurd_loss, duration, read_metrics
 
 
 def strict_lines(run: Path) -> list[dict[str, Any]]:
@@ -126,6 +126,48 @@ def test_status_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(OSError, match="No space"):
             metrics.status("failed", 10)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "completed"
+
+
+def test_a_full_disk_is_named_and_the_status_still_says_that_the_run_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    metrics = Metrics(tmp_path, 10)
+    metrics.status("running", 3)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+        metrics.rows([{"update": 4, "loss": 1.0}])
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/status\.json'"):
+        metrics.status("running", 4)
+    metrics.end("failed", 4, "the disk is full")  # which closes, and fails no second time
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["update"], status["message"]) == ("failed", 4, "the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("losses", "absurd"),
+    [
+        ([0.7, 0.5, 0.3], False),
+        ([8.0, 7.9, 8.4], False),  # noise of a short run
+        ([8.0] + [1.5e8] * 20, True),
+        ([0.7, 0.3] + [2.0] * 20, True),
+        ([0.7] + [None] * 5 + [9.0] * 10 + [None], True),
+        ([0.7] + [9.0] * 90 + [0.4] * 10, False),  # it came back
+        ([None, None], False),
+        ([], False),
+    ],
+)
+def test_a_loss_that_ended_far_above_its_beginning_is_told(
+    tmp_path: Path, losses: list[float | None], absurd: bool
+) -> None:
+    with closing(Metrics(tmp_path, 10)) as metrics:
+        metrics.rows([{"update": number, "loss": loss} for number, loss in enumerate(losses, 1)])
+    told = absurd_loss(tmp_path)
+    assert ("diverged" in told and "lower optimizer.params.lr" in told) if absurd else told == ""
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.files import file_hash
+from fast_electra.training.checkpoint_files import read_checkpoint_file
 from fast_electra.training.metrics import read_metrics
 
 pytestmark = pytest.mark.timeout(600)  # a scenario runs when it is first asked for; machines are busy
@@ -94,7 +95,7 @@ def test_auxiliary_is_frozen_and_outside_the_checkpoints(scenario: Scenario) -> 
         after = json.loads((runs / f"auxiliary_after.{rank}.json").read_text())
         assert after == {"identical": True, "frozen": True, "eval": True}
     for file in (runs / "plain/checkpoints").rglob("*.pt"):
-        state = torch.load(file, weights_only=False)  # our own file
+        state = read_checkpoint_file(file)
         assert not any(key in ("bias", "norm.weight") for key in state.get("module", {}))  # the MLM head's
         if "module" in state:
             assert set(state["module"]) == set(weights(runs / "plain"))
