@@ -79,9 +79,9 @@ def only_job(folder: Path, remedy: str) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    made = not folder.exists()
     with ExitStack() as stack:
         try:
+            made = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_writer(folder / LOCK, folder, remedy))
         except OSError as error:

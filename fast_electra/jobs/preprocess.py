@@ -141,9 +141,7 @@ def begin(
         before = read_settings(begun, StorePlan, f"{begun} is gone", f"remove {folder}, or choose another --output")
         check_same(folder, before, plan)
         plan = before
-    elif folder.exists() and (
-        not folder.is_dir() or set(folder.iterdir()) - {folder / launcher.LOCK, *_unfinished(folder)}
-    ):
+    elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - passing):
         raise UserError(f"{folder} holds something else than a store ({PLAN} is missing): choose another --output")
     _wait(ranks)  # until all have looked
     if ranks.rank == 0:
