@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, path_argument
 
 _INPUT = """files (.txt with a blank line between documents; .jsonl, .ndjson or .json with one object a line; .parquet;
 each also .gz, .xz, .zst, .bz2), folders, quoted globs, or `sample`, the corpus that ships"""
@@ -109,8 +109,12 @@ def _megabytes(size: int) -> str:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order of the page")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the last run's folder")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="run folders, in the order of the page"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="default: report.html in the last run's folder"
+    )
 
 
 def _report(runs: list[Path], output: Path | None) -> None:
@@ -121,7 +125,7 @@ def _report(runs: list[Path], output: Path | None) -> None:
 
 def _add_estimate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", metavar="FILE", help="a run's config (default: Table 1 of the paper alone)")
+    add("--config", type=path_argument, metavar="FILE", help="a run's config (default: Table 1 of the paper alone)")
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=_SET)
     add("--gpus", type=int, default=1, metavar="N", help="devices of the run (default: %(default)s)")
     add("--gpu", default="h100", metavar="NAME", help="model of the devices (default: %(default)s)")
@@ -131,7 +135,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
     add("--json", dest="as_json", action="store_true", help="print every figure, unrounded")
 
 
-def _estimate(config: str | None, overrides: list[str], as_json: bool, **devices: Any) -> None:
+def _estimate(config: Path | None, overrides: list[str], as_json: bool, **devices: Any) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs while it is imported, and --json must stay JSON
         from fast_electra.cost import estimate, table_1, tables
 
@@ -150,21 +154,32 @@ def _estimate(config: str | None, overrides: list[str], as_json: bool, **devices
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", dest="path", required=True, metavar="FILE", help="a config of objective rtd")
+    add("--config", dest="path", type=path_argument, required=True, metavar="FILE", help="a config of objective rtd")
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=_SET)
-    add("--auxiliary", metavar="RUN", help="run folder of the auxiliary (default: the config's)")
-    add("--reference", metavar="RUN|FILE", help="a joint or rtd run, or a saved curve (default: the one that ships)")
+    add("--auxiliary", type=path_argument, metavar="RUN", help="run folder of the auxiliary (default: the config's)")
+    add(
+        "--reference",
+        type=path_argument,
+        metavar="RUN|FILE",
+        help="a joint or rtd run, or a saved curve (default: the one that ships)",
+    )
     match = """follow the reference itself, or only its way to wherever the auxiliary ends
         (default: level with --reference, shape without)"""
     add("--match", choices=("level", "shape"), help=match)
     add("--sequences", type=int, default=512, metavar="N", help="held-out ones to measure on (default: %(default)s)")
-    add("--json", dest="figures", type=Path, metavar="FILE", help="write every figure")
-    add("--plot", type=Path, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
-    add("--save-reference", dest="curve", type=Path, metavar="FILE", help="keep the reference's curve as a small file")
+    add("--json", dest="figures", type=path_argument, metavar="FILE", help="write every figure")
+    add("--plot", type=path_argument, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
+    add(
+        "--save-reference",
+        dest="curve",
+        type=path_argument,
+        metavar="FILE",
+        help="keep the reference's curve as a small file",
+    )
 
 
 def _calibrate(
-    reference: str | None, match: str | None, figures: Path | None, plot: Path | None, curve: Path | None, **run: Any
+    reference: Path | None, match: str | None, figures: Path | None, plot: Path | None, curve: Path | None, **run: Any
 ) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # as in `_estimate`
         from fast_electra.calibration import calibrate, fit

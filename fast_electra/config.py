@@ -6,15 +6,17 @@ folder. Every key of both parts is checked before any process group starts.
 """
 
 import dataclasses
+import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fast_electra import deepspeed_config, recipes
+from fast_electra import deepspeed_config, deepspeed_schema, recipes
 from fast_electra.corpus.corpus import CorpusSettings
 from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
@@ -22,7 +24,7 @@ from fast_electra.deepspeed_config import Machine
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.objectives.joint import JointSettings
 from fast_electra.replacement.settings import AuxiliarySettings, ReplacementSettings
-from fast_electra.settings import Settings, UserError, one_line, one_of
+from fast_electra.settings import LocalPath, Settings, UserError, one_line, one_of, settings_in
 
 SECTION = "fast_electra"
 ONE_CPU = Machine()
@@ -47,9 +49,9 @@ class RunConfig(Settings):
 
     objective: Annotated[str, one_of(recipes.OBJECTIVES)]
     recipe: Annotated[str, one_of(recipes.NAMES)]
-    run: str
+    run: LocalPath
     seed: int = Field(default=0, ge=0, lt=2**62)
-    updates: int = Field(ge=1)
+    updates: int = Field(ge=1, le=1_000_000_000)
     log_every: int = Field(default=20, ge=1)
     wait_minutes: float = Field(default=15, ge=0.1, le=1440)  # that a rank waits for another while they train
     model: EncoderSettings
@@ -61,6 +63,15 @@ class RunConfig(Settings):
     joint: JointSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _writes_into_a_folder_of_its_own(self) -> "RunConfig":
+        auxiliary = self.auxiliary.run if self.auxiliary else None
+        read = {"corpus.shards": self.corpus.shards, "corpus.tokenizer": self.corpus.tokenizer}
+        for key, folder in (read | {"auxiliary.run": auxiliary, "replacement.store": self.replacement.store}).items():
+            if folder is not None and os.path.realpath(folder) == os.path.realpath(self.run):
+                raise ValueError(f"run and {key} are both {folder}: name another folder for the run to write into")
+        return self
 
     @model_validator(mode="after")
     def _fits_objective(self) -> "RunConfig":
@@ -151,9 +162,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE
         UserError: something is wrong. The message names the file, the key and the remedy.
     """
     tree = read(path, overrides)
-    section = tree.pop(SECTION, None)
-    if not isinstance(section, dict):
+    if not isinstance(tree.get(SECTION), dict):
         raise UserError(f'{path} has no section "{SECTION}"; see ds_configs/tiny.json for one')
+    _check_places(tree, str(path))
+    section = tree.pop(SECTION)
     run = _run_config(section, str(path))
     return Config(run, deepspeed_config.resolve(tree, run.updates, machine, str(path)), machine)
 
@@ -170,12 +182,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return section
 
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        # Of bytes, `json` recognises a byte order mark and UTF-16 itself.
+        tree = json.loads(Path(path).read_bytes(), object_pairs_hook=unique, parse_int=_number)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no config file {path}; see ds_configs/ for those that ship") from None
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold one JSON object")
@@ -184,20 +197,53 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return tree
 
 
+def _number(digits: str) -> int | float:
+    """Return a whole number, or infinity for one that no float can hold: every check then refuses it."""
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    *sections, name = key.split(".")
+    *sections, name = key.strip().split(".")
     if not equals or not all([*sections, name]):
         raise UserError(f"--set {override}: write KEY=VALUE, e.g. --set fast_electra.curriculum.rate=0.3")
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = json.loads(text, parse_int=_number)
+    except (ValueError, RecursionError):
         value = text
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise UserError(f"--set {override}: {section} is a value, not a section")
     tree[name] = value
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Return the dotted path of every key, and of every section, in a settings class."""
+    found = set()
+    for name, field in model.model_fields.items():
+        key, section = f"{prefix}{field.alias or name}", settings_in(field.annotation)
+        found |= {key} | (_keys(section, f"{key}.") if section else set())
+    return found
+
+
+KEYS = {f"{SECTION}.{key}" for key in _keys(RunConfig)} | _keys(deepspeed_schema.SCHEMA)
+KEYS |= {f"scheduler.params.{key}" for params in deepspeed_schema.SCHEDULER_PARAMS.values() for key in _keys(params)}
+
+
+def _check_places(tree: dict[str, Any], where: str, prefix: str = "") -> None:
+    """Refuse a key whose name belongs elsewhere, and say where: `updates` means `fast_electra.updates`."""
+    siblings = {rest for key in KEYS if key.startswith(prefix) and "." not in (rest := key.removeprefix(prefix))}
+    leaves = {key.rpartition(".")[2] for key in KEYS}
+    for name, value in tree.items():
+        if name in siblings:
+            if isinstance(value, dict):
+                _check_places(value, where, f"{prefix}{name}.")
+        elif name in leaves or not difflib.get_close_matches(name.lower(), siblings, n=1):
+            close = difflib.get_close_matches(name.lower(), leaves, n=1)
+            meant = sorted(key for key in KEYS if close and key.rpartition(".")[2] == close[0])
+            if 1 <= len(meant) <= 3:  # `enabled` is in too many sections to say which
+                raise UserError(f"{where}: unknown key {prefix}{name}; did you mean {' or '.join(meant)}?")
 
 
 def _merge(preset: Any, own: Any) -> Any:

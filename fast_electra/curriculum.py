@@ -47,8 +47,8 @@ class CurriculumSettings(Settings):
     """How the strength falls through pre-training. The defaults are the paper's for a temperature (C.1)."""
 
     schedule: Annotated[str, one_of(SCHEDULES)] = "exponential"
-    initial: float = Field(default=2.0, ge=0.0, allow_inf_nan=False)  # T0 of Eq. 2, gamma_max of E.2
-    rate: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)  # tau
+    initial: float = Field(default=2.0, ge=0.0)  # T0 of Eq. 2, gamma_max of E.2
+    rate: float = Field(default=0.1, gt=0.0)  # tau
     per: Literal["update", "epoch"] = "update"  # `epoch` keeps it constant through each epoch (section 4)
 
     @model_validator(mode="before")

@@ -1,103 +1,15 @@
 """DeepSpeed's part of a config: check every key and value, make the batch sizes consistent, and resolve `auto`.
 
-DeepSpeed itself ignores a misspelt top-level key and leaves `auto` to others. Here each section is checked against our
-settings or DeepSpeed's own schema.
+DeepSpeed itself ignores a misspelt top-level key and leaves `auto` to others. `deepspeed_schema` has what a key holds.
 """
 
 import copy
-import inspect
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from deepspeed.comm.config import CommsLoggerConfig
-from deepspeed.monitor.config import DeepSpeedMonitorConfig
-from deepspeed.runtime import lr_schedules
-from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import Field, StrictBool, ValidationError, create_model, model_validator
+from pydantic import ValidationError
 
-from fast_electra.settings import Settings, UserError, one_line
-
-Positive = Annotated[float, Field(gt=0, description="a positive number")]
-NotNegative = Annotated[float, Field(ge=0, description="a number >= 0")]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[list[Beta], Field(min_length=2, max_length=2, strict=False, description="two numbers in [0, 1)")]
-Size = Annotated[int, Field(ge=1)] | Literal["auto"] | None
-Value = Annotated[bool | float | str | None, Field(description="a single value")]
-Enabled = Annotated[StrictBool, Field(description="true, false or auto")]  # DeepSpeed's schemas skip `auto` themselves
-Scheduler = Literal["WarmupDecayLR", "WarmupLR", "WarmupCosineLR"]
-
-
-class AdamParams(Settings):
-    """Parameters of Adam, DeepSpeed's fused one or torch's."""
-
-    lr: Positive
-    betas: Betas = [0.9, 0.999]
-    eps: NotNegative = 1e-8
-    weight_decay: NotNegative = 0.0
-    torch_adam: bool = False
-    adam_w_mode: bool = True
-    bias_correction: bool = True
-    amsgrad: bool = False
-
-
-class Optimizer(Settings):
-    """Optimizer. DeepSpeed uses its fused Adam for either type."""
-
-    type: Literal["Adam", "AdamW"]
-    params: AdamParams
-    legacy_fusion: bool = False
-
-
-class Zero(DeepSpeedZeroConfig):  # type: ignore[misc]
-    """ZeRO, of stage 2 and without offloading."""
-
-    stage: Literal[2] = Field(2, description="2 (the checks of this trainer assume it)")
-
-    @model_validator(mode="after")
-    def _keeps_all_on_the_device(self) -> "Zero":
-        for name in ("offload_optimizer", "offload_param"):
-            if getattr(self, name):
-                raise ValueError(f"{name} is not supported: the models of the paper fit into a GPU; remove it")
-        return self
-
-
-def _section(*names: str, **kinds: Any) -> type[Settings]:
-    """Return a settings class whose fields are all optional: `names`, which hold anything, and `kinds` by name."""
-    fields = {name: (kind, None) for name, kind in (dict.fromkeys(names, Any) | kinds).items()}
-    return create_model("Section", __base__=Settings, **fields)  # type: ignore[call-overload]
-
-
-def _scheduler_params(scheduler: str) -> type[Settings]:
-    """Return a settings class for the parameters of a scheduler of DeepSpeed, after `auto` is resolved."""
-    number = Annotated[NotNegative, Field(description=f"a number >= 0 ({' and '.join(AUTOS)} can also be auto)")]
-    kinds = {"warmup_type": Literal["log", "linear"], "last_batch_iteration": int}
-    taken = inspect.signature(getattr(lr_schedules, scheduler)).parameters
-    return _section(**{name: kinds.get(name, number) for name in taken if name != "optimizer"})
-
-
-AUTOS = ("total_num_steps", "warmup_max_lr")  # parameters of a scheduler
-SCHEDULER_PARAMS = {scheduler: _scheduler_params(scheduler) for scheduler in get_args(Scheduler)}
-SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-SECTIONS: dict[str, Any] = {  # every key that is passed on to DeepSpeed, and what it holds
-    **dict.fromkeys(SIZES, Annotated[Size, Field(description='a whole number >= 1 or "auto"')]),
-    "gradient_clipping": NotNegative,
-    **dict.fromkeys(("prescale_gradients", "disable_allgather", "wall_clock_breakdown", "memory_breakdown"), bool),
-    **dict.fromkeys(("dump_state", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), bool),
-    **dict.fromkeys(("gradient_predivide_factor", "steps_per_print", "log_level", "communication_data_type"), Value),
-    "optimizer": Optimizer,
-    "scheduler": create_model("Scheduler", __base__=Settings, type=(Scheduler, ...), params=(dict[str, Any], {})),
-    "zero_optimization": Zero,
-    "bf16": create_model("BF16", __base__=DeepSpeedBF16Config, enabled=(Enabled, False)),
-    "fp16": create_model("FP16", __base__=DeepSpeedFP16Config, enabled=(Enabled, False)),
-    "data_types": _section("grad_accum_dtype"),
-    "activation_checkpointing": _section("synchronize_checkpoint_boundary", "profile", "number_checkpoints"),
-    **{name: field.annotation for name, field in DeepSpeedMonitorConfig.model_fields.items()},
-    "comms_logger": CommsLoggerConfig,
-    "flops_profiler": _section("enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file"),
-    "checkpoint": _section("tag_validation", "use_node_local_storage", "parallel_write"),
-}
-# The section `fast_electra` is taken out before. It is known here so that a misspelling of it is recognised.
-SCHEMA = create_model("DeepSpeed", __base__=_section("fast_electra", **SECTIONS), optimizer=(Optimizer, ...))
+from fast_electra.deepspeed_schema import AUTOS, MOST_SEQUENCES, SCHEDULER_PARAMS, SCHEMA, SIZES
+from fast_electra.settings import Settings, UserError, local_path, one_line
 
 
 class Machine(NamedTuple):
@@ -128,6 +40,7 @@ def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) ->
     tree = copy.deepcopy(tree)
     try:
         _check(SCHEMA, tree, "")
+        _check_together(tree)
         if "scheduler" in tree:
             _resolve_scheduler(tree["scheduler"], updates, tree["optimizer"]["params"]["lr"])
         _resolve_precision(tree, machine)
@@ -135,6 +48,9 @@ def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) ->
         _resolve_batch(tree, machine.processes)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    for section in tree.values():
+        for name in {"output_path", "output_file"} & section.keys() if isinstance(section, dict) else ():
+            section[name] = section[name] and local_path(section[name])
     tree.setdefault("zero_optimization", {}).setdefault("stage", 2)
     if machine.processes == 1:
         tree["zero_optimization"]["overlap_comm"] = False
@@ -150,12 +66,47 @@ def _check(model: type[Settings], tree: dict[str, Any], prefix: str) -> None:
         raise UserError(one_line(error, model, prefix)) from None
 
 
+def _check_together(tree: dict[str, Any]) -> None:
+    """Refuse values that are right alone and wrong together. DeepSpeed would find them late, or ignore one of them."""
+    optimizer, zero = tree["optimizer"], tree.get("zero_optimization", {})
+    adam = optimizer["params"]
+    if adam.get("amsgrad") and not adam.get("torch_adam"):
+        raise UserError(
+            "optimizer.params.amsgrad: DeepSpeed's fused Adam has no amsgrad; remove it, or set "
+            "optimizer.params.torch_adam=true"
+        )
+    if adam.get("torch_adam") and not adam.get("bias_correction", True):
+        raise UserError(
+            "optimizer.params.bias_correction must be true with optimizer.params.torch_adam, which always corrects"
+        )
+    if optimizer["type"] == "AdamW" and not adam.get("adam_w_mode", True):
+        raise UserError('optimizer.params.adam_w_mode must be true for optimizer.type AdamW; "Adam" is the other one')
+    if adam.get("torch_adam"):
+        adam.pop("bias_correction", None)  # torch's Adam does not know the key
+    if tree.get("gradient_clipping") and not zero.get("compute_grad_norm", True):
+        raise UserError("zero_optimization.compute_grad_norm must be true with gradient_clipping, which needs the norm")
+    for key, wrong in (
+        ("prescale_gradients", tree.get("prescale_gradients", False)),
+        ("gradient_predivide_factor", tree.get("gradient_predivide_factor", 1.0) != 1.0),
+    ):
+        if wrong and zero.get("reduce_scatter", True):
+            raise UserError(f"{key} needs zero_optimization.reduce_scatter=false; leave one of the two out")
+
+
 def _resolve_scheduler(scheduler: dict[str, Any], updates: int, learning_rate: float) -> None:
     params, schema = scheduler.setdefault("params", {}), SCHEDULER_PARAMS[scheduler["type"]]
     for name, value in zip(AUTOS, (updates, learning_rate), strict=True):
         if name in schema.model_fields and params.get(name, "auto") == "auto":
             params[name] = value
     _check(schema, params, "scheduler.params")
+    if (total := params.get("total_num_steps", updates)) < updates:
+        raise UserError(
+            f"scheduler.params.total_num_steps must be a whole number >= fast_electra.updates ({updates:,}) or auto, "
+            f"not {total:,}: the learning rate would be at its end for the rest of the run"
+        )
+    least, most = params.get("warmup_min_lr", 0.0), params.get("warmup_max_lr", learning_rate)
+    if least > most:
+        raise UserError(f"scheduler.params.warmup_min_lr must be a number <= warmup_max_lr ({most:g}), not {least:g}")
 
 
 def _resolve_precision(tree: dict[str, Any], machine: Machine) -> None:
@@ -182,11 +133,18 @@ def _resolve_batch(tree: dict[str, Any], processes: int) -> None:
         if micro is None:
             raise UserError("train_batch_size is missing: the sequences of one update over all processes")
         total = micro * (steps or 1) * processes
+    if total < processes:
+        raise UserError(
+            f"train_batch_size {total} is not enough for {processes} processes, which need a sequence each; set it "
+            f"to a multiple of {processes}"
+        )
+    if total > MOST_SEQUENCES:
+        raise UserError(f"an update must have at most {MOST_SEQUENCES:,} sequences, not {total:,}; lower {SIZES[1]}")
     if steps is None:
         steps = 1 if micro is None else total // (micro * processes)
     if micro is None:
         micro = total // (steps * processes)
-    if micro * steps * processes != total or not micro * steps:
+    if micro * steps * processes != total:
         each, left = divmod(total, processes)
         remedy = f"set train_batch_size to a multiple of {processes}"
         if each and not left:

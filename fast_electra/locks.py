@@ -29,11 +29,11 @@ def only_writer(lock: Path, output: Path, remedy: str) -> Iterator[None]:
         held.acquire()
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout:
-        holder = "another process"
-        with suppress(OSError, UnicodeDecodeError):
-            if named := lock.read_text(encoding="utf-8"):
-                holder += f" ({named})"
-        raise UserError(f"{output} is being written by {holder}: {remedy}") from None
+        holder = ""
+        with suppress(OSError):
+            holder = lock.read_text(encoding="utf-8", errors="replace")
+        written = f"{output} is being written by another process: {remedy}"
+        raise UserError(f"{written} (it is {holder})" if holder else written) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

@@ -1,11 +1,18 @@
 """The strict base of every settings class, and the one line that tells a user about a mistake."""
 
+import argparse
 import difflib
+import os
+import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+
+LONGEST = 80  # characters of a wrong value that a message repeats
 
 
 class UserError(ValueError):
@@ -13,12 +20,35 @@ class UserError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of each concept's own settings: immutable, unknown keys refused, no silent conversion of types.
+    """Base of each concept's own settings: immutable, unknown keys refused, finite numbers, no conversion of types.
 
     A concept keeps its settings beside its code and never imports `fast_electra.config`, which composes them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def local_path(text: str) -> str:
+    """Return a path with `~` and `$NAME` replaced, as a shell would. Raise a ValueError if it is no path of here."""
+    path = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 - a Path would drop "./" and a last "/"
+    if text != text.strip() or not text or not text.isprintable():
+        raise ValueError("must be a path without spaces or line ends around it")
+    if "://" in text:
+        raise ValueError("must be a path on this machine, without file:// or another scheme")
+    if path.startswith("~") or re.search(r"\$\w|\$\{", path):
+        raise ValueError("must be a path whose ~USER and $NAME exist here")
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(local_path)]  # of a file or folder
+
+
+def path_argument(text: str) -> Path:
+    """Return a path of the command line, as `LocalPath` takes it: the `type` of an argument."""
+    try:
+        return Path(local_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
 
 
 def one_of(names: Iterable[str]) -> AfterValidator:
@@ -36,7 +66,7 @@ def one_of(names: Iterable[str]) -> AfterValidator:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the name probably meant, or all known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
@@ -68,16 +98,40 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
         return f"{key} is missing"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{key} is a section: write it as {{...}}"
-    shown = "" if isinstance(given, dict | BaseModel) else f", not {given!r}"
+    shown = "" if isinstance(given, dict | BaseModel) else f", not {_short(given)}"
+    wanted = None if field is None or kind == "value_error" else field.description or range_of(field)
+    if wanted is None and message.startswith("Input should be "):
+        wanted = message.removeprefix("Input should be ")
     if kind != "value_error" and isinstance(given, dict):
-        return f"{key} is a value, not a section"
-    if field is not None and field.description is not None and kind != "value_error":
-        return f"{key} must be {field.description}{shown}"
-    if message.startswith("Input should be "):
-        message = f"must be {message.removeprefix('Input should be ')}"
+        return f"{key} is a value, not a section{f': {wanted}' if wanted else ''}"
+    if wanted is not None:
+        return f"{key} must be {wanted}{shown}"
     if message.startswith("must be "):
         return f"{key} {message}{shown}"
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def range_of(field: FieldInfo) -> str | None:
+    """Return what the value of a field must be, from its type and its bounds; None if its type is another."""
+    kinds = set(get_args(field.annotation) or (field.annotation,))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if len(kinds - {NoneType}) != 1 or (name := names.get((kinds - {NoneType}).pop())) is None:
+        return None
+    bounds = {
+        sign: f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+        for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        for bound in (getattr(rule, attribute, None) for rule in field.metadata)
+        if bound is not None
+    }
+    null = " or null" if NoneType in kinds else ""
+    if bounds.keys() == {">=", "<="}:
+        return f"{name} from {bounds['>=']} to {bounds['<=']}{null}"
+    return " ".join([name, " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())]).strip() + null
+
+
+def _short(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _fields(model: type[BaseModel] | None) -> dict[Any, FieldInfo]:

@@ -8,9 +8,9 @@ auxiliary, as Fast-ELECTRA with its frozen auxiliary (online), and as Fast-ELECT
 """
 
 import os
-from pathlib import Path
 
 from fast_electra.jobs import launcher
+from fast_electra.settings import path_argument
 
 
 def main() -> None:
@@ -19,8 +19,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10, metavar="N", help="measured in each turn; default: 10")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="before them; default: 3")
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="turns of each method; default: 6")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure here")
-    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="torch.profiler's traces of two updates, here")
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="keep every figure here")
+    parser.add_argument(
+        "--trace", type=path_argument, metavar="FOLDER", help="torch.profiler's traces of two updates, here"
+    )
     parser.add_argument("--flops", action="store_true", help="let DeepSpeed's flops profiler count, too")
     arguments = parser.parse_args()
 
@@ -30,7 +32,7 @@ def main() -> None:
     from fast_electra.jobs import measure
     from fast_electra.training.machine import this_machine
 
-    path, overrides = arguments.deepspeed_config, arguments.set
+    path, overrides = str(arguments.deepspeed_config), arguments.set
     options = measure.Options(
         arguments.updates, arguments.warmup, arguments.rounds, arguments.json, arguments.trace, arguments.flops
     )

@@ -7,16 +7,15 @@ The run then needs no auxiliary model, and sees the same tokens as without the s
 start the same command again, with any number of processes.
 """
 
-from pathlib import Path
-
 from fast_electra.jobs import launcher
+from fast_electra.settings import path_argument
 
 
 def main() -> None:
     """Read the arguments and write the store."""
     parser = launcher.parser(__doc__)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="the store (default: fast_electra.replacement.store)"
+        "--output", type=path_argument, metavar="DIR", help="the store (default: fast_electra.replacement.store)"
     )
     parser.add_argument("--part", type=int, metavar="N", help="sequences of a file (default: 4,096 to 65,536)")
     arguments = parser.parse_args()

@@ -89,7 +89,10 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ({"fast_electra__curriculum": {"rat": 1}}, r"fast_electra.curriculum.rat; did you mean rate\?"),
         ({"fast_electra__model": {"hiden_size": 1}}, r"fast_electra.model.hiden_size; did you mean hidden_size\?"),
         ({"fast_electra__model": {"heads": 5}}, "hidden_size .* is not a multiple of heads 5"),
-        ({"fast_electra__model": {"layers": "3"}}, "fast_electra.model.layers must be a valid integer, not '3'"),
+        (
+            {"fast_electra__model": {"layers": "3"}},
+            "electra.model.layers must be a whole number from 1 to 1,000, not '3'",
+        ),
         ({"fast_electra__model": 3}, r"fast_electra.model is a section: write it as \{...\}"),
         ({"fast_electra__seed": {}}, "fast_electra.seed is a value, not a section"),
         ({"fast_electra__recipe": "huge"}, 'fast_electra.recipe must be one of tiny, small, base, large, not "huge"'),

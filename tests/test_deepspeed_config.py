@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from fast_electra import config
-from fast_electra.deepspeed_config import SECTIONS, Machine, resolve
+from fast_electra.deepspeed_config import Machine, resolve
+from fast_electra.deepspeed_schema import SECTIONS
 from fast_electra.settings import UserError, settings_in
 
 ROOT = Path(__file__).parent.parent
@@ -37,24 +38,30 @@ def tiny(*overrides: str, machine: Machine = TWO, updates: int = 700) -> dict[st
         ("optimizer.type=Lamb", "optimizer.type must be 'Adam' or 'AdamW', not 'Lamb'"),
         ("optimizer={}", "optimizer.type is missing"),
         ('optimizer={"type": "Adam", "params": {}}', "optimizer.params.lr is missing"),
-        ("optimizer.params.lr=fast", "optimizer.params.lr must be a positive number, not 'fast'"),
-        ("optimizer.params.lr=0", "optimizer.params.lr must be a positive number, not 0"),
-        ("optimizer.params.lr=NaN", "optimizer.params.lr must be a positive number, not nan"),
-        ("optimizer.params.lr=true", "optimizer.params.lr must be a positive number, not True"),
+        ("optimizer.params.lr=fast", "optimizer.params.lr must be a number > 0 and <= 100, not 'fast'"),
+        ("optimizer.params.lr=0", "optimizer.params.lr must be a number > 0 and <= 100, not 0"),
+        ("optimizer.params.lr=NaN", "optimizer.params.lr must be a number > 0 and <= 100, not nan"),
+        ("optimizer.params.lr=true", "optimizer.params.lr must be a number > 0 and <= 100, not True"),
         ("optimizer.params.betas=[0.9]", "optimizer.params.betas must be two numbers in [0, 1), not [0.9]"),
         ("optimizer.params.betas=0.9", "optimizer.params.betas must be two numbers in [0, 1), not 0.9"),
         ("optimizer.params.betas=[0.9, 1.0]", "optimizer.params.betas.1 must be less than 1, not 1.0"),
         ("optimizer.params.betas=[true, 0.9]", "optimizer.params.betas.0 must be a valid number, not True"),
-        ('optimizer.params.weight_decay="0.1"', "optimizer.params.weight_decay must be a number >= 0, not '0.1'"),
-        ("optimizer.params.eps=-1", "optimizer.params.eps must be a number >= 0, not -1"),
-        ("optimizer.params.torch_adam=yes", "optimizer.params.torch_adam must be a valid boolean, not 'yes'"),
+        (
+            'optimizer.params.weight_decay="0.1"',
+            "params.weight_decay must be a number from 0 to 100, not '0.1'",
+        ),
+        ("optimizer.params.eps=-1", "optimizer.params.eps must be a number > 0 and <= 1, not -1"),
+        ("optimizer.params.torch_adam=yes", "optimizer.params.torch_adam must be true or false, not 'yes'"),
         ("optimizer.params=3", "optimizer.params is a section: write it as {...}"),
-        ("gradient_clipping=-1", "gradient_clipping must be a number >= 0, not -1"),
+        ("gradient_clipping=-1", "gradient_clipping must be a number from 0 to 1,000,000, not -1"),
         ("gradient_clipping={}", "gradient_clipping is a value, not a section"),
         ("communication_data_type={}", "communication_data_type is a value, not a section"),
-        ("wall_clock_breakdown=no", "wall_clock_breakdown must be a valid boolean, not 'no'"),
+        ("wall_clock_breakdown=no", "wall_clock_breakdown must be true or false, not 'no'"),
         ("scheduler.type=Lamb", "scheduler.type must be 'WarmupDecayLR', 'WarmupLR' or 'WarmupCosineLR', not 'Lamb'"),
-        ("scheduler.params.warmup_num_steps=x", "scheduler.params.warmup_num_steps must be a number >= 0"),
+        (
+            "scheduler.params.warmup_num_steps=x",
+            "warmup_num_steps must be a whole number from 1 to 1,000,000,000 (total",
+        ),
         ("scheduler.params.warmup_num_steps=auto", "(total_num_steps and warmup_max_lr can also be auto), not 'auto'"),
         ("scheduler.params.warmup_type=cubic", "scheduler.params.warmup_type must be 'log' or 'linear', not 'cubic'"),
         ("scheduler.params=3", "scheduler.params is a section: write it as {...}"),
@@ -69,13 +76,16 @@ def tiny(*overrides: str, machine: Machine = TWO, updates: int = 700) -> dict[st
         ("zero_optimization.cpu_offload=true", "offload_optimizer is not supported"),
         (
             "zero_optimization.reduce_bucket_size=-1",
-            "zero_optimization.reduce_bucket_size must be greater than 0, not -1",
+            "zero_optimization.reduce_bucket_size must be a whole number from 1 to 5,000,000,000, not -1",
         ),
         ("zero_optimization=2", "zero_optimization is a section: write it as {...}"),
-        ("train_batch_size=0", 'train_batch_size must be a whole number >= 1 or "auto", not 0'),
-        ("train_batch_size=8.5", 'train_batch_size must be a whole number >= 1 or "auto", not 8.5'),
-        ("train_batch_size=true", 'train_batch_size must be a whole number >= 1 or "auto", not True'),
-        ("train_batch_size=many", "train_batch_size must be a whole number >= 1 or \"auto\", not 'many'"),
+        ("train_batch_size=0", 'train_batch_size must be a whole number from 1 to 1,048,576 or "auto", not 0'),
+        ("train_batch_size=8.5", 'train_batch_size must be a whole number from 1 to 1,048,576 or "auto", not 8.5'),
+        ("train_batch_size=true", 'train_batch_size must be a whole number from 1 to 1,048,576 or "auto", not True'),
+        (
+            "train_batch_size=many",
+            "must be a whole number from 1 to 1,048,576 or \"auto\", not 'many'",
+        ),
         ("train_batch_size=auto", "train_batch_size is missing: the sequences of one update over all processes"),
         ("train_batch_size=33", "train_micro_batch_size_per_gpu 16 x gradient_accumulation_steps 1 x 2 processes = 32"),
         ("train_batch_size=33", "; set train_batch_size to a multiple of 2"),
@@ -116,8 +126,8 @@ def test_what_is_missing_or_auto_is_filled_in() -> None:
     assert tiny(updates=700)["scheduler"]["params"]["total_num_steps"] == 700
     autos = ["zero_optimization.reduce_bucket_size", "wandb.project", "steps_per_print", "gradient_accumulation_steps"]
     assert "auto" not in str(tiny(*(f"{key}=auto" for key in autos)))
-    own = tiny("scheduler.params.total_num_steps=5", "scheduler.params.warmup_max_lr=0.25")["scheduler"]["params"]
-    assert (own["total_num_steps"], own["warmup_max_lr"]) == (5, 0.25)
+    own = tiny("scheduler.params.total_num_steps=800", "scheduler.params.warmup_max_lr=0.25")["scheduler"]["params"]
+    assert (own["total_num_steps"], own["warmup_max_lr"]) == (800, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,12 @@ class Calibration:
 
 
 def calibrate(
-    path: str, overrides: list[str], auxiliary: str | None, reference: Reference, match: str, sequences: int
+    path: str | Path,
+    overrides: list[str],
+    auxiliary: str | Path | None,
+    reference: Reference,
+    match: str,
+    sequences: int,
 ) -> Calibration:
     """Fit T0 and tau for a config's auxiliary, or for the one in the run folder `auxiliary`; see `fit.target`.
 

@@ -61,7 +61,7 @@ class Reference:
         return {"name": self.name, "made": self.made, "points": points}
 
 
-def open_reference(where: str | None) -> Reference:
+def open_reference(where: str | Path | None) -> Reference:
     """Return the reference of a run folder (or its metrics.jsonl), of a saved file, or the one that ships for None."""
     path = SHIPPED if where is None else Path(where)
     if path.name == "metrics.jsonl":

@@ -7,15 +7,15 @@ from pydantic import Field
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.settings import Settings, UserError
+from fast_electra.settings import LocalPath, Settings, UserError
 
 
 class CorpusSettings(Settings):
     """Folders of the text, and the length to which it is cut."""
 
-    shards: str = "data/shards"
-    tokenizer: str = "data/tokenizer"
-    sequence_length: int = Field(default=512, ge=8)
+    shards: LocalPath = "data/shards"
+    tokenizer: LocalPath = "data/tokenizer"
+    sequence_length: int = Field(default=512, ge=8, le=32_768)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from fast_electra import config, recipes
 from fast_electra.config import SECTION, Config, RunConfig
-from fast_electra.cost import methods
+from fast_electra.cost import memory, methods
 from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, sequence_flops, update_flops
 from fast_electra.cost.table_1 import Models
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, describe
 from fast_electra.settings import UserError
 
+SHORTEST = 8  # positions of the narrowest batch: `Sequences.tokens` pads to a multiple
 CHECKPOINTING = f"{SECTION}.model.activation_checkpointing"
 # Share of a device's memory that a suggestion leaves free. The estimate counts tensors only: on a GPU, CUDA with its
 # libraries takes about 1 GB, NCCL's buffers another, and fragmentation often a tenth of all; on a CPU, the system and
@@ -128,6 +129,32 @@ def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
         f"activation checkpointing can be off: without it a device needs {need / 1e9:,.1f} of its "
         f"{capacity / 1e9:,.1f} GB, and an update takes {saved:.0%} fewer FLOPs: --set {CHECKPOINTING}=false"
     )
+
+
+def check_machine(loaded: Config, capacity: float) -> None:
+    """Refuse a run that this machine cannot compute, or that cannot fit into `capacity` bytes, a device's memory.
+
+    The estimate is of the shortest sequences that there are. On a CPU a reduction bucket counts as far as it is filled.
+
+    Raises:
+        UserError: the run needs another machine. The message names the keys that decide it.
+    """
+    run, method = loaded.run, method_of(loaded.run)
+    job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
+    if run.model.attention == "triton" and not memory.keeps_no_pairs(run.model, job.batch):
+        raise UserError(f"{SECTION}.model.attention: triton needs a GPU, 16 bit, heads of 32, 64 or 128; use auto")
+    short = job.batch._replace(length=SHORTEST, masked=1)
+    zero = job.zero
+    if not loaded.machine.on_gpu:
+        zero = zero._replace(bucket=min(zero.bucket, methods.trained_parameters(job, method)))
+    need = highest_moment(replace(job, batch=short, zero=zero), method)
+    if need.bytes > capacity:
+        name, size = max(need.terms.items(), key=lambda term: term[1])
+        raise UserError(
+            f"a process needs at least {need.bytes / 1e9:,.1f} GB of memory and has {capacity / 1e9:,.1f} GB; most is "
+            f"{name} ({size / 1e9:,.1f} GB): lower the sizes in {SECTION}.model, train_micro_batch_size_per_gpu or "
+            "zero_optimization.reduce_bucket_size"
+        )
 
 
 def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:

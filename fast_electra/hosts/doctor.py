@@ -129,8 +129,7 @@ def _operators() -> Iterator[Finding]:
     ready = operators.ops_ready()
     for name in operators.needed_ops():
         folder, missing = operators.op_folder(name), "not built: run `make setup`, or let the first run build it"
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(existing, os.W_OK):
+        if not os.access(folder, os.W_OK):
             value = f"{folder} cannot be written, not even to load what was built: set TORCH_EXTENSIONS_DIR"
             yield Finding(Level.PROBLEM, name, value)
             continue

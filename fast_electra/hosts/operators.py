@@ -49,9 +49,12 @@ def needed_ops(fused_adam: bool = True) -> tuple[str, ...]:
 
 
 def op_folder(name: str) -> Path:
-    """Return the folder in which torch builds an operator. It is made when something is built."""
+    """Make and return the folder in which torch builds an operator. Where it cannot be made, whoever writes says so."""
     prepare_environment()
-    return Path(os.environ["TORCH_EXTENSIONS_DIR"]) / name
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / name
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def ops_ready(names: tuple[str, ...] | None = None) -> bool:
@@ -165,7 +168,6 @@ def _build(name: str) -> None:
             raise UserError(f"cannot build DeepSpeed's operator {name}: {'; '.join(problems)}")
         print(f"building DeepSpeed's operator {name} in {folder} (once; a minute or more)", flush=True)
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / HOST, socket.gethostname())
     try:
         module = accelerator.create_op_builder(BUILDERS[name]).load(verbose=False)
@@ -223,7 +225,6 @@ def _only_builder(timeout: float) -> filelock.AcquireReturnProxy:
     path = op_folder("fused_adam").parent / "fast_electra.flock"
     lock = filelock.FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(filelock.Timeout):
             return lock.acquire(timeout=min(timeout, 5.0))
         print(WAITING, flush=True)

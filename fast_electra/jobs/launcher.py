@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fast_electra.locks import only_writer
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, path_argument
 from fast_electra.training import signals
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments of every script that the `deepspeed` launcher starts."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--deepspeed_config", required=True, metavar="FILE", help="a DeepSpeed config with a section fast_electra"
+        "--deepspeed_config",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="a DeepSpeed config with a section fast_electra",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key; repeatable")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
@@ -75,9 +79,9 @@ def only_job(folder: Path, remedy: str) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    made = not folder.exists()
     with ExitStack() as stack:
         try:
+            made = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_writer(folder / LOCK, folder, remedy))
         except OSError as error:

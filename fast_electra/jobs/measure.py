@@ -22,7 +22,7 @@ from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.cost import measure as measurement
 from fast_electra.cost import methods
-from fast_electra.cost.estimate import auxiliary_settings
+from fast_electra.cost.estimate import auxiliary_settings, check_machine
 from fast_electra.cost.flops import BACKWARD, RECOMPUTATION
 from fast_electra.cost.memory import reduction_buckets
 from fast_electra.cost.methods import Job
@@ -36,6 +36,9 @@ from fast_electra.replacement.auxiliary import Auxiliary
 from fast_electra.settings import UserError
 from fast_electra.training.engines import Ranks, forward_flops, stop_ranks, sum_over_ranks, wait_for_ranks
 from fast_electra.training.graphs import ReplayedModel
+from fast_electra.training.machine import device_memory
+
+MOST = 1_000_000  # updates, and turns
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def main(config: Config, path: str, overrides: list[str], options: Options) -> N
     The config is of objective rtd. Its path and overrides are for messages and the record.
     """
     for name, least in (("updates", 1), ("warmup", 0), ("rounds", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} {getattr(options, name)}: give {least} or more")
+        if not least <= getattr(options, name) <= MOST:
+            raise UserError(f"--{name} {getattr(options, name)}: give {least} or more, and at most {MOST:,}")
     if config.run.objective != "rtd":
         what = f"{path} has objective {config.run.objective}"
         raise UserError(f"{what}: name a config of objective rtd; joint follows from it")
@@ -66,6 +69,7 @@ def main(config: Config, path: str, overrides: list[str], options: Options) -> N
             f"fast_electra.replacement.distribution {config.run.replacement.distribution} needs no auxiliary model, "
             "and this measures the cost of one: leave the key out"
         )
+    check_machine(config, device_memory())
     ranks = launcher.begin(config)
     with _scratch(Path(config.run.run).parent, ranks) as folder:
         result = {"config": path, "overrides": overrides, **_measure(config, options, folder, ranks)}

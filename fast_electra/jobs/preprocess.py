@@ -63,8 +63,10 @@ def destination(config: Config, output: Path | None, part: int | None) -> Path:
         raise UserError(
             f"objective {config.run.objective} draws no replacements from a frozen model: only rtd can be preprocessed"
         )
-    if part is not None and part < 1:
-        raise UserError(f"--part is the number of sequences of a file: at least 1, not {part}")
+    if part is not None and not 1 <= part <= 16 * MOST:
+        raise UserError(
+            f"--part is the number of sequences of a file: at most {16 * MOST:,} and at least 1, not {part}"
+        )
     return Path(named)
 
 
@@ -139,9 +141,7 @@ def begin(
         before = read_settings(begun, StorePlan, f"{begun} is gone", f"remove {folder}, or choose another --output")
         check_same(folder, before, plan)
         plan = before
-    elif folder.exists() and (
-        not folder.is_dir() or set(folder.iterdir()) - {folder / launcher.LOCK, *_unfinished(folder)}
-    ):
+    elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - passing):
         raise UserError(f"{folder} holds something else than a store ({PLAN} is missing): choose another --output")
     _wait(ranks)  # until all have looked
     if ranks.rank == 0:

@@ -1,17 +1,14 @@
 """One pre-training run: what `launch/pretrain.py` starts on every rank."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from torch import Tensor
 
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
-from fast_electra.cost.estimate import checkpointing_advice
+from fast_electra.cost.estimate import check_machine, checkpointing_advice
 from fast_electra.files import write_json
 from fast_electra.jobs import launcher
 from fast_electra.model.files import check_model, save_model
@@ -23,6 +20,7 @@ from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Ranks, from_rank_0, full_weights, lost_rank, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
+from fast_electra.training.machine import device_memory
 from fast_electra.training.metrics import Row, absurd_loss
 from fast_electra.training.signals import Interrupted, watch
 
@@ -40,6 +38,7 @@ FREE = {
 
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
+    check_machine(config, device_memory())
     with launcher.only_job(Path(config.run.run), f"name another run folder with --set {SECTION}.run=FOLDER"):
         ranks = launcher.begin(config)
         train(config, ranks)
@@ -68,7 +67,7 @@ def finish(run: Run) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", settled)
         print(_headline(run), flush=True)
-        if advice := checkpointing_advice(config, _memory(ranks.device)):
+        if advice := checkpointing_advice(config, device_memory()):
             print(f"note: {advice}")
         for section in config.unread:
             print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
@@ -117,14 +116,6 @@ def _headline(run: Run) -> str:
         f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(train):.2f} epochs; "
         f"left out: {train.dropped.documents} documents too short ({train.dropped.tokens} tokens)"
     )
-
-
-def _memory(device: torch.device) -> float:
-    """Return the bytes of memory that this process may use: a GPU's, or its share of the machine's."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    processes = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))  # deepspeed's name, torchrun's
-    return float(psutil.virtual_memory().total / int(processes))
 
 
 def _completed(run: Run, folder: Path) -> bool:

@@ -16,17 +16,17 @@ from fast_electra.settings import Settings
 class EncoderSettings(Settings):
     """Sizes of an encoder (Table 2), its position encoding (Table 3), and how it starts and is regularised."""
 
-    vocabulary_size: int = Field(ge=6)
-    layers: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    ffn_size: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    embedding_size: int | None = Field(default=None, ge=1)  # None: hidden_size; ELECTRA-small has less
-    relative_buckets: int = Field(default=32, ge=4)
-    relative_max_distance: int = Field(default=128, ge=2)
+    vocabulary_size: int = Field(ge=6, le=16_777_216)
+    layers: int = Field(ge=1, le=1000)
+    hidden_size: int = Field(ge=1, le=65_536)
+    ffn_size: int = Field(ge=1, le=262_144)
+    heads: int = Field(ge=1, le=1024)
+    embedding_size: int | None = Field(default=None, ge=1, le=65_536)  # None: hidden_size; ELECTRA-small has less
+    relative_buckets: int = Field(default=32, ge=4, le=65_536)
+    relative_max_distance: int = Field(default=128, ge=2, le=65_536)
     relative_start: Literal["zero", "local"] = "zero"
     initialization: Literal["admin", "bert"] = "admin"
-    initial_std: float = Field(default=0.02, gt=0.0)
+    initial_std: float = Field(default=0.02, gt=0.0, le=1.0)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     attention_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     activation_checkpointing: bool = False

@@ -22,8 +22,8 @@ from fast_electra_kernels import sample_logits
 class JointSettings(Settings):
     """How the two models are trained together. The paper's lambda is 70 for base and 50 for large (Table 3)."""
 
-    loss_weight: float = Field(default=50.0, gt=0.0, allow_inf_nan=False)  # lambda
-    auxiliary_layers: int = Field(default=4, ge=1)  # Table 2; all else is as in `model`
+    loss_weight: float = Field(default=50.0, gt=0.0, le=1_000_000)  # lambda
+    auxiliary_layers: int = Field(default=4, ge=1, le=1000)  # Table 2; all else is as in `model`
     embedding_sharing: Annotated[str, one_of(SHARINGS)] = "shared"
 
 

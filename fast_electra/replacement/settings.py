@@ -7,13 +7,13 @@ from pydantic import Field
 from fast_electra.replacement.auxiliary import AUGMENTATIONS, OutputAugmentation
 from fast_electra.replacement.auxiliary_free import AUXILIARY_FREE
 from fast_electra.replacement.distribution import GAMMA, Range
-from fast_electra.settings import Settings, one_of
+from fast_electra.settings import LocalPath, Settings, one_of
 
 
 class AuxiliarySettings(Settings):
     """The frozen model that draws the replacements, and its precision."""
 
-    run: str | None = None  # a run folder of objective `mlm`
+    run: LocalPath | None = None  # a run folder of objective `mlm`
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # `auto` is 16 bit if the device computes in it
     cuda_graph: bool = True  # on a GPU the model is replayed as CUDA graphs: faster, for some more memory
 
@@ -24,7 +24,7 @@ class ReplacementSettings(Settings):
     distribution: Annotated[str, one_of(["auxiliary", *AUXILIARY_FREE])] = "auxiliary"
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "temperature"  # of the distribution `auxiliary`
     alpha: float = Field(default=0.35, gt=0.0, lt=1.0)  # of smoothed one-hot, D.1
-    store: str | None = None  # a folder of corrupted data written by launch/preprocess.py
+    store: LocalPath | None = None  # a folder of corrupted data written by launch/preprocess.py
 
     @property
     def from_auxiliary(self) -> bool:

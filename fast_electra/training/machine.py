@@ -4,6 +4,7 @@ import os
 import platform
 from pathlib import Path
 
+import psutil
 import torch
 
 from fast_electra.deepspeed_config import Machine
@@ -21,6 +22,14 @@ def on_gpu() -> bool:
 def this_machine() -> Machine:
     """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
     return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), on_gpu())
+
+
+def device_memory() -> float:
+    """Return the bytes of memory that this process may use: its GPU's, or its share of the machine's."""
+    if on_gpu():
+        return float(torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory)
+    processes = os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))  # deepspeed's name, torchrun's
+    return float(psutil.virtual_memory().total / int(processes))
 
 
 def best_dtype() -> str:

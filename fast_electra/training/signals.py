@@ -61,8 +61,8 @@ class Watch:
     def trains(self, stacks: Path, limit: float) -> None:
         """Only note signals from now on, because the ranks are going to agree.
 
-        Where `progressed` is not called for most of `limit` seconds, the stacks of all threads go into the file `stacks`
-        (0: never).
+        Where `progressed` is not called for most of `limit` seconds, the stacks of all threads go into a file. With a
+        limit of 0 this never happens.
         """
         self._training = True  # before the look at the note, so that no signal falls between
         self._stacks, self._limit, self._progress = stacks, limit, time.monotonic()

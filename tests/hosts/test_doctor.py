@@ -44,6 +44,14 @@ def test_no_compiler_is_a_problem_only_while_something_has_to_be_built(
     assert [finding.level for finding in found("compiler")] == [Level.NOTE]
 
 
+def test_operators_that_cannot_be_written_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch writes into their folder even where it only loads."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/nowhere")
+    for name in operators.needed_ops():
+        (finding,) = found(name)
+        assert finding.level is Level.PROBLEM and "set TORCH_EXTENSIONS_DIR" in finding.value
+
+
 @pytest.mark.parametrize(
     ("files", "level", "text"),
     [

@@ -54,6 +54,7 @@ def test_a_process_alone_takes_a_free_port_and_makes_no_needless_waits(tmp_path:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MASTER", "RANK", "WORLD"))
     }
+    environment["MASTER_PORT"] = "29500"  # as the `deepspeed` launcher sets it
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # somebody has it already
             other.bind(("", 29500))
