@@ -121,7 +121,7 @@ def is_finite(engine: Engine) -> bool:
     states = [value for state in adam.state.values() for value in state.values() if isinstance(value, Tensor)]
     masters = [parameter for group in adam.param_groups for parameter in group["params"]]
     ends = [torch.stack(torch.aminmax(tensor.detach())) for tensor in (*engine.module.parameters(), *masters, *states)]
-    finite = torch.stack([end.isfinite().all() for end in ends]).all()
+    finite = torch.stack([end.isfinite().all().to(engine.device) for end in ends]).all()  # Adam counts on the CPU
     return int(sum_over_ranks(1 - finite.int())) == 0
 
 

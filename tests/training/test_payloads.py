@@ -19,6 +19,7 @@ from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.store.format import PartFile
 from fast_electra.training import checkpoint
+from fast_electra.training.checkpoint_files import read_checkpoint_file
 from fast_electra.training.metrics import read_metrics
 
 KIND = pytest.mark.parametrize("kind", payloads.KINDS)
@@ -63,6 +64,14 @@ def test_a_checkpoint_with_a_payload_is_passed_over(
     with pytest.raises(UserError, match=r"states\.pt cannot be loaded \(.*no whole checkpoint is left") as caught:
         checkpoint.newest(folder.parent, small.ALONE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "run"), [("plain", "plain"), ("sixteen_bit", "bf16"), ("half", "fp16")])
+def test_checkpoints_of_every_precision_are_read(scenario: Any, name: str, run: str) -> None:
+    """What is read is a short list, and a loss scale is one more object."""
+    files = list((scenario(name) / run / "checkpoints").rglob("*.pt"))
+    states = [read_checkpoint_file(file) for file in files]
+    assert len(states) >= 3 and all("module" in state or "optimizer_state_dict" in state for state in states)
 
 
 @KIND
