@@ -20,7 +20,7 @@ from fast_electra.files import file_hash
 from fast_electra.model.files import check_model
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint, engines
-from fast_electra.training.engines import Ranks
+from fast_electra.training.engines import Ranks, SharedError
 from fast_electra.training.loop import Run
 
 
@@ -197,6 +197,7 @@ def saved(corpus: Path, output: Path, ranks: Ranks) -> tuple[Run, Path, Callable
 
 
 def refused(function: Callable[..., Any], *arguments: Any) -> str:
-    with pytest.raises(UserError, match=r"\A.*\Z") as caught:  # one line
+    kind = UserError if function is checkpoint.load else SharedError
+    with pytest.raises(kind, match=r"\A.*\Z") as caught:  # one line
         function(*arguments)
     return str(caught.value)

@@ -114,7 +114,7 @@ def _fail(name: str, error: BaseException) -> NoReturn:
     engines = sys.modules.get("fast_electra.training.engines")
     rank, leads = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     agreed = isinstance(error, signals.Interrupted) and error.agreed
-    speaks = rank == "0" if agreed else engines.first_to_fail() if engines else leads
+    speaks = rank == "0" if getattr(error, "agreed", False) else engines.first_to_fail() if engines else leads
     where = "" if rank == "0" else f" on rank {rank} ({socket.gethostname()})"
     line, code, unexpected = f"error{where}: {error}", 2, False
     if isinstance(error, KeyboardInterrupt):

@@ -29,6 +29,7 @@ from fast_electra.training.checkpoint_files import first_line, read_checkpoint_f
 from fast_electra.training.engines import (
     Engine,
     Ranks,
+    SharedError,
     from_rank_0,
     raise_together,
     sum_over_ranks,
@@ -63,11 +64,11 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
     system.
 
     Raises:
-        UserError: there is no room, a file cannot be written, or the weights are not finite. Nothing half-written
+        SharedError: there is no room, a file cannot be written, or the weights are not finite. Nothing half-written
             stays, and the older checkpoints do.
     """
     if not is_finite(engine):
-        raise UserError(
+        raise SharedError(
             f"weights or the optimizer's state are not finite after update {update:,}, so they are not saved; lower "
             "optimizer.params.lr, or check the data, and start again from an earlier checkpoint"
         )
@@ -78,11 +79,13 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
         engine.save_checkpoint(str(folder), tag=partial.name, client_state={"update": update}, save_latest=False)
         raise_together(ranks, engine.checkpoint_engine.failure)
         from_rank_0(ranks, lambda: _put_in_place(partial, Complete(update=update, ranks=ranks.world, files={}), keep))
-    except UserError as error:
+    except SharedError as error:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         remedy = "start the same command again, which goes on from the newest checkpoint"
-        raise UserError(f"checkpoint {folder / name(update)} was not saved: {error}; make room, and {remedy}") from None
+        raise SharedError(
+            f"checkpoint {folder / name(update)} was not saved: {error}; make room, and {remedy}"
+        ) from None
 
 
 def _make_room(partial: Path, size: int) -> None:

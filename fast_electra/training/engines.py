@@ -41,6 +41,12 @@ UPDATE_LIMIT = timedelta(minutes=15)  # ample for rank 0 to write or hash a chec
 WORD = 30.0  # seconds of waiting for the other ranks at the start, after which a word about it is said
 
 
+class SharedError(UserError):
+    """A mistake that every rank raises alike, so rank 0 speaks for all."""
+
+    agreed = True
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's place among all."""
@@ -181,7 +187,7 @@ def from_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
     """Let rank 0 do something for all: return its result on every rank, or raise its error on every rank.
 
     Raises:
-        UserError: rank 0 met one, or an OSError.
+        SharedError: rank 0 met a UserError or an OSError.
     """
     found: list[Any] = [None, ""]
     if ranks.rank == 0:
@@ -192,18 +198,18 @@ def from_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
     if ranks.world > 1:
         deepspeed.comm.broadcast_object_list(found, src=0, device=ranks.device)
     if found[1]:
-        raise UserError(found[1])
+        raise SharedError(found[1])
     result: T = found[0]
     return result
 
 
 def raise_together(ranks: Ranks, error: str) -> None:
-    """Raise a UserError on all ranks if any rank has an error: the first one, in rank order."""
+    """Raise a SharedError on all ranks if any rank has an error: the first one, in rank order."""
     errors = [error] * ranks.world
     if ranks.world > 1:
         deepspeed.comm.all_gather_object(errors, error)
     if any(errors):
-        raise UserError(next(filter(None, errors)))
+        raise SharedError(next(filter(None, errors)))
 
 
 def wait_for_ranks() -> None:
