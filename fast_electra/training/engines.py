@@ -71,7 +71,8 @@ def start_ranks() -> Ranks:
     check_launcher()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
-    if os.environ["WORLD_SIZE"] == "1":  # it meets nobody, so any port will do, whatever the launcher says
+    if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun listens there itself
+        # One process meets nobody. So any port will do, and the launcher's may be taken.
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     os.environ.setdefault("MASTER_PORT", "29500")
     local_rank = int(os.environ["LOCAL_RANK"])

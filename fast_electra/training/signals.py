@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -94,7 +95,7 @@ class Watch:
                     os._exit(EXIT_CODE)
             if self._limit and time.monotonic() - self._progress > 0.8 * self._limit:
                 self._limit = 0.0
-                with self._stacks.open("w") as file:
+                with suppress(OSError), self._stacks.open("w") as file:
                     faulthandler.dump_traceback(file)
 
 
