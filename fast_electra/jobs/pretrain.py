@@ -57,7 +57,7 @@ def finish(run: Run) -> None:
     settled = config.to_json() | {"corpus_hash": run.corpus.hash, **run.auxiliary_facts}
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if resumed is not None:
-        _check_same_run(folder / "config.json", settled)
+        from_rank_0(ranks, lambda: _check_same_run(folder / "config.json", settled))
         if resumed.name == checkpoint.name(updates) and from_rank_0(ranks, lambda: _completed(run, folder)):
             return
         start = checkpoint.load(resumed, engine)
