@@ -2,9 +2,10 @@
 
     python benchmarks/attention.py [--batch 32] [--length 512] [--repeats 30] [--tune] [--tiny] [--json FILE]
 
-SDPA makes bias + padding anew and returns the bias's gradient, as `fast_electra/model/attention.py` does. Flash
-attention knows neither a bias nor padding, so it is a lower bound. Lengths are full, or spread from 0.55 to 1 times the
-length. With `--tune`, other tiles of each of our kernels are timed too. `--tiny` shows on a CPU that the script runs.
+SDPA adds bias and padding in each pass and returns the bias's gradient, as `fast_electra/model/attention.py` does.
+Flash attention knows neither a bias nor padding, so it is a lower bound. Lengths are full, or spread from 0.55 to 1
+times the length. With `--tune`, other tiles of each of our kernels are timed too. `--tiny` shows on a CPU that the
+script runs.
 """
 
 import argparse

@@ -60,8 +60,8 @@ def name(update: int) -> str:
 def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> None:
     """Write the state after `update` updates into `folder`, and leave the `keep` newest checkpoints there.
 
-    An older one goes only after the new one is on the disk and was read back. All ranks call this; they share the file
-    system.
+    An older one is removed only after the new one is on the disk and was read back. All ranks call this; they share
+    the file system.
 
     Raises:
         SharedError: there is no room, a file cannot be written, or the weights are not finite. Nothing half-written

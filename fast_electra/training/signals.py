@@ -1,8 +1,8 @@
 """What ends a run early: a signal, or a launcher that is gone. And the stacks of a rank that waits too long.
 
 While a rank trains, a signal only leaves a note. After each update all ranks compare their notes (`training/loop.py`).
-Then they save and leave together, and the same command goes on. At any other time a signal ends its rank at once:
-there is nothing to save.
+Then they save and leave together, and the same command resumes the run. At any other time a signal ends its rank at
+once, because there is nothing to save.
 """
 
 import faulthandler
