@@ -23,8 +23,8 @@ from contenders.plain import Drawn, Plain, Update
 from contenders.trace import kernels, print_kernels, seconds
 from torch import Tensor
 
-from fast_electra import deepspeed_config, recipes
-from fast_electra.batch import TokenBatch, masked_counts
+from fast_electra import deepspeed_config, randomness, recipes
+from fast_electra.batch import Layout, TokenBatch, masked_counts
 from fast_electra.corruption import Masking, mask
 from fast_electra.cost.flops import discriminator_forward, encoder_forward, trained
 from fast_electra.cost.measure import known_gpu
@@ -122,22 +122,21 @@ class Bench:
         share_B = SHORTEST + (1 - SHORTEST) * torch.rand(sequences, generator=generator)
         share_B[0] = 1.0
         lengths_B = torch.full_like(share_B, self.length).long() if full else (self.length * share_B).long()
-        tokens_BL = torch.randint(5, self.main.vocabulary_size, (sequences, self.length), generator=generator)
-        real_BL = torch.arange(self.length) < lengths_B[:, None]
-        which_B = torch.arange(sequences) + 1000 * seed
-        masked = int(masked_counts(lengths_B, MASK_FRACTION).sum())
-        tokens = int(lengths_B.sum())
+        tokens, masked = int(lengths_B.sum()), int(masked_counts(lengths_B, MASK_FRACTION).sum())
         return TokenBatch(
-            tokens_BL * real_BL, lengths_B, which_B, which_B * 0, real_BL, which_B,
-            global_tokens=tokens * micro_batches, global_masked=masked * micro_batches,
-        )  # fmt: skip
+            tokens_T=torch.randint(5, self.main.vocabulary_size, (tokens,), generator=generator),
+            layout=Layout.of(lengths_B, randomness.key(SEED, seed, torch.arange(sequences))),
+            samples_B=torch.arange(sequences) + 1000 * seed,
+            global_tokens=tokens * micro_batches,
+            global_masked=masked * micro_batches,
+        )
 
     def parts(self) -> None:
         """Time the auxiliary's forward pass in several forms, drawing, masking, and the bare product of the head."""
         batch = self.batch(self.arguments.sequences, 0).to(self.ranks.device)
-        masking = Masking(SEED, MASK_FRACTION, MASK)
+        masking = Masking(MASK_FRACTION, MASK)
         masked = mask(batch, masking)
-        given = (masked.tokens_BL, batch.attended_BL, masked.positions_M)
+        given = (masked.tokens_T, batch.layout, masked.positions_M)
         compiled = copy.deepcopy(self.frozen)
         for layer in compiled.encoder.layers:
             layer.compile(dynamic=False)
@@ -202,7 +201,7 @@ class Bench:
         if setting.compiled:
             for layer in model.encoder.layers:
                 layer.compile(dynamic=False)
-        masking = Masking(SEED, MASK_FRACTION, MASK)
+        masking = Masking(MASK_FRACTION, MASK)
         batches = [self.batch(sequences, seed, setting.full, micro_batches) for seed in range(micro_batches)]
         rtd = RTD(model, Temperature(self.graphs if setting.graphs else self.eager, UNK), CurriculumSettings(), masking)
         if not setting.auxiliary:
@@ -249,7 +248,7 @@ class Bench:
             flops += (
                 2 * masked * (self.auxiliary.embedding_size or self.auxiliary.hidden_size) * self.main.vocabulary_size
             )
-        tokens = self.batch(sequences, 0, setting.full).lengths_B.sum().item()
+        tokens = len(self.batch(sequences, 0, setting.full).tokens_T)
         peak = None if self.gpu is None else self.gpu.peak(self.dtype)
         return {
             "ms": 1e3 * each, "all_ms": [1e3 * second for second in times], "tokens_per_second": tokens / each,

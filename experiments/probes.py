@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra.batch import TokenBatch
+from fast_electra.batch import Draws, Layout, TokenBatch
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corruption import Masking, mask
+from fast_electra.corruption import Masking, mask, replace
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives import detection
@@ -43,10 +43,10 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Sequences with positions to classify, as flat indices (int64), and the label of each position."""
+    """Sequences with tokens to classify, whose numbers below T are int64, and the label of each of them."""
 
-    tokens_BL: Tensor
-    real_BL: Tensor
+    tokens_T: Tensor
+    layout: Layout
     positions_P: Tensor
     labels_P: Tensor
 
@@ -72,7 +72,7 @@ def prepare(train: Sequences, heldout: Sequences, judge: MaskedLanguageModel) ->
     fit = evaluation_batch(train, "reference", torch.arange(FIT), SEED)
     test = evaluation_batch(heldout, "heldout", torch.arange(TEST), SEED)
     vocabulary_size = judge.encoder.settings.vocabulary_size
-    counts_V = torch.bincount(fit.tokens_BL[fit.real_BL], minlength=vocabulary_size)
+    counts_V = torch.bincount(fit.tokens_T, minlength=vocabulary_size)
     counts_V[list(train.tokenizer.special_ids)] = 0
     frequent_C = counts_V.argsort(descending=True, stable=True)[:CLASSES]
     unknown = train.tokenizer.unk_id
@@ -98,22 +98,19 @@ def swap(batch: TokenBatch) -> Labelled:
     Pairs do not overlap and hold two different tokens, so each labelled position really changed. In one sequence, all
     pairs start at even positions or all start at odd ones. Noise chooses which, so the position itself tells nothing.
     """
-    tokens_BL, inner_BL = batch.tokens_BL, batch.maskable_BL
-    b, length = tokens_BL.shape
-    position_L = torch.arange(length)
-    name_B1 = randomness.key(SEED, batch.sequences_B)[:, None]
-    parity_B1 = randomness.key(1, name_B1) & 1
-    right_BL = torch.cat([tokens_BL[:, 1:], tokens_BL[:, :1]], dim=1)
-    inside_BL = inner_BL & torch.cat([inner_BL[:, 1:], torch.zeros(b, 1, dtype=torch.bool)], dim=1)
-    pair_BL = inside_BL & (position_L % 2 == parity_B1) & (tokens_BL != right_BL)
-    noise_BL = randomness.key(2, name_B1, position_L).masked_fill(~pair_BL, torch.iinfo(torch.int64).max)
-    rank_BL = noise_BL.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    count_B1 = (inner_BL.sum(1, keepdim=True) * SWAPPED / 2 + 0.5).floor()
-    left_BL = pair_BL & (rank_BL < count_B1)
-    moved_BL = left_BL | torch.cat([torch.zeros(b, 1, dtype=torch.bool), left_BL[:, :-1]], dim=1)
-    source_BL = position_L.expand(b, length) + left_BL.long() - (moved_BL & ~left_BL).long()
-    positions_P = inner_BL.flatten().nonzero().squeeze(1)
-    return Labelled(tokens_BL.gather(1, source_BL), batch.real_BL, positions_P, moved_BL.flatten()[positions_P].long())
+    tokens_T, layout = batch.tokens_T, batch.layout
+    inner_T, sequence_T, position_T = layout.maskable_T, layout.sequence_T, layout.position_T
+    parity_B = randomness.key(1, layout.keys_B) & 1
+    pair_T = inner_T & inner_T.roll(-1) & (tokens_T != tokens_T.roll(-1))  # a token and its right neighbour
+    pair_T &= position_T % 2 == parity_B[sequence_T]
+    noise_T = randomness.key(2, layout.keys_B[sequence_T], position_T)
+    order_T = layout.order(noise_T.masked_fill(~pair_T, torch.iinfo(torch.int64).max))
+    count_B = ((layout.lengths_B - 2) * SWAPPED / 2 + 0.5).floor()
+    left_T = torch.zeros_like(pair_T).index_copy(0, order_T, position_T < count_B[sequence_T]) & pair_T
+    moved_T = left_T | left_T.roll(1)
+    source_T = torch.arange(len(tokens_T)) + left_T.long() - (moved_T & ~left_T).long()
+    positions_P = inner_T.nonzero().squeeze(1)
+    return Labelled(tokens_T[source_T], layout, positions_P, moved_T[positions_P].long())
 
 
 def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
@@ -127,30 +124,29 @@ def hide(batch: TokenBatch, class_V: Tensor, unknown: int) -> Labelled:
         class_V: class of each token of the vocabulary, or -1.
         unknown: id of [UNK].
     """
-    hidden = mask(batch, Masking(SEED, HIDDEN, unknown))
-    class_M = class_V[batch.tokens_BL.flatten()[hidden.positions_M]]
+    hidden = mask(batch, Masking(HIDDEN, unknown))
+    class_M = class_V[hidden.original_M]
     asked_M = class_M >= 0
-    return Labelled(hidden.tokens_BL, batch.real_BL, hidden.positions_M[asked_M], class_M[asked_M])
+    return Labelled(hidden.tokens_T, batch.layout, hidden.positions_M[asked_M], class_M[asked_M])
 
 
 @torch.no_grad()
 def replaced(batch: TokenBatch, judge: MaskedLanguageModel, mask_id: int) -> Labelled:
     """Replace 15% of the tokens by the judge's draws at temperature 1. The label is x_hat != x."""
     judge.eval()
-    masked = mask(batch, Masking(SEED, 0.15, mask_id))
-    hidden_ME = judge.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
+    masked = mask(batch, Masking(0.15, mask_id))
+    hidden_ME = judge.hidden(masked.tokens_T, batch.layout, masked.positions_M)
     ids_M = sample(hidden_ME, judge.encoder.embedding.weight, judge.bias, scale=1.0, keys_M=masked.keys_M)
-    tokens_BL = batch.tokens_BL.flatten().index_copy(0, masked.positions_M, ids_M).view_as(batch.tokens_BL)
-    positions_P = batch.real_BL.flatten().nonzero().squeeze(1)
-    labels_P = (tokens_BL != batch.tokens_BL).flatten()[positions_P].long()
-    return Labelled(tokens_BL, batch.real_BL, positions_P, labels_P)
+    corrupted = replace(masked, Draws(ids_M))
+    everywhere_P = torch.arange(len(corrupted.tokens_T))
+    return Labelled(corrupted.tokens_T, batch.layout, everywhere_P, corrupted.replaced_T.long())
 
 
 def token_identity(fit: Labelled, test: Labelled, vocabulary_size: int) -> float:
     """Return the best AUC without context: each token scores its rate of being a replacement, estimated on `fit`."""
     counts = []
     for data in (test, fit):
-        index_P = data.tokens_BL.flatten()[data.positions_P] + vocabulary_size * data.labels_P
+        index_P = data.tokens_T[data.positions_P] + vocabulary_size * data.labels_P
         counts.append(torch.bincount(index_P, minlength=2 * vocabulary_size).double().view(2, -1))
     figure = detection.auc_token_identity(*counts)
     assert figure is not None
@@ -186,10 +182,9 @@ def logits(model: Discriminator, data: Labelled) -> Tensor:
 
 
 def _by_batch(model: Any, data: Labelled) -> Tensor:
-    parts = [
-        model(tokens, None if bool(real.all()) else real).flatten(0, 1)
-        for tokens, real in zip(data.tokens_BL.split(BATCH), data.real_BL.split(BATCH), strict=True)
-    ]
+    lengths = data.layout.lengths_B.split(BATCH)
+    tokens = data.tokens_T.split([int(part_B.sum()) for part_B in lengths])
+    parts = [model(part_T, Layout.of(part_B)) for part_T, part_B in zip(tokens, lengths, strict=True)]
     return torch.cat(parts)[data.positions_P]
 
 

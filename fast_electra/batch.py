@@ -3,61 +3,88 @@
 Shape letters, used as suffixes of tensors' names (a file may add letters of its own):
 
     B  sequences of a micro-batch      M  masked positions of a micro-batch, all sequences together
-    L  positions of a sequence         V  vocabulary entries
+    T  tokens of a micro-batch         V  vocabulary entries
     D  hidden size                     H  attention heads
     N  layers                          E  embedding size
 
-Tokens are int64. The flat index b * L + l names a position of a micro-batch.
+Tokens are int64. The sequences of a micro-batch lie one after another, without padding. So a number below T names a
+token, and `Layout` says to which sequence it belongs.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+ON_DEVICE = ("keys_B", "starts_B", "sizes_B", "sequence_T", "position_T")  # tensors of a `Layout`
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each sequence lies among the T tokens of a micro-batch, and what names it in all noise.
+
+    `lengths_B` stays on the CPU, so that counting never waits for a device. All other tensors are on the device.
+    """
+
+    lengths_B: Tensor  # int64, CPU: number of tokens; [CLS] and [SEP] count
+    longest: int  # no sequence is longer
+    keys_B: Tensor  # int64: noise key of each sequence, a function of (seed, epoch, sequence)
+    starts_B: Tensor  # int32: number of each sequence's first token, as kernels read it
+    sizes_B: Tensor  # int32: `lengths_B`, as kernels read it
+    sequence_T: Tensor  # int64: sequence of each token, below B
+    position_T: Tensor  # int64: position of each token in its sequence, from 0
+
+    @classmethod
+    def of(cls, lengths_B: Tensor, keys_B: Tensor | None = None) -> Self:
+        """Lay sequences of these lengths one after another, on the CPU. Without keys they are named 0, 1, ..."""
+        starts_B = lengths_B.cumsum(0) - lengths_B
+        sequence_T = torch.repeat_interleave(lengths_B)
+        return cls(
+            lengths_B=lengths_B,
+            longest=int(lengths_B.max()),
+            keys_B=torch.arange(len(lengths_B)) if keys_B is None else keys_B,
+            starts_B=starts_B.int(),
+            sizes_B=lengths_B.int(),
+            sequence_T=sequence_T,
+            position_T=torch.arange(len(sequence_T)) - starts_B[sequence_T],
+        )
+
+    @property
+    def maskable_T(self) -> Tensor:
+        """Tokens that may be masked, bool: neither [CLS], which is first, nor [SEP], which is last."""
+        return (self.position_T > 0) & (self.position_T < (self.sizes_B - 1)[self.sequence_T])
+
+    def order(self, noise_T: Tensor) -> Tensor:
+        """Return the numbers of all tokens, int64 [T], sequence by sequence and in each by growing noise."""
+        order_T = noise_T.argsort(stable=True)
+        return order_T[self.sequence_T[order_T].argsort(stable=True)]  # which keeps the order of the first
+
+    def to(self, device: torch.device) -> Self:
+        """Return the layout with all tensors but `lengths_B` on `device`."""
+        changes: dict[str, Any] = {name: moved(getattr(self, name), device) for name in ON_DEVICE}
+        return dataclasses.replace(self, **changes)
+
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Original sequences from the loader: [CLS] tokens [SEP], padded at the right.
+    """Original sequences from the loader: [CLS] tokens [SEP].
 
-    `lengths_B` stays on the CPU, so that counting never waits for a device. `global_tokens` and `global_masked` are the
-    denominators of the losses: sums over the global batch of this update, over all ranks and accumulation steps. They
-    are 1 in evaluation batches.
+    `global_tokens` and `global_masked` are the denominators of the losses: sums over the global batch of this update,
+    over all ranks and accumulation steps. They are 1 in evaluation batches.
     """
 
-    tokens_BL: Tensor
-    lengths_B: Tensor  # int64, CPU: number of positions that are not padding; [CLS] and [SEP] count
-    sequences_B: Tensor  # int64, CPU: number of each sequence in the corpus; (epoch, sequence) is the key of its noise
-    epochs_B: Tensor  # int64, CPU
-    real_BL: Tensor  # bool: False at padding
+    tokens_T: Tensor
+    layout: Layout
     samples_B: Tensor  # int64, CPU: number of each sequence in the stream `source`
     source: str = "train"  # the endless training stream, or an evaluation set: "heldout", "reference"
     global_tokens: int = 1
     global_masked: int = 1
 
-    @property
-    def attended_BL(self) -> Tensor | None:
-        """`real_BL`, or None if there is no padding: attention is faster without a mask."""
-        return None if bool((self.lengths_B == self.tokens_BL.shape[1]).all()) else self.real_BL
-
-    @property
-    def maskable_BL(self) -> Tensor:
-        """Positions that may be masked, bool: neither [CLS], which is first, nor [SEP], which is last, nor padding."""
-        position_L = torch.arange(self.tokens_BL.shape[1], device=self.tokens_BL.device)
-        last_B1 = (self.lengths_B - 1).to(position_L.device, non_blocking=True)[:, None]
-        return (position_L > 0) & (position_L < last_B1)
-
-    def to(self, device: torch.device) -> "TokenBatch":
-        """Return the batch with its large tensors on `device`; lengths, sequences and epochs stay on the CPU."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            if device.type == "cuda" and not tensor.is_cuda:
-                tensor = tensor.pin_memory()  # a copy from other memory waits until the GPU has done all its work
-            return tensor.to(device, non_blocking=True)
-
-        return dataclasses.replace(self, tokens_BL=moved(self.tokens_BL), real_BL=moved(self.real_BL))
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tokens and layout on `device`."""
+        return dataclasses.replace(self, tokens_T=moved(self.tokens_T, device), layout=self.layout.to(device))
 
 
 @dataclass(frozen=True)
@@ -65,15 +92,19 @@ class MaskedBatch:
     """Sequences with [MASK] at the chosen positions (section 2): the input of the auxiliary model."""
 
     original: TokenBatch
-    tokens_BL: Tensor  # [MASK] at the masked positions
-    positions_M: Tensor  # int64, flat indices of the masked positions
+    tokens_T: Tensor  # [MASK] at the masked positions
+    positions_M: Tensor  # int64, number of each masked token, below T
     keys_M: Tensor  # int64, noise key of each masked position
-    keys_B: Tensor  # int64, noise key of each sequence
+
+    @property
+    def layout(self) -> Layout:
+        """Where the sequences lie: masking moves nothing."""
+        return self.original.layout
 
     @property
     def original_M(self) -> Tensor:
         """Original token x at each masked position, int64."""
-        return self.original.tokens_BL.flatten().index_select(0, self.positions_M)
+        return self.original.tokens_T.index_select(0, self.positions_M)
 
 
 class Draws(NamedTuple):
@@ -92,9 +123,9 @@ class CorruptedBatch:
     """Sequences with replacements at the masked positions: the input of the main model (discriminator)."""
 
     masked: MaskedBatch
-    tokens_BL: Tensor
+    tokens_T: Tensor
     draws: Draws  # also those that equal the original token (lucky guesses)
-    replaced_BL: Tensor  # bool: x_hat != x, the label; False wherever nothing was masked
+    replaced_T: Tensor  # bool: x_hat != x, the label; False wherever nothing was masked
 
 
 def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
@@ -109,3 +140,10 @@ def masked_counts(lengths_B: Tensor, fraction: float) -> Tensor:
 def ceil_div(amount: int, size: int) -> int:
     """Return the number of parts of `size` that hold `amount`: the quotient, rounded up."""
     return -(-amount // size)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on `device`, without waiting for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()  # a copy from other memory waits until the GPU has done all its work
+    return tensor.to(device, non_blocking=True)

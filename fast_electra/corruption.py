@@ -23,9 +23,8 @@ class CorruptionSettings(Settings):
 
 
 class Masking(NamedTuple):
-    """How positions are chosen and what is written there."""
+    """How many positions are masked, and what is written there."""
 
-    seed: int
     fraction: float
     mask_id: int
 
@@ -37,25 +36,20 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
     position). Each masked position also gets the key from which its replacement is drawn. `stream` is the
     stream of noise: the auxiliary model is trained with another one than it is used with.
     """
-    b, length = batch.tokens_BL.shape
-    device = batch.tokens_BL.device
-    name_B1 = randomness.key(masking.seed, batch.epochs_B, batch.sequences_B).to(device)[:, None]
-    noise_BL = randomness.key(stream, name_B1, torch.arange(length, device=device))
-    noise_BL = noise_BL.masked_fill(~batch.maskable_BL, torch.iinfo(torch.int64).max)  # sorts last
-    order_BL = noise_BL.argsort(dim=1, stable=True)
-    # Row and rank of each masked position follow from the lengths, which are on the CPU: nothing waits for a device.
-    counts_B = masked_counts(batch.lengths_B, masking.fraction)
-    row_M = torch.repeat_interleave(torch.arange(b), counts_B)
-    rank_M = torch.arange(len(row_M)) - torch.repeat_interleave(counts_B.cumsum(0) - counts_B, counts_B)
-    row_M, rank_M = row_M.to(device, non_blocking=True), rank_M.to(device, non_blocking=True)
-    column_M = order_BL[row_M, rank_M]
-    positions_M = row_M * length + column_M
+    layout, device = batch.layout, batch.tokens_T.device
+    key_T = layout.keys_B[layout.sequence_T]
+    noise_T = randomness.key(stream, key_T, layout.position_T)
+    noise_T = noise_T.masked_fill(~layout.maskable_T, torch.iinfo(torch.int64).max)  # sorts last
+    # Where a sequence's first ones are follows from the lengths, which are on the CPU: nothing waits for a device.
+    counts_B = masked_counts(layout.lengths_B, masking.fraction)
+    skipped_B = layout.lengths_B - counts_B
+    skipped_M = torch.repeat_interleave(skipped_B.cumsum(0) - skipped_B, counts_B)
+    positions_M = layout.order(noise_T)[(torch.arange(len(skipped_M)) + skipped_M).to(device, non_blocking=True)]
     return MaskedBatch(
         original=batch,
-        tokens_BL=batch.tokens_BL.flatten().index_fill(0, positions_M, masking.mask_id).view(b, length),
+        tokens_T=batch.tokens_T.index_fill(0, positions_M, masking.mask_id),
         positions_M=positions_M,
-        keys_M=randomness.key(randomness.REPLACEMENT, name_B1[row_M, 0], column_M),
-        keys_B=name_B1[:, 0],
+        keys_M=randomness.key(randomness.REPLACEMENT, key_T[positions_M], layout.position_T[positions_M]),
     )
 
 
@@ -70,6 +64,6 @@ def corrupt(batch: TokenBatch, masking: Masking, distribution: Distribution, str
 
 def replace(masked: MaskedBatch, draws: Draws) -> CorruptedBatch:
     """Return the corrupted sequences and their labels 1(x_hat != x): a lucky guess counts as original (section 2)."""
-    original_BL = masked.original.tokens_BL
-    tokens_BL = original_BL.flatten().index_copy(0, masked.positions_M, draws.tokens_M).view_as(original_BL)
-    return CorruptedBatch(masked=masked, tokens_BL=tokens_BL, draws=draws, replaced_BL=tokens_BL != original_BL)
+    original_T = masked.original.tokens_T
+    tokens_T = original_T.index_copy(0, masked.positions_M, draws.tokens_M)
+    return CorruptedBatch(masked=masked, tokens_T=tokens_T, draws=draws, replaced_T=tokens_T != original_T)

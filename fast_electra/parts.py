@@ -48,7 +48,7 @@ def open_run_corpus(run: RunConfig, ranks: Ranks | None = None) -> Corpus:
 
 def masking(run: RunConfig, tokenizer: Tokenizer) -> Masking:
     """Return which positions a run masks."""
-    return Masking(run.seed, run.corruption.mask_fraction, tokenizer.mask_id)
+    return Masking(run.corruption.mask_fraction, tokenizer.mask_id)
 
 
 def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objective, dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Each use of randomness has a stream of its own, so that two uses of one position draw different bits.
-ORDER, MASK, REPLACEMENT, MASK_OF_MLM, DROPOUT, DROP_TOKEN = 1, 2, 3, 4, 5, 6
+ORDER, MASK, REPLACEMENT, MASK_OF_MLM, DROPOUT, DROP_TOKEN, TRAINING_DROPOUT = 1, 2, 3, 4, 5, 6, 7
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)

@@ -49,9 +49,9 @@ def batches(sequences: Sequences, n: int = 0, seed: int = 5, **share: int) -> li
     return Loader(sequences, Share(**{"micro_batch": 24, "accumulation": 1} | share), seed, 0.15).batch(n)
 
 
-def masking(seed: int = 5) -> Masking:
+def masking() -> Masking:
     """The paper's 15%."""
-    return Masking(seed, 0.15, MASK)
+    return Masking(0.15, MASK)
 
 
 def tree(corpus: Corpus, batch: int = 8, **section: Any) -> dict[str, Any]:

@@ -53,27 +53,28 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_swapped_neighbours_are_all_and_only_what_is_labelled(splits: tuple[Sequences, Sequences]) -> None:
     batch = evaluation_batch(splits[0], "reference", torch.arange(200), probes.SEED)
     swapped = probes.swap(batch)
-    changed_P = (swapped.tokens_BL != batch.tokens_BL).flatten()[swapped.positions_P]
+    changed_P = (swapped.tokens_T != batch.tokens_T)[swapped.positions_P]
     assert torch.equal(changed_P.long(), swapped.labels_P)
-    assert torch.equal(swapped.tokens_BL.sort(1).values, batch.tokens_BL.sort(1).values)  # no token came or went
-    assert len(swapped.positions_P) == int((batch.lengths_B - 2).sum())  # [CLS], [SEP], padding are not asked for
-    outside_BL = ~batch.maskable_BL
-    assert torch.equal(swapped.tokens_BL[outside_BL], batch.tokens_BL[outside_BL])
-    pairs_B = (swapped.tokens_BL != batch.tokens_BL).sum(1) / 2
-    assert ((pairs_B - (batch.lengths_B - 2) * probes.SWAPPED / 2).abs() <= 0.5).all()
-    odd = swapped.positions_P[swapped.labels_P == 1] % 2  # the positions of a pair are one odd, one even
+    layout, lengths = batch.layout, batch.layout.lengths_B.tolist()
+    assert len(swapped.positions_P) == sum(lengths) - 2 * len(lengths)  # [CLS] and [SEP] are not asked for
+    assert torch.equal(swapped.tokens_T[~layout.maskable_T], batch.tokens_T[~layout.maskable_T])
+    for one, other in zip(swapped.tokens_T.split(lengths), batch.tokens_T.split(lengths), strict=True):
+        assert torch.equal(one.sort().values, other.sort().values)  # no token came or went
+        assert abs(int((one != other).sum()) / 2 - (len(one) - 2) * probes.SWAPPED / 2) <= 0.5
+    # The positions of a pair are one odd, one even.
+    odd = layout.position_T[swapped.positions_P[swapped.labels_P == 1]] % 2
     assert odd.double().mean() == 0.5
 
 
 def test_hidden_tokens_are_those_asked_for(splits: tuple[Sequences, Sequences]) -> None:
     batch = evaluation_batch(splits[0], "reference", torch.arange(50), probes.SEED)
     class_V = torch.full((1000,), -1)
-    frequent_C = batch.tokens_BL[batch.maskable_BL].bincount(minlength=1000).argsort(descending=True)[:20]
+    frequent_C = batch.tokens_T[batch.layout.maskable_T].bincount(minlength=1000).argsort(descending=True)[:20]
     class_V[frequent_C] = torch.arange(20)
     hidden = probes.hide(batch, class_V, 1)
     assert len(hidden.positions_P) > 50
-    assert (hidden.tokens_BL.flatten()[hidden.positions_P] == 1).all()
-    assert torch.equal(frequent_C[hidden.labels_P], batch.tokens_BL.flatten()[hidden.positions_P])
+    assert (hidden.tokens_T[hidden.positions_P] == 1).all()
+    assert torch.equal(frequent_C[hidden.labels_P], batch.tokens_T[hidden.positions_P])
 
 
 def test_auc_is_exact_with_ties() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fast_electra import randomness
-from fast_electra.batch import MaskedBatch, TokenBatch
+from fast_electra.batch import Layout, MaskedBatch, TokenBatch
 from fast_electra.corruption import Masking, corrupt, mask
 from fast_electra.files import file_hash
 from fast_electra.model.encoder import EncoderSettings
@@ -19,17 +19,16 @@ from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.store.format import Facts, Part, SetRecord, StorePlan, write_part
 
 GOLDEN = Path(__file__).parent / "golden"
-MASKING = Masking(seed=11, fraction=0.3, mask_id=4)
+MASKING = Masking(fraction=0.3, mask_id=4)
 V = 300
 
 
 def batch() -> TokenBatch:
     """Four sequences of numbers that nothing but this line decides."""
-    lengths_B = torch.tensor([16, 16, 11, 7])
-    tokens_BL = 5 + randomness.key(77, torch.arange(4)[:, None], torch.arange(16)) % (V - 5)
-    real_BL = torch.arange(16) < lengths_B[:, None]
     which_B = torch.arange(4)
-    return TokenBatch(tokens_BL.masked_fill(~real_BL, 0), lengths_B, which_B, which_B % 2, real_BL, which_B)
+    layout = Layout.of(torch.tensor([16, 16, 11, 7]), randomness.key(11, which_B % 2, which_B))
+    tokens_T = 5 + randomness.key(77, layout.sequence_T, layout.position_T) % (V - 5)
+    return TokenBatch(tokens_T, layout, which_B)
 
 
 def test_a_corrupted_batch() -> None:
@@ -39,7 +38,7 @@ def test_a_corrupted_batch() -> None:
     )
     auxiliary = Temperature(MaskedLanguageModel(sizes, seed=7).eval(), unk_id=1)
     corrupted = corrupt(batch(), MASKING, auxiliary, 1.5)
-    found = {"tokens_BL": corrupted.tokens_BL.tolist(), "positions_M": corrupted.masked.positions_M.tolist()}
+    found = {"tokens_T": corrupted.tokens_T.tolist(), "positions_M": corrupted.masked.positions_M.tolist()}
     assert found == json.loads((GOLDEN / "corrupted.json").read_text())
 
 
@@ -47,7 +46,7 @@ def test_a_file_of_a_store(tmp_path: Path) -> None:
     """Pieces of every draw along gamma, as bytes: the race of exponentials, the envelope, the file's layout."""
     masked: MaskedBatch = mask(batch(), MASKING)
     pieces = auxiliary_free("uniform_to_smoothed_one_hot", V).pieces(masked, 0.0, 1.0)
-    counts_B = torch.bincount(masked.positions_M // 16, minlength=4)
+    counts_B = torch.bincount(masked.layout.sequence_T[masked.positions_M], minlength=4)
     record = SetRecord(name="train", source="train", value=None, sequences=4)
     plan = StorePlan(
         kind="axis", parameter="gamma", floor=0.0, low=0.0, high=1.0, vocabulary_size=V, part=4,

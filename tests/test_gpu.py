@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from fast_electra import randomness
+from fast_electra.batch import Layout
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator
 from fast_electra_kernels import IMPLEMENTATIONS, gumbel, sample, sample_with_statistics, workspace_bytes
@@ -75,11 +76,12 @@ def test_the_kernel_needs_no_more_memory_than_it_says() -> None:
     assert held <= 1.05 * workspace_bytes(4928, 128_000, "triton", on_gpu=True)
 
 
-def test_padding_changes_nothing() -> None:
-    settings = EncoderSettings(vocabulary_size=100, layers=2, hidden_size=64, ffn_size=128, heads=4)
+def test_a_sequence_has_the_states_that_it_has_alone() -> None:
+    settings = EncoderSettings(vocabulary_size=100, layers=2, hidden_size=64, ffn_size=128, heads=2)
     model = Discriminator.new(settings).cuda().to(torch.bfloat16).eval()
-    tokens = torch.randint(5, 100, (2, 32), device="cuda")
-    real = torch.ones_like(tokens, dtype=torch.bool)
-    real[1, 20:] = False
-    other = tokens.masked_fill(~real, 9)
-    assert torch.equal(model(tokens, real)[real], model(other, real)[real])
+    lengths, device = [32, 20, 7], torch.device("cuda")
+    tokens = torch.randint(5, 100, (sum(lengths),), device=device)
+    whole = model(tokens, Layout.of(torch.tensor(lengths)).to(device)).split(lengths)
+    for part, expected in zip(tokens.split(lengths), whole, strict=True):
+        alone = model(part, Layout.of(torch.tensor([len(part)])).to(device))
+        assert torch.allclose(alone.float(), expected.float(), atol=0.05)

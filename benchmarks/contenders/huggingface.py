@@ -34,13 +34,14 @@ def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
     optimizer = adam(both)
 
     def step(batch: TokenBatch) -> Tensor:
-        mask_BL = _mask(batch)
-        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, MASK), batch.real_BL.long()
-        labels_BL = batch.tokens_BL.masked_fill(~mask_BL, -100)
+        tokens_BL, real_BL = _padded(batch)
+        mask_BL = _mask(tokens_BL)
+        masked_BL = tokens_BL.masked_fill(mask_BL, MASK)
+        labels_BL = tokens_BL.masked_fill(~mask_BL, -100)
         with autocast(dtype):
             generated = generator(input_ids=masked_BL, attention_mask=real_BL, labels=labels_BL)
-            corrupted_BL = _replace(batch.tokens_BL, mask_BL, generated.logits, 1.0)
-            replaced_BL = (corrupted_BL != batch.tokens_BL).long()
+            corrupted_BL = _replace(tokens_BL, mask_BL, generated.logits, 1.0)
+            replaced_BL = (corrupted_BL != tokens_BL).long()
             detected = discriminator(input_ids=corrupted_BL, attention_mask=real_BL, labels=replaced_BL)
         update(generated.loss + DISCRIMINATOR_WEIGHT * detected.loss, both, optimizer)
         return detected.loss.detach()
@@ -56,12 +57,13 @@ def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
     optimizer = adam(discriminator)
 
     def step(batch: TokenBatch) -> Tensor:
-        mask_BL = _mask(batch)
-        masked_BL, real_BL = batch.tokens_BL.masked_fill(mask_BL, MASK), batch.real_BL.long()
+        tokens_BL, real_BL = _padded(batch)
+        mask_BL = _mask(tokens_BL)
+        masked_BL = tokens_BL.masked_fill(mask_BL, MASK)
         with torch.no_grad():
             generated = generator(input_ids=masked_BL, attention_mask=real_BL)
-        corrupted_BL = _replace(batch.tokens_BL, mask_BL, generated.logits, TEMPERATURE)
-        replaced_BL = (corrupted_BL != batch.tokens_BL).long()
+        corrupted_BL = _replace(tokens_BL, mask_BL, generated.logits, TEMPERATURE)
+        replaced_BL = (corrupted_BL != tokens_BL).long()
         with autocast(dtype):
             detected = discriminator(input_ids=corrupted_BL, attention_mask=real_BL, labels=replaced_BL)
         update(detected.loss, discriminator, optimizer)
@@ -100,9 +102,16 @@ def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraCo
     return config
 
 
-def _mask(batch: TokenBatch) -> Tensor:
+def _padded(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Return the tokens, int64 [B, L], and 1 where there is no padding."""
+    parts = batch.tokens_T.split(batch.layout.lengths_B.tolist())
+    tokens_BL = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=PAD)
+    return tokens_BL, (tokens_BL != PAD).long()
+
+
+def _mask(tokens_BL: Tensor) -> Tensor:
     """Choose 15% of the positions that hold text, bool [B, L]."""
-    text_BL = batch.tokens_BL >= SPECIALS
+    text_BL = tokens_BL >= SPECIALS
     return (torch.rand(text_BL.shape, device=DEVICE) < MASK_FRACTION) & text_BL
 
 

@@ -1,5 +1,7 @@
 """Our own step for replaced-token detection, in plain PyTorch and in the DeepSpeed engine."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,6 @@ from contenders.common import (
     DEVICE,
     MASK,
     MASK_FRACTION,
-    SEED,
     TEMPERATURE,
     UNK,
     WEIGHT_DECAY,
@@ -33,7 +34,7 @@ def objective(size: Sizes, dtype: torch.dtype) -> RTD:
     """Return the objective with an untrained auxiliary. A step costs the same as with a trained one."""
     frozen = MaskedLanguageModel(size.auxiliary, seed=1).requires_grad_(False).eval().to(DEVICE, dtype)
     main = Discriminator.new(size.discriminator, seed=2).to(DEVICE)
-    return RTD(main, Temperature(frozen, UNK), CurriculumSettings(), Masking(SEED, MASK_FRACTION, MASK))
+    return RTD(main, Temperature(frozen, UNK), CurriculumSettings(), Masking(MASK_FRACTION, MASK))
 
 
 def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
@@ -49,7 +50,7 @@ def plain(size: Sizes, dtype: torch.dtype) -> tuple[RTD, Step]:
     rtd = objective(size, dtype)
     optimizer = adam(rtd.model.train())
 
-    def main(*arguments: Tensor | None) -> Tensor:
+    def main(*arguments: Any) -> Tensor:
         with autocast(dtype):  # not around the frozen model, which is in `dtype` already, nor around the sampler
             logits: Tensor = rtd.model(*arguments)
             return logits

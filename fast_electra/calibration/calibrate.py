@@ -115,7 +115,7 @@ def measure(run: RunConfig, corpus: Corpus, model: MaskedLanguageModel, sequence
     for part in samples.split(MICRO_BATCH):
         batch = evaluation_batch(split, source, part, run.seed).to(device)
         masked = mask(batch, masking(run, corpus.tokenizer))
-        hidden_ME = model.hidden(masked.tokens_BL, batch.attended_BL, masked.positions_M)
+        hidden_ME = model.hidden(masked.tokens_T, batch.layout, masked.positions_M)
         sums_2K += fit.statistics(hidden_ME, *model.head, masked.original_M, NODES_K)
         positions += len(masked.original_M)
     original_K, entropy_K = (sums_2K / positions).numpy()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fast_electra.batch import TokenBatch, masked_counts
+from fast_electra import randomness
+from fast_electra.batch import Layout, TokenBatch, masked_counts
 from fast_electra.corpus.sequences import Sequences
 
 
@@ -31,7 +32,7 @@ class Loader:
 
     sequences: Sequences  # to train on
     share: Share
-    seed: int  # determines the order
+    seed: int  # determines the order, and all noise
     mask_fraction: float  # determines how many positions of the global batch are masked
 
     def batch(self, n: int) -> list[TokenBatch]:
@@ -46,16 +47,18 @@ class Loader:
         for step in range(share.accumulation):
             start = (step * share.ranks + share.rank) * share.micro_batch
             rows = slice(start, start + share.micro_batch)
-            part = read_batch(self.sequences, samples[rows], sequences[rows], epochs[rows])
+            part = read_batch(self.sequences, self.seed, samples[rows], sequences[rows], epochs[rows])
             parts.append(dataclasses.replace(part, global_tokens=tokens, global_masked=masked))
         return parts
 
 
 def read_batch(
-    sequences: Sequences, samples_B: Tensor, sequences_B: Tensor, epochs_B: Tensor, source: str = "train"
+    sequences: Sequences, seed: int, samples_B: Tensor, sequences_B: Tensor, epochs_B: Tensor, source: str = "train"
 ) -> TokenBatch:
-    """Read sequences by their numbers; see `TokenBatch` for what the numbers are."""
-    lengths_B = sequences.lengths(sequences_B)
-    tokens_BL = sequences.tokens(sequences_B)
-    real_BL = torch.arange(tokens_BL.shape[1]) < lengths_B[:, None]
-    return TokenBatch(tokens_BL, lengths_B, sequences_B, epochs_B, real_BL, samples_B, source)
+    """Read sequences by their numbers in the corpus; (seed, epoch, sequence) names each in all noise.
+
+    See `TokenBatch` for samples and source. All tensors are int64 on the CPU.
+    """
+    keys_B = randomness.key(seed, epochs_B, sequences_B)
+    layout = Layout.of(sequences.lengths(sequences_B), keys_B)
+    return TokenBatch(sequences.tokens(sequences_B), layout, samples_B, source)

@@ -6,14 +6,13 @@ are left out, and they are counted.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra.batch import ceil_div
 from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
@@ -69,16 +68,13 @@ class Sequences:
         _, start, stop = self._span(sequence.numpy())
         return torch.from_numpy(stop - start + 2)
 
-    def tokens(self, sequence: Tensor, multiple: int = 8) -> Tensor:
-        """Return sequences, int64 [B, l]. The width l is that of the longest, rounded up to `multiple`, at most L."""
-        spans = list(zip(*(part.tolist() for part in self._span(sequence.numpy())), strict=True))
-        longest = max(stop - start for _, start, stop in spans) + 2
-        width = min(self.length, ceil_div(longest, multiple) * multiple)
-        tokens = np.full((len(spans), width), self.tokenizer.pad_id, dtype=np.int64)
-        for row, (document, start, stop) in zip(tokens, spans, strict=True):
-            row[0], row[stop - start + 1] = self.tokenizer.cls_id, self.tokenizer.sep_id
-            row[1 : stop - start + 1] = self.shards.tokens(document, start, stop)
-        return torch.from_numpy(tokens)
+    def tokens(self, sequence: Tensor) -> Tensor:
+        """Return the tokens of sequences, one sequence after another: int64 [T]."""
+        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
+        parts: list[Any] = []
+        for document, start, stop in zip(*(part.tolist() for part in self._span(sequence.numpy())), strict=True):
+            parts += [cls, self.shards.tokens(document, start, stop), sep]
+        return torch.from_numpy(np.concatenate(parts, dtype=np.int64, casting="unsafe"))
 
     def order(self, seed: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return sequence and epoch of samples [start, stop) of the endless training stream, int64 each.

@@ -94,8 +94,7 @@ def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None =
         values += rows * d  # the residual's rows are a copy
         if batch.on_gpu:
             values += batch.positions * d  # fused attention's output, which is counted above without `read`
-    mask_size = 1 if batch.on_gpu else size
-    dropped = 2 * rows * d * mask_size if settings.dropout else 0
+    dropped = 2 * rows * d if settings.dropout and batch.on_gpu else 0  # a CPU makes its masks again
     norms = 2 * rows * 2 * FP32  # mean and deviation
     pairs = batch.sequences * settings.heads * batch.length**2 * size
     if keeps_no_pairs(settings, batch):  # a log-sum-exp for each row and head, and a word if it drops
@@ -103,7 +102,7 @@ def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None =
     elif batch.on_gpu:  # `sdpa` keeps its mask (bias and padding), and a log-sum-exp
         attention = pairs + batch.positions * settings.heads * FP32
     else:
-        attention = pairs * (3 if settings.attention_dropout else 1)
+        attention = pairs
     return values * size + dropped + norms + attention
 
 
@@ -114,8 +113,8 @@ def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Term
     """
     size, d, positions = BYTES[batch.dtype], settings.hidden_size, batch.positions
     embedding_size = settings.embedding_size or d
-    mask_size = 1 if batch.on_gpu else size
-    embedding = positions * (d * size + 2 * FP32 + (d * mask_size if settings.dropout else 0))  # the norm's input
+    dropped = d if settings.dropout and batch.on_gpu else 0
+    embedding = positions * (d * size + 2 * FP32 + dropped)  # the norm's input
     if embedding_size != d:
         embedding += positions * embedding_size * size
     if kind == "rtd":
@@ -140,8 +139,8 @@ def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
     The larger of two moments counts: the backward pass of the feed-forward, and that of the attention after it.
     """
     d, ffn = settings.hidden_size, settings.ffn_size
-    pairs = batch.sequences * settings.heads * batch.length**2 * (1 if batch.on_gpu else 2)
-    pairs *= not keeps_no_pairs(settings, batch)
+    pairs = 0 if keeps_no_pairs(settings, batch) else settings.heads * batch.length**2
+    pairs *= batch.sequences if batch.on_gpu else 2  # a CPU computes about one sequence at a time
     feed = batch.positions * (2 * d + ffn)
     attention = pairs + batch.positions * 4 * d - batch.positions * (2 * d + 2 * ffn)
     return {"gradients of the layer at work": max(feed, attention) * BYTES[batch.dtype]}

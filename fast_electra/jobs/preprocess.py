@@ -121,7 +121,7 @@ class Store:
             samples = torch.arange(start, stop)
             if part.set.source == "train":
                 which, epochs = sequences.order(self.config.run.seed, start, stop)
-                yield read_batch(sequences, samples, which, epochs), strength
+                yield read_batch(sequences, self.config.run.seed, samples, which, epochs), strength
             else:
                 yield evaluation_batch(sequences, part.set.source, samples, self.config.run.seed), strength
             start = stop
@@ -174,9 +174,9 @@ def write_parts(store: Store, ranks: Ranks) -> None:
     for part in missing:
         counts, pieces = [], []
         for batch, strength in store.micro_batches(part):
-            counts.append(masked_counts(batch.lengths_B, store.config.run.corruption.mask_fraction))
+            counts.append(masked_counts(batch.layout.lengths_B, store.config.run.corruption.mask_fraction))
             pieces.append(_draw(store, batch.to(ranks.device), strength))
-            done += len(batch.lengths_B)
+            done += len(batch.layout.lengths_B)
             if ranks.rank == 0 and (now := time.perf_counter()) - reported > PROGRESS:
                 reported, rate = now, done / (now - began)
                 speed, left = f"{rate * ranks.world:,.0f} sequences/s", timedelta(seconds=round((total - done) / rate))

@@ -1,18 +1,26 @@
-"""Attention with T5 relative position bias: one function, several backends that agree."""
+"""Attention with T5 relative position bias: one function, several backends that agree.
+
+Sequences lie one after another in T tokens. Triton's kernels read them there. The other backends make rectangles of
+sequences of about the same length (`rectangles.py`). The bias is a number for each distance in all of them.
+"""
 
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fast_electra.batch import Layout
+from fast_electra.model.dropout import KeyedDropout
+from fast_electra.model.rectangles import Rectangle, distance_sums, pair_bias, rectangles
 from fast_electra.settings import UserError
+from fast_electra_kernels.autocast import without_autocast
 
 HEAD_SIZES = (32, 64, 128)  # that Triton's kernels serve
-Dropout = float | Callable[[Tensor], Tensor]  # a rate, or a function that drops attention probabilities itself
 START_SLOPE, START_SIDE = 2.0, 8.0  # values of the `local` start; docs/tiny.md says which others were tried
 # Kernels that return the gradient of a mask. cuDNN's, which torch prefers on Hopper GPUs, does not.
 TRAINING_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -42,22 +50,15 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.buckets, self.max_distance = buckets, max_distance
         self.table = nn.Parameter(torch.zeros(buckets, heads))
-        self._bucket_LL: Tensor | None = None
         self._bucket_R: Tensor | None = None
         if start == "local":
             _local_start(self.table, max_distance)
 
-    def forward(self, length: int) -> Tensor:
-        """Return the bias of every (query, key) pair: [H, L, L], in the dtype of the table."""
-        if self._bucket_LL is None or len(self._bucket_LL) < length or self._bucket_LL.device != self.table.device:
-            self._bucket_LL = relative_buckets(length, self.buckets, self.max_distance).to(self.table.device)
-        return F.embedding(self._bucket_LL[:length, :length], self.table).permute(2, 0, 1).contiguous()
-
-    def of_distances(self, length: int) -> Tensor:
-        """Return the bias of every distance key - query, from 1 - length to length - 1: [H, 2 length - 1]."""
+    def forward(self, longest: int) -> Tensor:
+        """Return the bias of every distance key - query, from 1 - longest to longest - 1: [H, 2 longest - 1]."""
         device = self.table.device
-        if self._bucket_R is None or len(self._bucket_R) != 2 * length - 1 or self._bucket_R.device != device:
-            bucket_LL = relative_buckets(length, self.buckets, self.max_distance)
+        if self._bucket_R is None or len(self._bucket_R) != 2 * longest - 1 or self._bucket_R.device != device:
+            bucket_LL = relative_buckets(longest, self.buckets, self.max_distance)
             self._bucket_R = torch.cat([bucket_LL[-1], bucket_LL[0, 1:]]).to(device)
         return F.embedding(self._bucket_R, self.table).t()
 
@@ -81,61 +82,133 @@ def _local_start(table: Tensor, max_distance: int) -> None:
         table[:, head] = bias.masked_fill(near.isinf(), 0.0)  # a bucket that no distance falls into
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: Dropout) -> Tensor:
-    assert isinstance(dropout, float), "fused kernels drop at random only"
-    mask = bias if padding is None else bias + padding
+@without_autocast()
+def _sdpa(qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None) -> Tensor:
+    """PyTorch's fused attention. Its mask has the size [H, L, L], or with padding [b, H, L, L]."""
+    bias_HLL, rate = pair_bias(bias_HR).to(qkv_T3Hd.dtype), 0.0
+    if drop is not None:
+        assert drop.quick, "fused kernels drop at random only"
+        rate = drop.attention_rate
+    out_THd = torch.zeros_like(qkv_T3Hd[:, 0])
     # Not `torch.is_grad_enabled()`: activation checkpointing runs the forward pass without gradients and repeats it
     # with them. Both must use the same kernel, or they drop different probabilities.
-    trained = any(tensor.requires_grad for tensor in (q, k, v, bias))
-    with sdpa_kernel(TRAINING_KERNELS if trained else FROZEN_KERNELS):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    trained = qkv_T3Hd.requires_grad or bias_HR.requires_grad
+    for part in rectangles(layout, qkv_T3Hd.is_cuda):
+        q, k, v = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4)
+        mask = bias_HLL[None, :, : part.length, : part.length]
+        if part.padding is not None:  # the lowest finite number, because a row of -inf alone would become NaN
+            mask = mask.masked_fill(part.padding, torch.finfo(mask.dtype).min)
+        with sdpa_kernel(TRAINING_KERNELS if trained else FROZEN_KERNELS):
+            mixed_bHld = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        part.put(out_THd, mixed_bHld.transpose(1, 2))
+    return out_THd
 
 
-def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, dropout: Dropout) -> Tensor:
-    scores_BHLL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).add_(bias)
-    if padding is not None:
-        scores_BHLL.add_(padding)
-    probabilities_BHLL = F.softmax(scores_BHLL, dim=-1)
-    kept_BHLL = F.dropout(probabilities_BHLL, dropout) if isinstance(dropout, float) else dropout(probabilities_BHLL)
-    return torch.matmul(kept_BHLL, v)
+class _Matmul(torch.autograd.Function):
+    """Products and a softmax, one rectangle after another. The probabilities are kept for the backward pass."""
+
+    @staticmethod
+    @without_autocast()
+    def forward(ctx: Any, qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None) -> Tensor:
+        out_THd, kept = torch.empty_like(qkv_T3Hd[:, 0]), []
+        bias_HLL = pair_bias(bias_HR).to(qkv_T3Hd.dtype)
+        for part in rectangles(layout, qkv_T3Hd.is_cuda):
+            q, k, v = _heads(part.of(qkv_T3Hd))
+            bias = bias_HLL[:, : part.length, : part.length].expand(len(part.sequence_b), -1, -1, -1)
+            if part.padding is not None:
+                bias = bias.masked_fill(part.padding, torch.finfo(bias.dtype).min)
+            scores = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+            kept.append(torch.softmax(scores, dim=-1))
+            part.put(out_THd, _shaped(torch.bmm(_dropped(kept[-1], layout, drop, part), v), part))
+        ctx.save_for_backward(qkv_T3Hd, *kept)
+        ctx.layout, ctx.drop, ctx.bias_dtype = layout, drop, bias_HR.dtype
+        return out_THd
+
+    @staticmethod
+    @without_autocast()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        qkv_T3Hd, *kept = ctx.saved_tensors
+        heads, scale = qkv_T3Hd.shape[2], qkv_T3Hd.shape[3] ** -0.5
+        grad_T3Hd, longest = torch.empty_like(qkv_T3Hd), ctx.layout.longest
+        grad_HLL = torch.zeros(heads, longest, longest, device=qkv_T3Hd.device)
+        for part, p in zip(rectangles(ctx.layout, qkv_T3Hd.is_cuda), kept, strict=True):
+            q, k, v = _heads(part.of(qkv_T3Hd))
+            grad = part.of(grads[0])
+            if part.padding is not None:
+                grad = grad.masked_fill(part.padding.transpose(1, 3), 0.0)
+            grad = grad.transpose(1, 2).flatten(0, 1)
+            grad_v = torch.bmm(_dropped(p, ctx.layout, ctx.drop, part).transpose(1, 2), grad)
+            grad_p = _dropped(torch.bmm(grad, v.transpose(1, 2)), ctx.layout, ctx.drop, part)
+            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_HLL[:, : part.length, : part.length] += grad_s.unflatten(0, (-1, heads)).sum(0)
+            grad_q, grad_k = torch.bmm(grad_s, k).mul_(scale), torch.bmm(grad_s.transpose(1, 2), q).mul_(scale)
+            part.put(grad_T3Hd, torch.stack([_shaped(x, part) for x in (grad_q, grad_k, grad_v)], dim=2))
+        return grad_T3Hd, distance_sums(grad_HLL).to(ctx.bias_dtype), None, None
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Dropout], Tensor]] = {
+def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values [b * H, l, d] of a rectangle [b, l, 3, H, d]."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)
+    return q, k, v
+
+
+def _shaped(x: Tensor, part: Rectangle) -> Tensor:
+    """Return [b, l, H, d] from [b * H, l, d]."""
+    return x.unflatten(0, (len(part.sequence_b), -1)).transpose(1, 2)
+
+
+def _dropped(p: Tensor, layout: Layout, drop: KeyedDropout | None, part: Rectangle) -> Tensor:
+    """Return the probabilities [b * H, l, l] of a rectangle, some of them dropped."""
+    if drop is None or drop.attention_rate == 0.0:
+        return p
+    keys = drop.pair_keys(layout, part.sequence_b, len(p) // len(part.sequence_b), part.length)
+    return drop.apply(p, keys, drop.attention_rate)
+
+
+@torch.compiler.disable
+def _triton(qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None) -> Tensor:
+    """Kernels that read the tokens where they are: see `fast_electra_kernels.triton_attention`."""
+    from fast_electra_kernels.triton_attention import attention_packed
+
+    rate = 0.0 if drop is None else drop.attention_rate
+    # The key is from the CPU's generator, which activation checkpointing restores.
+    key = int(torch.randint(1 << 62, ())) if rate else 0
+    covered = int(layout.lengths_B.sum()) == len(qkv_T3Hd)  # a replayed model pads T
+    return attention_packed(
+        qkv_T3Hd, bias_HR, layout.starts_B, layout.sizes_B, layout.longest, rate, key, covered=covered
+    )
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Layout, KeyedDropout | None], Tensor]] = {
+    "triton": _triton,
     "sdpa": _sdpa,
-    "matmul": _matmul,
+    "matmul": lambda *inputs: _Matmul.apply(*inputs),
 }
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
-    padding: Tensor | None = None,
-    dropout: Dropout = 0.0,
-    backend: str | None = None,
+    qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None = None, backend: str = "matmul"
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(head size) + bias + padding) v, with dropout on the probabilities: [B, H, L, D/H].
+    """Return softmax(q k^T / sqrt(d) + bias) v within each sequence, with dropout on the probabilities: [T, H, d].
 
-    Queries, keys and values are [B, H, L, D/H]. All tensors have one dtype.
-
-    - `bias`, [1, H, L, L], is differentiable: the relative positions.
-    - `padding`, [B, 1, 1, L], is 0 at real keys and the lowest finite number at padding; None if there is none. It is
-      not part of the bias because the bias's gradient is then summed over the batch only once.
-    - `dropout` is a rate, or a function of the probabilities [B, H, L, L] that drops some (backend `matmul` only).
-    - `backend` is a key of BACKENDS. The default is `sdpa` on a GPU, because its memory-efficient kernel takes a
-      differentiable bias. On a CPU it is `matmul`, the faster of the two in training (without gradients, `sdpa` is).
+    Args:
+        qkv_T3Hd: queries, keys and values [T, 3, H, d] of all tokens.
+        bias_HR: differentiable bias of each distance key - query, R = 2 longest - 1; see `RelativePositionBias`.
+        layout: which tokens are a sequence.
+        drop: what is dropped; None for nothing. Only `matmul` drops by the keys of the sequences.
+        backend: a key of BACKENDS; `choose` names the best one.
     """
-    return BACKENDS[backend or ("sdpa" if q.is_cuda else "matmul")](q, k, v, bias, padding, dropout)
+    return BACKENDS[backend](qkv_T3Hd, bias_HR, layout, drop)
 
 
-def runs_triton(name: str, x: Tensor, heads: int) -> bool:
-    """Return whether `attention_of_distances` serves hidden states [..., D], if a config's `attention` is `name`.
+def choose(name: str, x: Tensor, heads: int, drop: KeyedDropout | None) -> str:
+    """Return the backend for hidden states [T, D], if a config's `attention` is `name`.
 
-    On a GPU it is two to three times faster than `sdpa`, whose kernel has to read a mask [B, H, L, L].
+    On a GPU, Triton's kernels are two to three times faster than `sdpa`, whose kernel has to read a mask of pairs. On a
+    CPU, `matmul` is the fastest.
     """
-    if name not in ("auto", "triton"):
-        return False
+    if drop is not None and drop.attention_rate and not drop.quick:
+        return "matmul"
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     able = x.is_cuda and dtype != torch.float32 and x.shape[-1] // heads in HEAD_SIZES
@@ -143,24 +216,6 @@ def runs_triton(name: str, x: Tensor, heads: int) -> bool:
     if name == "triton" and not able:
         need = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"
         raise UserError(f"fast_electra.model.attention: triton needs {need}; use auto")
-    return able
-
-
-@torch.compiler.disable
-def attention_of_distances(
-    qkv_BL3Hd: Tensor, bias_HR: Tensor, lengths_B: Tensor | None, dropout: float = 0.0
-) -> Tensor:
-    """Return what `attention` does, as [B * L, H, d], from the bias of each distance and the sequences' lengths.
-
-    Nothing of size [L, L] is ever in memory: see `fast_electra_kernels.triton_attention`.
-    """
-    from fast_electra_kernels.triton_attention import attention_packed
-
-    b, length = qkv_BL3Hd.shape[:2]
-    starts_B = torch.arange(0, b * length, length, dtype=torch.int32, device=qkv_BL3Hd.device)
-    covered = lengths_B is None
-    if lengths_B is None:
-        lengths_B = torch.full_like(starts_B, length)
-    # The key is from the CPU's generator, which activation checkpointing restores.
-    key = int(torch.randint(1 << 62, ())) if dropout else 0
-    return attention_packed(qkv_BL3Hd.flatten(0, 1), bias_HR, starts_B, lengths_B, length, dropout, key, covered)
+    if name == "auto":
+        return "triton" if able else "sdpa" if x.is_cuda else "matmul"
+    return name

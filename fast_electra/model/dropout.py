@@ -1,58 +1,106 @@
-"""Dropout in a frozen model: the augmentations `dropout` and `attention_dropout` of E.2."""
+"""Dropout by counter: what is dropped is a function of (key of the sequence, layer, position, feature).
+
+A sequence is therefore perturbed alike in any batch, on any rank, online and offline. The augmentations `dropout` and
+`attention_dropout` of E.2 need this, because they change draws. In training on a CPU it is several times faster than
+torch's generator, and no mask is kept for the backward pass: it is made again.
+"""
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fast_electra import randomness
+from fast_electra.batch import Layout
 from fast_electra_kernels.noise import random_bits
+
+_BLOCK = 2**17  # numbers that are made together: they stay in a CPU's cache
+_MULTIPLY_1, _MULTIPLY_2, _STEP = 0x2C1B3C6D, 0x297A2D39, 0x9E3779B1 - 2**32  # of the quick hash
 
 
 @dataclass(frozen=True)
 class KeyedDropout:
-    """Dropout whose choices are a function of (key of the sequence, layer, position, feature).
+    """Rates of dropout in one forward pass. Numbers that are kept are scaled by 1 / (1 - rate)."""
 
-    A sequence is therefore perturbed alike in any batch, on any rank, online and offline. Numbers that are kept are
-    scaled by 1 / (1 - rate), as in training.
-    """
-
-    keys_B: Tensor  # int64, one for each sequence, on the model's device
     hidden_rate: float = 0.0  # for the embedding's output and each residual branch
     attention_rate: float = 0.0  # for the attention probabilities
     site: int = 0  # number of the layer's first site; a layer has three
+    quick: bool = False  # for training: rates are multiples of 2^-16, and a short hash makes the bits
 
     def of_layer(self, layer: int) -> "KeyedDropout":
         """Return the dropout of one encoder layer: 1, 2, ...; 0 is the embedding."""
         return dataclasses.replace(self, site=3 * layer)
 
-    def hidden(self, x: Tensor, branch: int, positions_M: Tensor | None, length: int) -> Tensor:
+    def hidden(self, x: Tensor, branch: int, layout: Layout, positions_M: Tensor | None = None) -> Tensor:
         """Drop features of hidden states in residual branch 0 or 1 of the layer.
 
-        They are [B, L, D]; or, if `positions_M` is given, the rows [M, D] at these flat positions. `length` is L.
+        They are [T, D]; or, if `positions_M` is given, the rows [M, D] of these tokens.
         """
         if self.hidden_rate == 0.0:
             return x
-        if positions_M is None:
-            position_L = torch.arange(length, device=x.device)
-            keys = randomness.key(self.keys_B[:, None], self.site + branch, position_L)
-        else:
-            keys = randomness.key(self.keys_B[positions_M // length], self.site + branch, positions_M % length)
-        return _drop(x, keys, self.hidden_rate)
+        if self.quick and x.is_cuda:  # one kernel, which no arithmetic of ours is as fast as
+            return F.dropout(x, self.hidden_rate)
+        sequence, position = layout.sequence_T, layout.position_T
+        if positions_M is not None:
+            sequence, position = sequence[positions_M], position[positions_M]
+        keys = randomness.key(self._names(layout)[sequence], self.site + branch, position)
+        dropped: Tensor = _Drop.apply(x, keys, self, self.hidden_rate)
+        return dropped
 
-    def attention(self, probabilities_BHLL: Tensor) -> Tensor:
-        """Drop attention probabilities."""
-        _, heads, length, _ = probabilities_BHLL.shape
-        head_H1 = torch.arange(heads, device=probabilities_BHLL.device)[:, None]
-        query_L = torch.arange(length, device=probabilities_BHLL.device)
-        keys_BHL = randomness.key(self.keys_B[:, None, None], self.site + 2, head_H1, query_L)
-        return _drop(probabilities_BHLL, keys_BHL, self.attention_rate)
+    def pair_keys(self, layout: Layout, sequence: Tensor, heads: int, length: int) -> Tensor:
+        """Return keys of the attention probabilities of some sequences (int64 [b]): int64 [b, H, `length`]."""
+        head_H1 = torch.arange(heads, device=sequence.device)[:, None]
+        query_L = torch.arange(length, device=sequence.device)
+        return randomness.key(self._names(layout)[sequence][:, None, None], self.site + 2, head_H1, query_L)
+
+    def _names(self, layout: Layout) -> Tensor:
+        return randomness.key(randomness.TRAINING_DROPOUT if self.quick else randomness.DROPOUT, layout.keys_B)
+
+    def apply(self, x: Tensor, keys: Tensor, rate: float) -> Tensor:
+        """Drop numbers of the last dimension, each row by its key, int64 [...]."""
+        out, make = torch.empty_like(x, memory_format=torch.contiguous_format), _factors[self.quick]
+        rows, keys, out_rows = x.flatten(0, -2), keys.flatten(), out.flatten(0, -2)
+        step = max(1, _BLOCK // x.shape[-1])
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
+            torch.mul(rows[block], make(keys[block], x.shape[-1], rate, x.dtype), out=out_rows[block])
+        return out
 
 
-def _drop(x: Tensor, keys: Tensor, rate: float) -> Tensor:
-    """Set each number of the last dimension to zero with probability `rate`, by the key of its row."""
-    features = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
-    bits = random_bits(keys.flatten(), features).view(x.shape)
-    kept = bits >= round(rate * 2**32) - 2**31  # the bits are signed
-    return x * kept / (1.0 - rate)
+class _Drop(torch.autograd.Function):
+    """Drop numbers; the backward pass makes the same choice again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keys: Tensor, drop: KeyedDropout, rate: float) -> Tensor:
+        ctx.save_for_backward(keys)
+        ctx.drop, ctx.rate = drop, rate
+        return drop.apply(x, keys, rate)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (keys,) = ctx.saved_tensors
+        return ctx.drop.apply(grads[0], keys, ctx.rate), None, None, None
+
+
+def _exact_factors(keys: Tensor, width: int, rate: float, dtype: torch.dtype) -> Tensor:
+    """Return 0 or 1 / (1 - rate) for each number of each row. The draws of two augmentations rest on these bits."""
+    bits = random_bits(keys, torch.arange(width, dtype=torch.int32, device=keys.device))
+    return (bits >= round(rate * 2**32) - 2**31).to(dtype) / (1.0 - rate)  # the bits are signed
+
+
+def _quick_factors(keys: Tensor, width: int, rate: float, dtype: torch.dtype) -> Tensor:
+    """Return 0 or 1 / (1 - rate) for each number of each row, from 16 bits each: two from one hash of 32 bits."""
+    columns = torch.arange((width + 1) // 2, dtype=torch.int32, device=keys.device).mul_(_STEP)
+    bits = keys.to(torch.int32)[:, None] + columns
+    bits.mul_(_MULTIPLY_1)
+    bits.bitwise_xor_(bits >> 15).mul_(_MULTIPLY_2)
+    dropped = round(rate * 2**16)
+    factors = torch.empty(len(keys), width, dtype=dtype, device=keys.device)
+    torch.ge(bits.view(torch.int16)[:, :width], dropped - 2**15, out=factors)
+    return factors.mul_(2**16 / (2**16 - dropped))
+
+
+_factors = {False: _exact_factors, True: _quick_factors}

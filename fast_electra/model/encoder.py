@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fast_electra.model.attention import RelativePositionBias, attention, attention_of_distances, runs_triton
+from fast_electra.batch import Layout
+from fast_electra.model.attention import RelativePositionBias, attention, choose
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.settings import Settings
 
@@ -51,8 +52,7 @@ class EncoderLayer(nn.Module):
         """Make the weights; `initialize` fills them."""
         super().__init__()
         d = settings.hidden_size
-        self.heads, self.dropout, self.attention_dropout = settings.heads, settings.dropout, settings.attention_dropout
-        self.backend = None if settings.attention in ("auto", "triton") else settings.attention
+        self.heads = settings.heads
         self.qkv = nn.Linear(d, 3 * d)
         self.attention_output = nn.Linear(d, d)
         self.attention_norm = nn.LayerNorm(d)
@@ -62,54 +62,40 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(d)
         self.ffn_omega = nn.Parameter(torch.ones(d))
 
-    def mix(self, x_BLD: Tensor, bias: Tensor, padding: Tensor | None, drop: KeyedDropout | None = None) -> Tensor:
-        """Return the mixed values of the heads, [B, L, D]: the attention branch before its output projection.
+    def mix(
+        self, x_TD: Tensor, bias_HR: Tensor, layout: Layout, backend: str, drop: KeyedDropout | None = None
+    ) -> Tensor:
+        """Return the mixed values of the heads, [T, D]: the attention branch before its output projection."""
+        qkv_T3Hd = self.qkv(x_TD).unflatten(1, (3, self.heads, -1))
+        return attention(qkv_T3Hd, bias_HR, layout, drop, backend).flatten(1)
 
-        See `attention` for `bias` and `padding`, and `Encoder.forward` for `drop`.
-        """
-        b, length, d = x_BLD.shape
-        qkv = self.qkv(x_BLD).view(b, length, 3, self.heads, d // self.heads)
-        if bias.dim() == 2:
-            rate = self.attention_dropout if self.training else 0.0
-            return attention_of_distances(qkv, bias, padding, rate).view(b, length, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if self.training:
-            mixed_BHLd = attention(q, k, v, bias, padding, self.attention_dropout, self.backend)
-        elif drop is not None and drop.attention_rate > 0.0:
-            mixed_BHLd = attention(q, k, v, bias, padding, drop.attention, backend="matmul")
-        else:
-            mixed_BHLd = attention(q, k, v, bias, padding, backend="sdpa")
-        return mixed_BHLd.transpose(1, 2).reshape(b, length, d)
-
-    def feed(self, x_BLD: Tensor) -> Tensor:
+    def feed(self, x_TD: Tensor) -> Tensor:
         """Return the feed-forward branch, before dropout and residual."""
-        return self.ffn_output(F.gelu(self.ffn_input(x_BLD)))
+        return self.ffn_output(F.gelu(self.ffn_input(x_TD)))
 
     def forward(
         self,
-        x_BLD: Tensor,
-        bias: Tensor,
-        padding: Tensor | None = None,
+        x_TD: Tensor,
+        bias_HR: Tensor,
+        layout: Layout,
+        backend: str,
         positions_M: Tensor | None = None,
         drop: KeyedDropout | None = None,
     ) -> Tensor:
-        """Return [B, L, D]; with `positions_M`, only the rows [M, D] at these flat positions. See also `mix`."""
-        length = x_BLD.shape[1]
+        """Return [T, D]; with `positions_M`, only the rows [M, D] of these tokens. See also `attention`."""
 
         def dropout(x: Tensor, branch: int) -> Tensor:
-            if drop is not None:
-                return drop.hidden(x, branch, positions_M, length)
-            return F.dropout(x, self.dropout, self.training)
+            return x if drop is None else drop.hidden(x, branch, layout, positions_M)
 
-        mixed = self.mix(x_BLD, bias, padding, drop)
+        mixed = self.mix(x_TD, bias_HR, layout, backend, drop)
         if positions_M is not None:
-            mixed, x_BLD = (t.flatten(0, 1).index_select(0, positions_M) for t in (mixed, x_BLD))
-        x = self.attention_norm(x_BLD * self.attention_omega + dropout(self.attention_output(mixed), 0))
+            mixed, x_TD = (x.index_select(0, positions_M) for x in (mixed, x_TD))
+        x = self.attention_norm(x_TD * self.attention_omega + dropout(self.attention_output(mixed), 0))
         return self.ffn_norm(x * self.ffn_omega + dropout(self.feed(x), 1))
 
 
 class Encoder(nn.Module):
-    """Token ids [B, L] to hidden states [B, L, D]. Nothing attends to padding, where hidden states are undefined."""
+    """Token ids [T] to hidden states [T, D], each sequence by itself."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         """Make the weights; `initialize` fills them."""
@@ -128,42 +114,27 @@ class Encoder(nn.Module):
         # The training engine sets its activation checkpointing here. It is called as checkpoint(layer, *inputs).
         self.checkpoint: Callable[..., Any] | None = None
 
-    def embed(self, tokens_BL: Tensor) -> Tensor:
-        """Return the input of the first layer, [B, L, D]."""
-        x_BLD = self.embedding_norm(self.embedding_projection(self.embedding(tokens_BL)))
-        return F.dropout(x_BLD, self.settings.dropout, self.training)
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """Return the input of the first layer, before dropout: [T, D]."""
+        x_TD: Tensor = self.embedding_norm(self.embedding_projection(self.embedding(tokens_T)))
+        return x_TD
 
     def forward(
-        self,
-        tokens_BL: Tensor,
-        real_BL: Tensor | None = None,
-        positions_M: Tensor | None = None,
-        drop: KeyedDropout | None = None,
+        self, tokens_T: Tensor, layout: Layout, positions_M: Tensor | None = None, drop: KeyedDropout | None = None
     ) -> Tensor:
-        """Return hidden states [B, L, D]; with `positions_M`, int64, only those at these flat positions, [M, D].
+        """Return hidden states [T, D]; with `positions_M`, int64, only those of these tokens, [M, D].
 
-        The last layer then computes no others. `real_BL` is False at padding; None if there is none, which is faster.
-        `drop` says what to drop in eval mode, if an augmentation asks for it.
+        The last layer then computes no others. `drop` says what to drop in eval mode, if an augmentation asks for it.
         """
-        x_BLD = self.embed(tokens_BL)
+        settings, x_TD = self.settings, self.embed(tokens_T)
+        if self.training:
+            drop = KeyedDropout(settings.dropout, settings.attention_dropout, quick=True)
         if drop is not None:
-            x_BLD = drop.hidden(x_BLD, 0, None, tokens_BL.shape[1])
-        padding: Tensor | None = None
-        drops_probabilities = drop is not None and drop.attention_rate > 0.0  # only `matmul` does so by key
-        if not drops_probabilities and runs_triton(self.settings.attention, x_BLD, self.settings.heads):
-            bias = self.relative_bias.of_distances(tokens_BL.shape[1])
-            padding = None if real_BL is None else real_BL.sum(1, dtype=torch.int32)
-        else:
-            bias = self.relative_bias(tokens_BL.shape[1])[None]
-        if (
-            real_BL is not None and padding is None
-        ):  # the lowest finite number, because a row of -inf alone would become NaN
-            lowest = torch.finfo(bias.dtype).min
-            padding = torch.zeros_like(real_BL, dtype=bias.dtype).masked_fill_(~real_BL, lowest)[:, None, None]
+            x_TD = drop.hidden(x_TD, 0, layout)
+        backend, bias_HR = choose(settings.attention, x_TD, settings.heads, drop), self.relative_bias(layout.longest)
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None
         for number, layer in enumerate(self.layers, start=1):
-            inputs: tuple[Any, ...] = (x_BLD, bias, padding, positions_M if layer is self.layers[-1] else None)
-            if drop is not None:
-                inputs = (*inputs, drop.of_layer(number))
-            x_BLD = checkpoint(layer, *inputs) if checkpoint else layer(*inputs)
-        return x_BLD
+            read_M = positions_M if layer is self.layers[-1] else None
+            inputs = (x_TD, bias_HR, layout, backend, read_M, None if drop is None else drop.of_layer(number))
+            x_TD = checkpoint(layer, *inputs) if checkpoint else layer(*inputs)
+        return x_TD

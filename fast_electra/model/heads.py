@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast_electra.batch import Layout
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import Encoder, EncoderSettings
 from fast_electra.model.initialize import initialize
@@ -17,8 +18,8 @@ class TokenEncoder(Protocol):
     hidden_size: int  # D
     vocabulary_size: int  # V
 
-    def __call__(self, tokens_BL: Tensor, real_BL: Tensor | None) -> Tensor:
-        """Return hidden states [B, L, D] from int64 tokens; `real_BL` is False at padding, None if there is none."""
+    def __call__(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return hidden states [T, D] from int64 tokens; the layout says which tokens are a sequence."""
 
 
 class MaskedLanguageModel(nn.Module):
@@ -36,8 +37,8 @@ class MaskedLanguageModel(nn.Module):
 
     def forward(
         self,
-        tokens_BL: Tensor,
-        real_BL: Tensor | None,
+        tokens_T: Tensor,
+        layout: Layout,
         positions_M: Tensor,
         hidden_only: bool = False,
         drop: KeyedDropout | None = None,
@@ -46,15 +47,13 @@ class MaskedLanguageModel(nn.Module):
 
         See `Encoder.forward` for the other arguments.
         """
-        hidden_MD = self.encoder(tokens_BL, real_BL, positions_M, drop)
+        hidden_MD = self.encoder(tokens_T, layout, positions_M, drop)
         hidden_ME = self.norm(F.gelu(self.transform(hidden_MD)))
         return hidden_ME if hidden_only else F.linear(hidden_ME, *self.head)
 
-    def hidden(
-        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
-    ) -> Tensor:
+    def hidden(self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, drop: KeyedDropout | None = None) -> Tensor:
         """Return what the vocabulary head multiplies, [M, E]; see `forward`."""
-        hidden_ME: Tensor = self(tokens_BL, attended_BL, positions_M, hidden_only=True, drop=drop)
+        hidden_ME: Tensor = self(tokens_T, layout, positions_M, hidden_only=True, drop=drop)
         return hidden_ME
 
     @property
@@ -64,7 +63,7 @@ class MaskedLanguageModel(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The main model: for each position, the logit of "this token was replaced"."""
+    """The main model: for each token, the logit of "this token was replaced"."""
 
     def __init__(self, encoder: TokenEncoder) -> None:
         """Put a new head on an encoder, an `nn.Module` that keeps its weights; `new` makes both."""
@@ -81,10 +80,10 @@ class Discriminator(nn.Module):
         initialize(model, encoder, seed)
         return model
 
-    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None) -> Tensor:
-        """Return logits of replacement, [B, L]."""
-        logits_BL: Tensor = self.output(F.gelu(self.transform(self.encoder(tokens_BL, real_BL)))).squeeze(-1)
-        return logits_BL
+    def forward(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return logits of replacement, [T]."""
+        logits_T: Tensor = self.output(F.gelu(self.transform(self.encoder(tokens_T, layout)))).squeeze(-1)
+        return logits_T
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fast_electra import randomness
+from fast_electra.batch import Layout
 from fast_electra.model.encoder import Encoder, EncoderLayer
 
 PROFILE_SEQUENCES, PROFILE_LENGTH = 4, 128
@@ -35,19 +36,18 @@ def profile(encoder: Encoder, seed: int) -> None:
     Each residual connection then weighs as much as all the branches that it carries.
     """
     encoder.eval()
-    counters = torch.arange(PROFILE_SEQUENCES * PROFILE_LENGTH).view(PROFILE_SEQUENCES, PROFILE_LENGTH)
-    tokens_BL = randomness.key(seed, counters) % encoder.settings.vocabulary_size
-    x_BLD = encoder.embed(tokens_BL)
-    bias = encoder.relative_bias(PROFILE_LENGTH)[None]
-    total = x_BLD.var()
+    layout = Layout.of(torch.full((PROFILE_SEQUENCES,), PROFILE_LENGTH))
+    tokens_T = randomness.key(seed, torch.arange(len(layout.sequence_T))) % encoder.settings.vocabulary_size
+    x_TD, bias_HR = encoder.embed(tokens_T), encoder.relative_bias(PROFILE_LENGTH)
+    total = x_TD.var()
     for layer in encoder.layers:
         assert isinstance(layer, EncoderLayer)
-        branch = layer.attention_output(layer.mix(x_BLD, bias, padding=None))
+        branch = layer.attention_output(layer.mix(x_TD, bias_HR, layout, "matmul"))
         layer.attention_omega.fill_(total.sqrt())
         total = total + branch.var()
-        x_BLD = layer.attention_norm(x_BLD + branch)
-        branch = layer.feed(x_BLD)
+        x_TD = layer.attention_norm(x_TD + branch)
+        branch = layer.feed(x_TD)
         layer.ffn_omega.fill_(total.sqrt())
         total = total + branch.var()
-        x_BLD = layer.ffn_norm(x_BLD + branch)
+        x_TD = layer.ffn_norm(x_TD + branch)
     encoder.train()

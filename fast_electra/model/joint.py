@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast_electra.batch import Layout
 from fast_electra.model.encoder import Encoder, EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 
@@ -31,12 +32,12 @@ class JointModel(nn.Module):
         elif sharing == "gradient_disentangled":
             encoder.embedding = DisentangledEmbedding(embedding)
 
-    def forward(self, tokens_BL: Tensor, real_BL: Tensor | None, positions_M: Tensor | None = None) -> Tensor:
-        """Return the auxiliary's logits [M, V] if `positions_M` are given; else the main model's logits [B, L]."""
+    def forward(self, tokens_T: Tensor, layout: Layout, positions_M: Tensor | None = None) -> Tensor:
+        """Return the auxiliary's logits [M, V] if `positions_M` are given; else the main model's logits [T]."""
         if positions_M is None:
-            logits: Tensor = self.main(tokens_BL, real_BL)
+            logits: Tensor = self.main(tokens_T, layout)
         else:
-            logits = self.auxiliary(tokens_BL, real_BL, positions_M)
+            logits = self.auxiliary(tokens_T, layout, positions_M)
         return logits
 
     def split(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -61,6 +62,6 @@ class DisentangledEmbedding(nn.Embedding):
         self._base = (base,)  # in a tuple, so that it is no submodule: its parameter has one name, the auxiliary's
         nn.init.zeros_(self.weight)
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Return embeddings [B, L, E]."""
-        return F.embedding(tokens_BL, self._base[0].weight.detach()) + super().forward(tokens_BL)
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        """Return embeddings [T, E]."""
+        return F.embedding(tokens_T, self._base[0].weight.detach()) + super().forward(tokens_T)

@@ -18,35 +18,34 @@ class Judged(NamedTuple):
     """Corrupted sequences, and what the main model says of them."""
 
     corrupted: CorruptedBatch
-    logits_BL: Tensor  # float32, of "this token was replaced"
+    logits_T: Tensor  # float32, of "this token was replaced"
 
 
 def judge(forward: Forward, corrupted: CorruptedBatch) -> Judged:
     """Run the main model on corrupted sequences."""
-    return Judged(corrupted, forward(corrupted.tokens_BL, corrupted.masked.original.attended_BL).float())
+    return Judged(corrupted, forward(corrupted.tokens_T, corrupted.masked.layout).float())
 
 
 @torch.no_grad()
 def detection_sums(judged: Judged, loss_sum: Tensor) -> Sums:
     """Return the additive figures of one micro-batch, whose losses add up to `loss_sum`; nothing waits for the device.
 
-    They are `loss`; `tokens` without padding, and how many are `replaced`, `predicted` to be, and rightly so (`found`);
+    They are `loss`; `tokens`, and how many are `replaced`, `predicted` to be, and rightly so (`found`);
     `masked` positions, and there the sums of `entropy` and of `original_probability` (NaN if they are not known); and
     `logits_2K`, histograms of the logits of original and of replaced tokens.
     """
-    (corrupted, logits_BL), draws = judged, judged.corrupted.draws
-    replaced_BL, real_BL = corrupted.replaced_BL, corrupted.masked.original.real_BL
-    predicted_BL = (logits_BL > 0) & real_BL
+    (corrupted, logits_T), draws = judged, judged.corrupted.draws
+    replaced_T, predicted_T = corrupted.replaced_T, logits_T > 0
     # A NaN logit falls into the first bin. The update is then skipped, and the row says so.
-    level_BL = ((logits_BL.nan_to_num() + RANGE) * (BINS / (2 * RANGE))).long().clamp(0, BINS - 1)
+    level_T = ((logits_T.nan_to_num() + RANGE) * (BINS / (2 * RANGE))).long().clamp(0, BINS - 1)
     sums = {
         "loss": loss_sum.detach(),
-        "tokens": real_BL.sum(),
-        "replaced": replaced_BL.sum(),
-        "predicted": predicted_BL.sum(),
-        "found": (predicted_BL & replaced_BL).sum(),
+        "tokens": torch.full_like(loss_sum, len(logits_T)),
+        "replaced": replaced_T.sum(),
+        "predicted": predicted_T.sum(),
+        "found": (predicted_T & replaced_T).sum(),
         "masked": torch.full_like(loss_sum, draws.tokens_M.numel()),
-        "logits_2K": _counts(level_BL, BINS, corrupted),
+        "logits_2K": _counts(level_T, BINS, replaced_T),
     }
     for name, figure_M in (("entropy", draws.entropy_M), ("original_probability", draws.original_probability_M)):
         sums[name] = torch.full_like(loss_sum, torch.nan) if figure_M is None else figure_M.sum()
@@ -81,15 +80,16 @@ def token_counts(corrupted: CorruptedBatch, vocabulary_size: int) -> Sums:
 
     The sum is named after the source of the sequences: `heldout_2V` or `reference_2V`.
     """
-    return {f"{corrupted.masked.original.source}_2V": _counts(corrupted.tokens_BL, vocabulary_size, corrupted)}
+    return {
+        f"{corrupted.masked.original.source}_2V": _counts(corrupted.tokens_T, vocabulary_size, corrupted.replaced_T)
+    }
 
 
-def _counts(value_BL: Tensor, values: int, corrupted: CorruptedBatch) -> Tensor:
-    """Histograms of integers in [0, values) over original and over replaced tokens, without padding."""
-    counts = torch.zeros(2 * values, dtype=torch.float64, device=value_BL.device)
-    index_BL = value_BL + values * corrupted.replaced_BL
-    counts.scatter_add_(0, index_BL.flatten(), corrupted.masked.original.real_BL.flatten().double())
-    return counts.view(2, values)
+def _counts(value_T: Tensor, values: int, replaced_T: Tensor) -> Tensor:
+    """Return histograms of integers in [0, values) over original and over replaced tokens: float64 [2, values]."""
+    counts = torch.zeros(2 * values, dtype=torch.float64, device=value_T.device)  # bincount would wait for the device
+    index_T = value_T + values * replaced_T
+    return counts.scatter_add_(0, index_T, torch.ones_like(index_T, dtype=torch.float64)).view(2, values)
 
 
 def auc(negatives: Tensor, positives: Tensor) -> float | None:

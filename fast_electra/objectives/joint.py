@@ -57,7 +57,7 @@ class Joint:
     def _corrupt(self, forward: Forward, batch: TokenBatch) -> tuple[CorruptedBatch, Tensor, Sums]:
         """Sequences corrupted by draws from the auxiliary, its sum of losses, and the sums of `masked_loss`."""
         masked = mask(batch, self.masking)
-        logits_MV = forward(masked.tokens_BL, batch.attended_BL, masked.positions_M)
+        logits_MV = forward(masked.tokens_T, batch.layout, masked.positions_M)
         mlm_sum, sums = masked_loss(logits_MV, masked)
         with torch.no_grad():
             try:

@@ -29,7 +29,7 @@ class MLM:
     def loss(self, forward: Forward, batch: TokenBatch, strength: float | None) -> tuple[Tensor, Sums]:
         """See `Objective`; the sums are those of `masked_loss`."""
         masked = mask(batch, self.masking, randomness.MASK_OF_MLM)
-        logits_MV = forward(masked.tokens_BL, batch.attended_BL, masked.positions_M)
+        logits_MV = forward(masked.tokens_T, batch.layout, masked.positions_M)
         loss_sum, sums = masked_loss(logits_MV, masked)
         return loss_sum / batch.global_masked, sums
 

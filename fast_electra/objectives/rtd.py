@@ -15,7 +15,7 @@ from fast_electra.replacement.distribution import Distribution
 
 
 class RTD:
-    """Mean binary cross-entropy of "this token was replaced" over all tokens that are not padding."""
+    """Mean binary cross-entropy of "this token was replaced" over all tokens."""
 
     name = "rtd"
     sources: tuple[str, ...] = ("heldout", "reference")
@@ -63,7 +63,5 @@ class RTD:
 
 
 def replaced_loss(judged: Judged) -> Tensor:
-    """Return the sum of the binary cross-entropy of "this token was replaced" over all tokens that are not padding."""
-    labels_BL = judged.corrupted.replaced_BL.float()
-    loss_BL = F.binary_cross_entropy_with_logits(judged.logits_BL, labels_BL, reduction="none")
-    return (loss_BL * judged.corrupted.masked.original.real_BL).sum()
+    """Return the sum of the binary cross-entropy of "this token was replaced" over all tokens."""
+    return F.binary_cross_entropy_with_logits(judged.logits_T, judged.corrupted.replaced_T.float(), reduction="sum")

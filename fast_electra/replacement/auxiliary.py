@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra.batch import Draws, MaskedBatch
+from fast_electra.batch import Draws, Layout, MaskedBatch
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.replacement.distribution import GAMMA, TEMPERATURE, Range, axis_position
 from fast_electra.settings import UserError
@@ -28,12 +28,10 @@ class FrozenMaskedLM(Protocol):
         """Weight [V, E] and bias [V] of the vocabulary head."""
         ...
 
-    def hidden(
-        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
-    ) -> Tensor:
-        """Return what the vocabulary head multiplies, at flat positions: [M, E].
+    def hidden(self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, drop: KeyedDropout | None = None) -> Tensor:
+        """Return what the vocabulary head multiplies, at the tokens `positions_M`: [M, E].
 
-        `attended_BL` is False at padding, and None if there is none. `drop` says what to drop inside the model.
+        `drop` says what to drop inside the model.
         """
         ...
 
@@ -68,12 +66,12 @@ class Auxiliary:
 
     def hidden(self, masked: MaskedBatch, strength: float) -> Tensor:
         """Return what the vocabulary head multiplies: [M, E]."""
-        tokens_BL, drop = self.input(masked, strength), self.dropout(masked, strength)
-        return self.model.hidden(tokens_BL, masked.original.attended_BL, masked.positions_M, drop)
+        tokens_T, drop = self.input(masked, strength), self.dropout(masked, strength)
+        return self.model.hidden(tokens_T, masked.layout, masked.positions_M, drop)
 
     def input(self, masked: MaskedBatch, strength: float) -> Tensor:
-        """Return the model's input, int64 [B, L]."""
-        return masked.tokens_BL
+        """Return the model's input, int64 [T]."""
+        return masked.tokens_T
 
     def dropout(self, masked: MaskedBatch, strength: float) -> KeyedDropout | None:
         """Return what is dropped inside the model."""
@@ -145,7 +143,7 @@ class Dropout(Auxiliary):
 
     def dropout(self, masked: MaskedBatch, strength: float) -> KeyedDropout:
         """Return a dropout of activations."""
-        return KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), hidden_rate=strength)
+        return KeyedDropout(hidden_rate=strength)
 
 
 class AttentionDropout(Auxiliary):
@@ -155,7 +153,7 @@ class AttentionDropout(Auxiliary):
 
     def dropout(self, masked: MaskedBatch, strength: float) -> KeyedDropout:
         """Return a dropout of attention."""
-        return KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), attention_rate=strength)
+        return KeyedDropout(attention_rate=strength)
 
 
 class DropToken(Auxiliary):
@@ -165,15 +163,15 @@ class DropToken(Auxiliary):
 
     def input(self, masked: MaskedBatch, strength: float) -> Tensor:
         """Drop the tokens with the smallest noise, so that a falling strength only restores tokens."""
-        b, length = masked.tokens_BL.shape
-        position_L = torch.arange(length, device=masked.tokens_BL.device)
-        eligible_BL = masked.original.maskable_BL.clone()
-        eligible_BL.view(-1)[masked.positions_M] = False
-        noise_BL = randomness.key(randomness.DROP_TOKEN, masked.keys_B[:, None], position_L)
-        order_BL = noise_BL.masked_fill(~eligible_BL, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-        count_B1 = (eligible_BL.sum(1, keepdim=True) * strength + 0.5).floor()
-        dropped_BL = torch.zeros_like(eligible_BL).scatter(1, order_BL, position_L.expand(b, -1) < count_B1)
-        return masked.tokens_BL.masked_fill(dropped_BL, self.unk_id)
+        layout = masked.layout
+        eligible_T = layout.maskable_T.index_fill(0, masked.positions_M, False)
+        noise_T = randomness.key(randomness.DROP_TOKEN, layout.keys_B[layout.sequence_T], layout.position_T)
+        eligible_B = torch.zeros_like(layout.keys_B).index_add(0, layout.sequence_T, eligible_T.long())
+        count_B = (eligible_B * strength + 0.5).floor()
+        order_T = layout.order(noise_T.masked_fill(~eligible_T, torch.iinfo(torch.int64).max))
+        dropped_T = torch.zeros_like(eligible_T)
+        dropped_T[order_T] = layout.position_T < count_B[layout.sequence_T]
+        return masked.tokens_T.masked_fill(dropped_T, self.unk_id)
 
 
 AUGMENTATIONS: dict[str, type[Auxiliary]] = {

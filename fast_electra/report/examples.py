@@ -23,11 +23,12 @@ def write_examples(run: Run, folder: Path) -> None:
     samples = torch.arange(evaluation_size(heldout, "heldout", EXAMPLES))
     batch = evaluation_batch(heldout, "heldout", samples, run.config.run.seed).to(run.ranks.device)
     run.engine.eval()
-    corrupted, logits_BL = objective.judge(run.engine, batch, run.strength(update))
+    corrupted, logits_T = objective.judge(run.engine, batch, run.strength(update))
     run.engine.train()
     piece, sequences = run.corpus.tokenizer.piece, []
-    columns = (corrupted.tokens_BL, batch.tokens_BL, logits_BL.sigmoid(), batch.lengths_B)
-    for shown_L, original_L, probability_L, length in zip(*(column.tolist() for column in columns), strict=True):
+    columns = (corrupted.tokens_T, batch.tokens_T, logits_T.sigmoid())
+    parts = (column.cpu().split(batch.layout.lengths_B.tolist()) for column in columns)
+    for sequence in zip(*parts, strict=True):
         tokens = [
             {
                 "piece": piece(shown),
@@ -35,7 +36,7 @@ def write_examples(run: Run, folder: Path) -> None:
                 "replaced": shown != original,
                 "probability": round(probability, 4),
             }
-            for shown, original, probability in zip(shown_L, original_L, probability_L, strict=True)
+            for shown, original, probability in zip(*(column.tolist() for column in sequence), strict=True)
         ]
-        sequences.append({"tokens": tokens[:length]})
+        sequences.append({"tokens": tokens})
     write_json(folder / "examples.json", {"update": update, **run.curriculum(update), "sequences": sequences})

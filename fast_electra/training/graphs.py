@@ -4,6 +4,7 @@ A graph fixes shapes and addresses. It ends before sampling, where the temperatu
 new graph.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,14 +13,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast_electra.batch import ON_DEVICE, Layout, ceil_div
+from fast_electra.model.attention import choose
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.heads import MaskedLanguageModel
 
 LIMIT = 8  # graphs; they share their working memory
-ROWS = 256  # masked positions are padded to a multiple of this, or of about 1/16 of all positions if that is more
+ROWS = (
+    256  # tokens and masked positions are padded to a multiple of this, or of about 1/16 of all tokens if that is more
+)
+LENGTHS = 64  # the longest sequence is taken to have a multiple of this
 WARM_UP = 3  # passes before a capture, in which libraries make their workspaces and modules fill their caches
 
-Inputs = tuple[Tensor, Tensor | None, Tensor]  # tokens_BL, attended_BL, positions_M
+
+class Inputs(NamedTuple):
+    """What the model is called with."""
+
+    tokens_T: Tensor
+    layout: Layout
+    positions_M: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What a graph fixes: T, B, M and the longest sequence."""
+        return len(self.tokens_T), len(self.layout.lengths_B), len(self.positions_M), self.layout.longest
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that is on the device."""
+        return [self.tokens_T, self.positions_M, *(getattr(self.layout, name) for name in ON_DEVICE)]
+
+    def copied(self) -> "Inputs":
+        """Return the inputs at new addresses."""
+        changes: dict[str, Any] = {name: getattr(self.layout, name).clone() for name in ON_DEVICE}
+        return Inputs(self.tokens_T.clone(), dataclasses.replace(self.layout, **changes), self.positions_M.clone())
 
 
 class Graph(NamedTuple):
@@ -32,9 +59,8 @@ class Graph(NamedTuple):
 
     def run(self, inputs: Inputs) -> Tensor:
         """Return hidden states [padded M, E], which the next call overwrites."""
-        for static, given in zip(self.inputs, inputs, strict=True):
-            if static is not None and given is not None:
-                static.copy_(given)
+        for static, given in zip(self.inputs.tensors, inputs.tensors, strict=True):
+            static.copy_(given)
         self.replay()
         return self.output_ME
 
@@ -42,8 +68,9 @@ class Graph(NamedTuple):
 class ReplayedModel:
     """A frozen model in an inference engine, in eval mode. On a GPU it replays one CUDA graph for each shape.
 
-    On a CPU the engine itself answers every call. On a GPU it answers the calls with dropout, and those that a
-    profiler watches by hooks, which a replay would not call.
+    Only Triton's attention can be replayed: the other backends depend on the lengths. Without it, as on a CPU, the
+    engine itself answers every call. It also answers the calls with dropout, and those that a profiler watches by
+    hooks, which a replay would not call.
 
     Weights may be changed in place: the next replay uses them. If weight tensors are replaced by others, build a new
     `ReplayedModel`. All calls must come from one stream.
@@ -55,7 +82,7 @@ class ReplayedModel:
         A graph is captured at the first call with a new shape, up to `limit` graphs. The engine answers all others.
         """
         self.engine, self.model, self.limit = engine, model, limit
-        self.graphs: dict[tuple[torch.Size, bool, int], Graph] = {}
+        self.graphs: dict[tuple[int, ...], Graph] = {}
         self._all_modules = list(engine.modules())
 
     @property
@@ -63,29 +90,27 @@ class ReplayedModel:
         """Weight [V, E] and bias [V] of the vocabulary head."""
         return self.model.head
 
-    def hidden(
-        self, tokens_BL: Tensor, attended_BL: Tensor | None, positions_M: Tensor, drop: KeyedDropout | None = None
-    ) -> Tensor:
+    def hidden(self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, drop: KeyedDropout | None = None) -> Tensor:
         """Return what the vocabulary head multiplies, [M, E]; see `FrozenMaskedLM`. The result is a copy, safe to keep.
 
-        On a GPU positions are padded even where no graph is used, because products of other shapes may round
-        differently: results must not depend on which shapes came first.
+        Inputs are padded even where no graph is used, because products of other shapes may round differently: results
+        must not depend on which shapes came first.
         """
-        if not self._on_gpu(tokens_BL) or drop is not None or self._hooked():
+        if not self._replays() or drop is not None or self._hooked():
             more: dict[str, Any] = {} if drop is None else {"drop": drop}
-            hidden_ME: Tensor = self.engine(tokens_BL, attended_BL, positions_M, hidden_only=True, **more)
+            hidden_ME: Tensor = self.engine(tokens_T, layout, positions_M, hidden_only=True, **more)
             return hidden_ME
-        inputs = (tokens_BL, attended_BL, padded(positions_M, tokens_BL.numel()))
-        key = (tokens_BL.shape, attended_BL is not None, len(inputs[2]))
+        inputs = padded(tokens_T, layout, positions_M)
         with torch.no_grad():
-            if key not in self.graphs and len(self.graphs) < self.limit:
-                self.graphs[key] = self._capture(inputs)
-            graph = self.graphs.get(key)
+            if inputs.shape not in self.graphs and len(self.graphs) < self.limit:
+                self.graphs[inputs.shape] = self._capture(inputs)
+            graph = self.graphs.get(inputs.shape)
             hidden_ME = graph.run(inputs) if graph is not None else self.engine(*inputs, hidden_only=True)
         return hidden_ME[: len(positions_M)].clone()
 
-    def _on_gpu(self, tokens_BL: Tensor) -> bool:
-        return tokens_BL.is_cuda
+    def _replays(self) -> bool:
+        settings = self.model.encoder.settings
+        return choose(settings.attention, self.head[0], settings.heads, None) == "triton"
 
     def _hooked(self) -> bool:
         """Return whether something watches the modules' calls: DeepSpeed's flops profiler, or its engine's timers."""
@@ -98,8 +123,7 @@ class ReplayedModel:
 
     def _capture(self, inputs: Inputs) -> Graph:
         stream, pool = self._place
-        tokens_BL, attended_BL, positions_M = inputs
-        static = (tokens_BL.clone(), None if attended_BL is None else attended_BL.clone(), positions_M.clone())
+        static = inputs.copied()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -114,11 +138,18 @@ class ReplayedModel:
         return Graph(graph.replay, static, output_ME, kept)
 
 
-def padded(positions_M: Tensor, positions: int) -> Tensor:
-    """Return int64 `positions_M` padded with zeros up to a multiple, so that few graphs serve every M.
+def padded(tokens_T: Tensor, layout: Layout, positions_M: Tensor) -> Inputs:
+    """Return the inputs with T, M and the longest length rounded up to a multiple, so that few graphs serve all.
 
-    Position 0 always exists, every position is a separate row in all that follows, and the caller drops the last rows.
-    So padding costs a little time in the last layer and changes nothing else. `positions` is B * L.
+    The new tokens belong to no sequence, and the caller drops the new rows of M. All tokens are separate rows outside
+    of attention, so padding costs a little time and changes nothing else.
     """
-    multiple = ROWS * max(1, positions // (16 * ROWS))
-    return F.pad(positions_M, (0, -len(positions_M) % multiple))
+    multiple = ROWS * max(1, len(tokens_T) // (16 * ROWS))
+    more = (0, -len(tokens_T) % multiple)
+    wider = dataclasses.replace(
+        layout,
+        longest=ceil_div(layout.longest, LENGTHS) * LENGTHS,
+        sequence_T=F.pad(layout.sequence_T, more),
+        position_T=F.pad(layout.position_T, more),
+    )
+    return Inputs(F.pad(tokens_T, more), wider, F.pad(positions_M, (0, -len(positions_M) % multiple)))

@@ -169,7 +169,7 @@ def evaluation_batch(sequences: Sequences, source: str, samples_B: Tensor, seed:
     """Read the members `samples_B`, int64, of the evaluation set `source`, which is spread over a split's documents."""
     rounds = randomness.key(seed, randomness.ORDER, EVALUATION_EPOCH, torch.arange(4))[None]
     which = randomness.permute(samples_B, len(sequences), rounds)
-    return read_batch(sequences, samples_B, which, torch.full_like(which, EVALUATION_EPOCH), source)
+    return read_batch(sequences, seed, samples_B, which, torch.full_like(which, EVALUATION_EPOCH), source)
 
 
 def added(sums: Sums, more: Sums) -> Sums:

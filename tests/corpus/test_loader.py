@@ -6,6 +6,7 @@ import torch
 from conftest import Corpus
 from small import batches
 
+from fast_electra import randomness
 from fast_electra.batch import TokenBatch, masked_counts
 from fast_electra.corpus.sequences import Sequences
 
@@ -15,12 +16,12 @@ def sequences(tiny_corpus: Corpus) -> Sequences:
     return small.sequences(tiny_corpus, 32)
 
 
-def named(parts: list[TokenBatch]) -> dict[tuple[int, int], list[int]]:
-    """Tokens of each sequence by (epoch, sequence), without padding."""
+def named(parts: list[TokenBatch]) -> dict[int, list[int]]:
+    """Tokens of each sequence by its noise key, which (seed, epoch, sequence) decide."""
     return {
-        (int(epoch), int(which)): row[: int(n)].tolist()
+        int(key): tokens.tolist()
         for part in parts
-        for epoch, which, row, n in zip(part.epochs_B, part.sequences_B, part.tokens_BL, part.lengths_B, strict=True)
+        for key, tokens in zip(part.layout.keys_B, part.tokens_T.split(part.layout.lengths_B.tolist()), strict=True)
     }
 
 
@@ -43,14 +44,16 @@ def test_any_division_gives_the_same_global_batch(sequences: Sequences, n: int) 
 
 def test_global_counts_are_those_of_the_batch(sequences: Sequences) -> None:
     parts = batches(sequences, 5, micro_batch=8, accumulation=3)
-    assert parts[0].global_tokens == sum(int(part.real_BL.sum()) for part in parts)
-    assert parts[0].global_masked == sum(int(masked_counts(part.lengths_B, 0.15).sum()) for part in parts)
+    assert parts[0].global_tokens == sum(len(part.tokens_T) for part in parts)
+    assert parts[0].global_masked == sum(int(masked_counts(part.layout.lengths_B, 0.15).sum()) for part in parts)
 
 
 def test_one_epoch_reads_every_sequence_once(sequences: Sequences) -> None:
     count = -(-len(sequences) // 24)
     seen = [key for n in range(count) for key in named(batches(sequences, n))]
-    assert sorted(which for epoch, which in seen if epoch == 0) == list(range(len(sequences)))
+    first = set(randomness.key(5, 0, torch.arange(len(sequences))).tolist())
+    assert len(set(seen)) == len(seen) == 24 * count
+    assert len(first) == len(sequences) == len([key for key in seen if key in first])
 
 
 def test_masked_counts_are_the_nearest_integers_and_at_least_one() -> None:

@@ -1,11 +1,14 @@
 """Every term of FLOPs against torch's own count on the real models."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from fast_electra.batch import Layout
 from fast_electra.cost.flops import (
     BACKWARD,
     LAYER_TERMS,
@@ -23,14 +26,15 @@ from fast_electra.model.joint import JointModel
 SIZES = {"vocabulary_size": 96, "layers": 3, "hidden_size": 24, "ffn_size": 40, "heads": 4, "initialization": "bert"}
 VARIANTS = [{}, {"embedding_size": 8}, {"layers": 1}]
 SEQUENCES, LENGTH, MASKED = 3, 16, 5
+LAYOUT = Layout.of(torch.full((SEQUENCES,), LENGTH))
 
 
 def settings(**changes: object) -> EncoderSettings:
     return EncoderSettings.model_validate(SIZES | changes)
 
 
-def counted(model: torch.nn.Module, *inputs: torch.Tensor | None, backward: bool) -> int:
-    """FLOPs that torch counts; in eval mode the attention is fused, in training it is not, and both count alike."""
+def counted(model: torch.nn.Module, *inputs: Any, backward: bool) -> int:
+    """FLOPs that torch counts; forward and perhaps backward pass."""
     model.train(backward)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
         output = model(*inputs)
@@ -40,7 +44,7 @@ def counted(model: torch.nn.Module, *inputs: torch.Tensor | None, backward: bool
 
 
 def tokens() -> torch.Tensor:
-    return torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH) % 96
+    return torch.arange(SEQUENCES * LENGTH) % 96
 
 
 def positions() -> torch.Tensor:
@@ -55,16 +59,16 @@ def total(terms: Terms) -> float:
 def test_discriminator(changes: dict[str, object]) -> None:
     size = settings(**changes)
     forward = discriminator_forward(size, LENGTH)
-    assert counted(Discriminator.new(size), tokens(), None, backward=False) == total(forward)
-    assert counted(Discriminator.new(size), tokens(), None, backward=True) == total(trained(forward, False))
+    assert counted(Discriminator.new(size), tokens(), LAYOUT, backward=False) == total(forward)
+    assert counted(Discriminator.new(size), tokens(), LAYOUT, backward=True) == total(trained(forward, False))
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_masked_language_model(changes: dict[str, object]) -> None:
     size = settings(**changes)
     forward = masked_lm_forward(size, LENGTH, MASKED)
-    assert counted(MaskedLanguageModel(size), tokens(), None, positions(), backward=False) == total(forward)
-    assert counted(MaskedLanguageModel(size), tokens(), None, positions(), backward=True) == total(
+    assert counted(MaskedLanguageModel(size), tokens(), LAYOUT, positions(), backward=False) == total(forward)
+    assert counted(MaskedLanguageModel(size), tokens(), LAYOUT, positions(), backward=True) == total(
         trained(forward, False)
     )
 
@@ -74,7 +78,7 @@ def test_the_frozen_auxiliary_pays_the_vocabulary_in_the_sampler() -> None:
     size = settings()
     model = MaskedLanguageModel(size).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        hidden_ME = model(tokens(), None, positions(), hidden_only=True)
+        hidden_ME = model(tokens(), LAYOUT, positions(), hidden_only=True)
         before = counter.get_total_flops()
         F.linear(hidden_ME, model.encoder.embedding.weight)
     forward = masked_lm_forward(size, LENGTH, MASKED)
@@ -90,7 +94,7 @@ def test_recomputation(kind: str) -> None:
     model.encoder.checkpoint = lambda layer, *inputs: checkpoint(
         layer, *inputs, use_reentrant=True, preserve_rng_state=False
     )
-    inputs = (tokens(), None) if kind == "rtd" else (tokens(), None, positions())
+    inputs = (tokens(), LAYOUT) if kind == "rtd" else (tokens(), LAYOUT, positions())
     forward = discriminator_forward(size, LENGTH) if kind == "rtd" else masked_lm_forward(size, LENGTH, MASKED)
     terms = trained(forward, True)
     assert terms[RECOMPUTATION] == sum(forward[name] for name in LAYER_TERMS) > 0

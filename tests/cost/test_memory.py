@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fast_electra import randomness
+from fast_electra.batch import Layout
 from fast_electra.cost.measure import tensor_memory
 from fast_electra.cost.memory import AT_WORK, MicroBatch, activations, sampler
 from fast_electra.model.encoder import EncoderSettings
@@ -45,14 +46,14 @@ def kept_bytes(model: torch.nn.Module, *inputs: torch.Tensor | None) -> int:
 )
 def test_activations_are_what_torch_keeps(kind: str, changes: dict[str, float]) -> None:
     settings = EncoderSettings.model_validate(SIZES | changes)
-    tokens_BL = torch.arange(3 * 16).view(3, 16)
+    tokens_T, layout = torch.arange(3 * 16), Layout.of(torch.tensor([16, 16, 16]))
     batch = MicroBatch(sequences=3, length=16, masked=2, dtype="fp32", on_gpu=False)
     predicted = sum(activations(settings, batch, kind).values())
     if kind == "rtd":
-        assert kept_bytes(Discriminator.new(settings), tokens_BL, None) == predicted
+        assert kept_bytes(Discriminator.new(settings), tokens_T, layout) == predicted
     else:
         positions_M = torch.tensor([1, 2, 18, 19, 33, 40])
-        assert kept_bytes(MaskedLanguageModel(settings), tokens_BL, None, positions_M) == predicted
+        assert kept_bytes(MaskedLanguageModel(settings), tokens_T, layout, positions_M) == predicted
 
 
 def test_checkpointing_keeps_one_layer_inside() -> None:

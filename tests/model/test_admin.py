@@ -3,6 +3,7 @@
 import torch
 from small import sizes
 
+from fast_electra.batch import Layout
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 
 DEEP = sizes(vocabulary_size=300, layers=6, hidden_size=64, ffn_size=256, heads=4, initial_std=0.08)
@@ -16,9 +17,9 @@ def branch_variances(model: Discriminator) -> list[float]:
         layer.ffn_omega.data.fill_(1.0)
         layer.attention_output.register_forward_hook(lambda _, __, out: found.append(float(out.var())))
         layer.ffn_output.register_forward_hook(lambda _, __, out: found.append(float(out.var())))
-    tokens = torch.randint(0, 300, (8, 128), generator=torch.Generator().manual_seed(9))
+    tokens = torch.randint(0, 300, (8 * 128,), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        model.eval()(tokens, None)
+        model.eval()(tokens, Layout.of(torch.full((8,), 128)))
     return found
 
 

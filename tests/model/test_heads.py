@@ -4,6 +4,7 @@ import pytest
 import small
 import torch
 
+from fast_electra.batch import Layout
 from fast_electra.config import RunConfig
 from fast_electra.model import heads
 from fast_electra.model.encoder import EncoderSettings
@@ -42,12 +43,12 @@ def test_small_has_the_size_of_electra_small(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_vocabulary_head_is_tied_and_runs_at_masked_positions_only() -> None:
     model = small.masked_lm(vocabulary_size=70, embedding_size=16)
-    tokens = torch.randint(5, 70, (2, 12), generator=torch.Generator().manual_seed(0))
-    positions = torch.tensor([3, 12, 20])
-    logits = model(tokens, None, positions)
-    every = model(tokens, None, torch.arange(24))
+    tokens = torch.randint(5, 70, (24,), generator=torch.Generator().manual_seed(0))
+    positions, layout = torch.tensor([3, 12, 20]), Layout.of(torch.tensor([12, 12]))
+    logits = model(tokens, layout, positions)
+    every = model(tokens, layout, torch.arange(24))
     assert logits.shape == (3, 70) and torch.allclose(logits, every[positions], atol=1e-6)
-    hidden = model(tokens, None, positions, hidden_only=True)
+    hidden = model(tokens, layout, positions, hidden_only=True)
     assert torch.allclose(hidden @ model.encoder.embedding.weight.T + model.bias, logits, atol=1e-6)
     logits.sum().backward()
     assert (

@@ -22,7 +22,7 @@ from fast_electra.objectives.rtd import replaced_loss
 from fast_electra.replacement.auxiliary import Temperature
 from fast_electra.training.loop import added
 
-MASKING = Masking(seed=2, fraction=0.15, mask_id=4)
+MASKING = Masking(fraction=0.15, mask_id=4)
 EMBEDDING = "encoder.embedding.weight"
 
 
@@ -63,12 +63,11 @@ def test_loss_is_the_weighted_sum_of_both_means(sizes: EncoderSettings, parts: l
     for part in parts:
         corrupted = corrupt(part, MASKING, Temperature(auxiliary, unk_id=1), 1.0)
         masked = corrupted.masked
-        original_M = part.tokens_BL.flatten()[masked.positions_M]
-        logits_MV = auxiliary(masked.tokens_BL, part.attended_BL, masked.positions_M)
+        original_M = part.tokens_T[masked.positions_M]
+        logits_MV = auxiliary(masked.tokens_T, part.layout, masked.positions_M)
         mlm.append(F.cross_entropy(logits_MV, original_M, reduction="none"))
-        logits_BL = main(corrupted.tokens_BL, part.attended_BL)
-        loss_BL = F.binary_cross_entropy_with_logits(logits_BL, corrupted.replaced_BL.float(), reduction="none")
-        rtd.append(loss_BL[part.real_BL])
+        logits_T = main(corrupted.tokens_T, part.layout)
+        rtd.append(F.binary_cross_entropy_with_logits(logits_T, corrupted.replaced_T.float(), reduction="none"))
     means = float(torch.cat(mlm).mean()), float(torch.cat(rtd).mean())
     assert share == pytest.approx(means[0] + 7.0 * means[1], rel=1e-5)
     row = objective.summary(reduce(added, (objective.loss(objective.model, part, None)[1] for part in parts)))
@@ -81,7 +80,7 @@ def gradients(objective: Joint, batch: TokenBatch, which: str) -> dict[str, torc
     objective.model.zero_grad()
     if which == "mlm":
         masked = mask(batch, MASKING)
-        masked_loss(objective.model(masked.tokens_BL, batch.attended_BL, masked.positions_M), masked)[0].backward()
+        masked_loss(objective.model(masked.tokens_T, batch.layout, masked.positions_M), masked)[0].backward()
     else:
         replaced_loss(objective.judge(objective.model, batch, None)).backward()
     return {name: parameter.grad for name, parameter in objective.model.named_parameters()}
@@ -120,7 +119,7 @@ def test_exported_models_are_whole_and_compute_the_same(
         assert (folder, kind) in (("model", "rtd"), ("auxiliary/model", "mlm"))
         model = model_class(settings)
         model.load_state_dict(part)
-        arguments = [parts[0].tokens_BL, parts[0].attended_BL]
+        arguments = [parts[0].tokens_T, parts[0].layout]
         arguments += [torch.arange(9)] if kind == "mlm" else []
         assert torch.equal(model(*arguments), genuine(*arguments))
 

@@ -7,7 +7,6 @@ from conftest import Corpus
 from small import MASK, UNK
 from torch import Tensor
 
-from fast_electra import randomness
 from fast_electra.batch import MaskedBatch
 from fast_electra.corpus.frequency import log_frequency, token_counts
 from fast_electra.corpus.sequences import Sequences
@@ -76,7 +75,7 @@ def test_output_augmentations_follow_their_definitions(
 ) -> None:
     """Entropy and probability of the original, beside a dense float64 softmax of the paper's formula."""
     masked, value = masked_batch(sequences), 1.6 if name == "temperature" else 0.4
-    log_p = model(masked.tokens_BL, masked.original.attended_BL, masked.positions_M).double().log_softmax(1)
+    log_p = model(masked.tokens_T, masked.layout, masked.positions_M).double().log_softmax(1)
     if name == "temperature":
         p_MV = (log_p / value).softmax(1)
     else:
@@ -126,20 +125,25 @@ def test_drop_token_drops_an_exact_fraction_of_what_is_neither_special_nor_maske
     drop_token = auxiliaries["drop_token"]
     assert isinstance(drop_token, DropToken)
     masked = masked_batch(sequences)
-    length = masked.tokens_BL.shape[1]
-    position_L, lengths_B1 = torch.arange(length), masked.original.lengths_B[:, None]
-    eligible_BL = (position_L > 0) & (position_L < lengths_B1 - 1) & (masked.tokens_BL != MASK)
-    before = torch.ones_like(eligible_BL)
+    tokens, lengths = masked.tokens_T.clone(), masked.layout.lengths_B
+    ends = lengths.cumsum(0)
+    tokens[ends - 1] = tokens[ends - lengths] = MASK  # [CLS] and [SEP] are no more eligible than what is masked
+    eligible_T = tokens != MASK
+    before = torch.ones_like(eligible_T)
+
+    def sums(chosen_T: Tensor) -> Tensor:
+        return torch.stack([part.sum() for part in chosen_T.split(lengths.tolist())])
+
     for fraction in (1.0, 0.5, 0.2, 0.0):
-        tokens_BL = drop_token.input(masked, fraction)
-        dropped_BL = tokens_BL != masked.tokens_BL
-        assert (tokens_BL[dropped_BL] == UNK).all()
-        assert not (dropped_BL & ~eligible_BL).any()
-        unknown_BL = (masked.tokens_BL == UNK) & eligible_BL  # dropping them changes nothing
-        expected_B = (eligible_BL.sum(1) * fraction + 0.5).floor()
-        assert ((dropped_BL.sum(1) - expected_B).abs() <= unknown_BL.sum(1)).all()
-        assert not (dropped_BL & ~before).any()  # a falling fraction only restores tokens
-        before = dropped_BL
+        tokens_T = drop_token.input(masked, fraction)
+        dropped_T = tokens_T != masked.tokens_T
+        assert (tokens_T[dropped_T] == UNK).all()
+        assert not (dropped_T & ~eligible_T).any()
+        unknown_T = (masked.tokens_T == UNK) & eligible_T  # dropping them changes nothing
+        expected_B = (sums(eligible_T) * fraction + 0.5).floor()
+        assert ((sums(dropped_T) - expected_B).abs() <= sums(unknown_T)).all()
+        assert not (dropped_T & ~before).any()  # a falling fraction only restores tokens
+        before = dropped_T
 
 
 @pytest.mark.parametrize("rates", [{"hidden_rate": 0.3}, {"attention_rate": 0.3}])
@@ -148,25 +152,8 @@ def test_dropped_alike_whether_or_not_the_last_layer_is_pruned(
     rates: dict[str, float], model: MaskedLanguageModel, sequences: Sequences
 ) -> None:
     masked = masked_batch(sequences)
-    drop = KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), **rates)
-    whole = model.encoder(masked.tokens_BL, masked.original.attended_BL, drop=drop).flatten(0, 1)[masked.positions_M]
-    pruned = model.encoder(masked.tokens_BL, masked.original.attended_BL, masked.positions_M, drop)
-    plain = model.encoder(masked.tokens_BL, masked.original.attended_BL, masked.positions_M)
+    drop = KeyedDropout(**rates)
+    whole = model.encoder(masked.tokens_T, masked.layout, drop=drop)[masked.positions_M]
+    pruned = model.encoder(masked.tokens_T, masked.layout, masked.positions_M, drop)
+    plain = model.encoder(masked.tokens_T, masked.layout, masked.positions_M)
     assert torch.allclose(whole, pruned, atol=1e-5) and not torch.allclose(plain, pruned, atol=0.1)
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_keyed_dropout_has_its_rate_and_keeps_the_mean(rate: float) -> None:
-    """200,000 numbers at each site: within 5 standard deviations (error rate under 1e-6), and sites independent."""
-    drop = KeyedDropout(randomness.key(torch.arange(20)), hidden_rate=rate, attention_rate=rate)
-    ones_BLD = torch.ones(20, 100, 100)
-    sites = [drop.of_layer(layer).hidden(ones_BLD, branch, None, 100) for layer in (0, 1, 2) for branch in (0, 1)]
-    sites.append(drop.of_layer(1).attention(torch.ones(20, 1, 100, 100))[:, 0])
-    deviation = (rate * (1 - rate) / ones_BLD.numel()) ** 0.5
-    for kept in sites:
-        assert abs(float((kept == 0).float().mean()) - rate) < 5 * deviation
-        assert torch.allclose(kept[kept != 0], torch.tensor(1 / (1 - rate)))
-    for one in range(len(sites)):
-        for other in range(one):
-            both = float(((sites[one] == 0) & (sites[other] == 0)).float().mean())
-            assert abs(both - rate**2) < 5 * rate * deviation / (1 - rate) ** 0.5 + 5e-3 * rate

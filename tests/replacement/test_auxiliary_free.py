@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from fast_electra import randomness
-from fast_electra.batch import MaskedBatch, TokenBatch
+from fast_electra.batch import Layout, MaskedBatch, TokenBatch
 from fast_electra.corpus.frequency import log_frequency
 from fast_electra.replacement import auxiliary_free as module
 from fast_electra.replacement.auxiliary_free import AUXILIARY_FREE, AuxiliaryFree, auxiliary_free
@@ -35,9 +35,9 @@ def make(name: str, counts: torch.Tensor = COUNTS, arrivals: int | None = None) 
 def masked(originals: torch.Tensor, seed: int = 0, keys: torch.Tensor | None = None) -> MaskedBatch:
     """One sequence that is masked everywhere."""
     m, zero = len(originals), torch.zeros(1, dtype=torch.int64)
-    tokens = TokenBatch(originals[None], zero + m, zero, zero, torch.ones(1, m, dtype=torch.bool), m, m, zero)
+    tokens = TokenBatch(originals, Layout.of(zero + m), zero)
     keys = randomness.key(seed, torch.arange(m)) if keys is None else keys
-    return MaskedBatch(tokens, originals[None], torch.arange(m), keys, zero)
+    return MaskedBatch(tokens, originals, torch.arange(m), keys)
 
 
 def all_over(size: int, count: int) -> torch.Tensor:
@@ -206,7 +206,7 @@ def test_draws_do_not_depend_on_the_arrivals_of_the_first_race(name: str) -> Non
     for one, other in zip(few.pieces(batch, 0.0, 1.0), many.pieces(batch, 0.0, 1.0), strict=True):
         torch.testing.assert_close(one, other)
     # With one arrival, bounds do win at first: the second race was needed.
-    lines = few._lines(batch.keys_M, batch.original.tokens_BL[0], 1)
+    lines = few._lines(batch.keys_M, batch.original.tokens_T, 1)
     first = lines.tokens_MC.gather(1, (lines.slopes_MC * 0.5 + lines.intercepts_MC).argmax(dim=1, keepdim=True))
     assert (first < 0).sum() > 10
 

@@ -83,11 +83,12 @@ class Lab:
         found = []
         for n in range(1, run.updates + 1):
             strength = run.curriculum.strength(settings.u(n, len(train)), draws.floor)
-            rows = torch.zeros(BATCH, 40, dtype=torch.int64)
+            sequences: dict[int, Tensor] = {}
             for rank in range(world):
                 share = Share(BATCH // world // steps, steps, world, rank)
                 for batch in Loader(train, share, run.seed, run.corruption.mask_fraction).batch(n - 1):
-                    tokens_BL = self.corrupted(settings, draws, batch, strength).tokens_BL
-                    rows[batch.samples_B % BATCH, : tokens_BL.shape[1]] = tokens_BL
-            found.append(rows)
+                    tokens_T = self.corrupted(settings, draws, batch, strength).tokens_T
+                    parts = tokens_T.split(batch.layout.lengths_B.tolist())
+                    sequences |= dict(zip(batch.samples_B.tolist(), parts, strict=True))
+            found.append(torch.cat([sequences[sample] for sample in sorted(sequences)]))
         return found

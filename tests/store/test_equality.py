@@ -109,7 +109,7 @@ def assert_same_evaluations(
         for value in values:
             batch = evaluation_batch(sequences, source, torch.arange(count), settings.run.seed)
             one, other = (lab.corrupted(settings, which, batch, value) for which in (draws, stored))
-            assert torch.equal(one.tokens_BL, other.tokens_BL)
+            assert torch.equal(one.tokens_T, other.tokens_T)
             assert other.draws.entropy_M is None and other.draws.original_probability_M is None
 
 
@@ -118,9 +118,9 @@ def test_samples_are_found_in_any_order(lab: Lab, tmp_path: Path) -> None:
     stored = lab.read(settings, lab.write(settings, tmp_path / "store", world=1, part=16))
     which, epochs = lab.corpus.train.order(settings.run.seed, 0, UPDATES * BATCH)
     samples = torch.randperm(UPDATES * BATCH, generator=torch.Generator().manual_seed(1))[:100]
-    batch = read_batch(lab.corpus.train, samples, which[samples], epochs[samples])
+    batch = read_batch(lab.corpus.train, settings.run.seed, samples, which[samples], epochs[samples])
     one, other = (lab.corrupted(settings, draws, batch, 1.3) for draws in (lab.distribution(settings), stored))
-    assert torch.equal(one.tokens_BL, other.tokens_BL)
+    assert torch.equal(one.tokens_T, other.tokens_T)
 
 
 def test_ranks_and_parts_do_not_change_the_contents(lab: Lab, tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra.batch import MaskedBatch, TokenBatch
+from fast_electra.batch import Layout, MaskedBatch, TokenBatch, masked_counts
 from fast_electra.corruption import Masking, mask
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.replacement.auxiliary import Dropout, DropToken, Temperature
 from fast_electra.training.engines import forward_flops, inference_engine
-from fast_electra.training.graphs import LIMIT, ROWS, Graph, Inputs, ReplayedModel, padded
+from fast_electra.training.graphs import LENGTHS, LIMIT, ROWS, Graph, Inputs, ReplayedModel, padded
 
 SIZES = EncoderSettings(vocabulary_size=200, layers=2, hidden_size=32, ffn_size=64, heads=2, initial_std=0.4)
 FULL, SHORTER = [64] * 6, [64, 60, 51, 64, 33, 20]
@@ -25,13 +25,18 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 class Emulated(ReplayedModel):
     """All of `ReplayedModel` except the graph itself, on any device."""
 
-    def _on_gpu(self, tokens_BL: Tensor) -> bool:
+    def _replays(self) -> bool:
         return True
 
     def _capture(self, inputs: Inputs) -> Graph:
-        static = tuple(None if given is None else given.clone() for given in inputs)
-        output_ME = self.engine(*static, hidden_only=True)
-        return Graph(lambda: output_ME.copy_(self.engine(*static, hidden_only=True)), static, output_ME, [])
+        static = inputs.copied()
+
+        def forward() -> Tensor:  # a graph knows the lengths from the device alone
+            layout = Layout.of(static.layout.sizes_B.long())
+            return self.engine(static.tokens_T, layout, static.positions_M, hidden_only=True)
+
+        output_ME = forward()
+        return Graph(lambda: output_ME.copy_(forward()), static, output_ME, [])
 
 
 only_on_a_gpu = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)  # faults that only a real graph has
@@ -53,17 +58,15 @@ def captured(model: MaskedLanguageModel, limit: int = LIMIT) -> ReplayedModel:
 
 
 def masked_batch(lengths: list[int], device: str, seed: int = 0) -> MaskedBatch:
-    """Return random tokens; the batch is as wide as its longest sequence."""
-    lengths_B, width = torch.tensor(lengths), max(lengths)
-    real_BL = torch.arange(width) < lengths_B[:, None]
-    tokens_BL = torch.randint(5, SIZES.vocabulary_size, real_BL.shape, generator=torch.Generator().manual_seed(seed))
-    which_B = torch.arange(len(lengths))
-    batch = TokenBatch(tokens_BL.masked_fill(~real_BL, 0), lengths_B, which_B, which_B * 0, real_BL, which_B)
-    return mask(batch.to(torch.device(device)), Masking(seed, 0.15, 4))
+    """Return random tokens in sequences of these lengths."""
+    layout = Layout.of(torch.tensor(lengths), randomness.key(seed, torch.arange(len(lengths))))
+    tokens_T = torch.randint(5, SIZES.vocabulary_size, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    batch = TokenBatch(tokens_T, layout, torch.arange(len(lengths)))
+    return mask(batch.to(torch.device(device)), Masking(0.15, 4))
 
 
 def arguments(masked: MaskedBatch) -> Inputs:
-    return masked.tokens_BL, masked.original.attended_BL, masked.positions_M
+    return Inputs(masked.tokens_T, masked.layout, masked.positions_M)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -79,7 +82,7 @@ def test_on_a_cpu_the_engine_is_called_once_with_what_came(lengths: list[int], d
     masked, calls = masked_batch(lengths, "cpu"), []
     more = {}
     if dropping:
-        more = {"drop": KeyedDropout(randomness.key(randomness.DROPOUT, masked.keys_B), hidden_rate=0.3)}
+        more = {"drop": KeyedDropout(hidden_rate=0.3)}
     expected = model(*arguments(masked), hidden_only=True, **more)
     called = ReplayedModel(model, model)
     model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
@@ -99,38 +102,49 @@ def test_deepspeed_hosts_what_is_captured() -> None:
     assert not engine._hooked()  # with hooks no graph would ever be used
 
 
+def ragged(length: int, shortest: float, b: int, seed: int) -> Inputs:
+    """Sequences of random lengths between a share of the longest and the longest."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths_B = (length * (shortest + (1 - shortest) * torch.rand(b, generator=generator))).long().clamp(min=3)
+    layout = Layout.of(lengths_B)
+    masked = int(masked_counts(lengths_B, 0.15).sum())
+    return Inputs(torch.ones(len(layout.sequence_T), dtype=torch.int64), layout, torch.ones(masked, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(("b", "length"), [(1, 16), (8, 128), (16, 512), (32, 512), (128, 512), (128, 128)])
-def test_padding_leaves_few_lengths_and_costs_little(b: int, length: int) -> None:
-    """This holds for sequences of any length from an eighth of the width on."""
-    positions = b * length
-    counts = {min(positions, 1 + positions * part // 1000) for part in range(15, 151)}
-    lengths = {len(padded(torch.ones(count, dtype=torch.int64), positions)) for count in counts}
-    assert len(lengths) <= 4
-    for count in counts:
-        tail = padded(torch.ones(count, dtype=torch.int64), positions)[count:]
-        assert len(tail) < max(ROWS, positions / 16) and not tail.any()
+def test_padding_leaves_few_shapes_and_costs_little(b: int, length: int) -> None:
+    """100 batches whose lengths vary as in a real corpus have as many shapes as there may be graphs."""
+    shapes = set()
+    for seed in range(100):
+        given = ragged(length, 0.55, b, seed)
+        found = padded(*given)
+        (t, _, m, longest), tokens, masked = found.shape, len(given.tokens_T), len(given.positions_M)
+        assert 0 <= t - tokens < max(ROWS, tokens / 16) and 0 <= m - masked < max(ROWS, tokens / 16)
+        assert given.layout.longest <= longest < given.layout.longest + LENGTHS
+        assert not found.positions_M[masked:].any()
+        shapes.add(found.shape)
+    assert len(shapes) <= LIMIT
 
 
 @pytest.mark.parametrize("lengths", [FULL, SHORTER])
-def test_padded_positions_leave_the_others_alone(lengths: list[int], model: MaskedLanguageModel, device: str) -> None:
-    tokens_BL, attended_BL, positions_M = arguments(masked_batch(lengths, device))
-    assert (attended_BL is None) == (lengths is FULL)
-    more = padded(positions_M, tokens_BL.numel())
-    assert len(more) == ROWS > len(positions_M) and torch.equal(more[: len(positions_M)], positions_M)
-    found = model(tokens_BL, attended_BL, more, hidden_only=True)
-    assert close(found[: len(positions_M)], model(tokens_BL, attended_BL, positions_M, hidden_only=True))
+def test_padding_leaves_the_others_alone(lengths: list[int], model: MaskedLanguageModel, device: str) -> None:
+    given = arguments(masked_batch(lengths, device))
+    more = padded(*given)
+    assert len(more.positions_M) == ROWS > len(given.positions_M) and len(more.tokens_T) % ROWS == 0
+    found = model(*more, hidden_only=True)[: len(given.positions_M)]
+    assert close(found, model(*given, hidden_only=True))
 
 
 def test_one_graph_serves_all_batches_of_a_shape(model: MaskedLanguageModel, device: str) -> None:
-    """It serves all lengths and M; batches without padding have another graph. No later call changes a result."""
+    """It serves all lengths and M. No later call changes a result."""
     called = captured(model)
     batches = [
-        masked_batch([64, *(64 - (seed * 7 + row * 5) % 40 for row in range(5))], device, seed) for seed in range(6)
+        masked_batch([64, *(64 - (seed * 7 + row * 5) % 22 for row in range(5))], device, seed) for seed in range(6)
     ]
     batches += [masked_batch(FULL, device, seed) for seed in range(6, 9)]
     assert len({len(batch.positions_M) for batch in batches}) > 4
     found = [called.hidden(*arguments(batch)) for batch in batches]
-    assert set(called.graphs) == {((6, 64), True, ROWS), ((6, 64), False, ROWS)}
+    assert {shape[:3] for shape in called.graphs} == {(2 * ROWS, 6, ROWS)} and len(called.graphs) <= 4
     for hidden_ME, batch in zip(found, batches, strict=True):
         assert close(hidden_ME, model(*arguments(batch), hidden_only=True))
 
@@ -152,10 +166,10 @@ def test_a_longer_batch_does_not_break_graphs_of_shorter_ones(model: MaskedLangu
 
 def test_beyond_the_limit_the_engine_itself_answers(model: MaskedLanguageModel, device: str) -> None:
     called = captured(model, limit=2)
-    batches = [masked_batch([width, width - 5], device) for width in (16, 24, 32, 40, 16, 32)]
+    batches = [masked_batch([width, width - 5], device) for width in (100, 200, 300, 400, 100, 300)]
     for batch in batches:
         assert close(called.hidden(*arguments(batch)), model(*arguments(batch), hidden_only=True))
-    assert [shape for shape, *_ in called.graphs] == [(2, 16), (2, 24)]
+    assert [shape[0] for shape in called.graphs] == [ROWS, 2 * ROWS]
 
 
 @only_on_a_gpu
