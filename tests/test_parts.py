@@ -108,6 +108,6 @@ def test_auxiliary_with_broken_weights_says_so(tiny_corpus: Corpus, tmp_path: Pa
     with torch.no_grad():
         model.bias[3] = torch.nan
     loader = Loader(open_run_corpus(run_config(tiny_corpus)).train, Share(2, 1), 0, 0.15)
-    masked = mask(loader.batch(0)[0], Masking(0, 0.15, 4))
+    masked = mask(loader.batch(0)[0], Masking(0.15, 4))
     with pytest.raises(UserError, match="the auxiliary model cannot be sampled from"):
         Temperature(model, unk_id=1).sample(masked, 1.0)
