@@ -111,7 +111,7 @@ class _Matmul(torch.autograd.Function):
     @without_autocast()
     def forward(ctx: Any, qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None) -> Tensor:
         out_THd, kept = torch.empty_like(qkv_T3Hd[:, 0]), []
-        bias_HLL = pair_bias(bias_HR).to(qkv_T3Hd.dtype)
+        bias_HLL, dropped = pair_bias(bias_HR).to(qkv_T3Hd.dtype), _dropping(drop, layout, qkv_T3Hd.shape[2])
         for part in rectangles(layout, qkv_T3Hd.is_cuda):
             q, k, v = _heads(part.of(qkv_T3Hd))
             bias = bias_HLL[:, : part.length, : part.length].expand(len(part.sequence_b), -1, -1, -1)
@@ -119,7 +119,7 @@ class _Matmul(torch.autograd.Function):
                 bias = bias.masked_fill(part.padding, torch.finfo(bias.dtype).min)
             scores = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
             kept.append(torch.softmax(scores, dim=-1))
-            part.put(out_THd, _shaped(torch.bmm(_dropped(kept[-1], layout, drop, part), v), part))
+            part.put(out_THd, _shaped(torch.bmm(dropped(kept[-1], part), v), part))
         ctx.save_for_backward(qkv_T3Hd, *kept)
         ctx.layout, ctx.drop, ctx.bias_dtype = layout, drop, bias_HR.dtype
         return out_THd
@@ -130,17 +130,18 @@ class _Matmul(torch.autograd.Function):
         qkv_T3Hd, *kept = ctx.saved_tensors
         heads, scale = qkv_T3Hd.shape[2], qkv_T3Hd.shape[3] ** -0.5
         grad_T3Hd, longest = torch.empty_like(qkv_T3Hd), ctx.layout.longest
-        grad_HLL = torch.zeros(heads, longest, longest, device=qkv_T3Hd.device)
+        grad_HLL, dropped = qkv_T3Hd.new_zeros(heads, longest, longest).float(), _dropping(ctx.drop, ctx.layout, heads)
         for part, p in zip(rectangles(ctx.layout, qkv_T3Hd.is_cuda), kept, strict=True):
             q, k, v = _heads(part.of(qkv_T3Hd))
             grad = part.of(grads[0])
             if part.padding is not None:
                 grad = grad.masked_fill(part.padding.transpose(1, 3), 0.0)
             grad = grad.transpose(1, 2).flatten(0, 1)
-            grad_v = torch.bmm(_dropped(p, ctx.layout, ctx.drop, part).transpose(1, 2), grad)
-            grad_p = _dropped(torch.bmm(grad, v.transpose(1, 2)), ctx.layout, ctx.drop, part)
+            grad_v = torch.bmm(dropped(p, part).transpose(1, 2), grad)
+            grad_p = dropped(torch.bmm(grad, v.transpose(1, 2)), part)
             grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_HLL[:, : part.length, : part.length] += grad_s.unflatten(0, (-1, heads)).sum(0)
+            summed = grad_s if len(part.sequence_b) == 1 else grad_s.unflatten(0, (-1, heads)).sum(0)
+            grad_HLL[:, : part.length, : part.length] += summed
             grad_q, grad_k = torch.bmm(grad_s, k).mul_(scale), torch.bmm(grad_s.transpose(1, 2), q).mul_(scale)
             part.put(grad_T3Hd, torch.stack([_shaped(x, part) for x in (grad_q, grad_k, grad_v)], dim=2))
         return grad_T3Hd, distance_sums(grad_HLL).to(ctx.bias_dtype), None, None
@@ -157,12 +158,12 @@ def _shaped(x: Tensor, part: Rectangle) -> Tensor:
     return x.unflatten(0, (len(part.sequence_b), -1)).transpose(1, 2)
 
 
-def _dropped(p: Tensor, layout: Layout, drop: KeyedDropout | None, part: Rectangle) -> Tensor:
-    """Return the probabilities [b * H, l, l] of a rectangle, some of them dropped."""
+def _dropping(drop: KeyedDropout | None, layout: Layout, heads: int) -> Callable[[Tensor, Rectangle], Tensor]:
+    """Return a function that drops some of the probabilities [b * H, l, l] of a rectangle."""
     if drop is None or drop.attention_rate == 0.0:
-        return p
-    keys = drop.pair_keys(layout, part.sequence_b, len(p) // len(part.sequence_b), part.length)
-    return drop.apply(p, keys, drop.attention_rate)
+        return lambda p, _: p
+    keys_TH, rate = drop.query_keys(layout, heads), drop.attention_rate
+    return lambda p, part: drop.apply(p, part.of(keys_TH).transpose(1, 2), rate)
 
 
 @torch.compiler.disable

@@ -50,11 +50,11 @@ class KeyedDropout:
         dropped: Tensor = _Drop.apply(x, keys, self, self.hidden_rate)
         return dropped
 
-    def pair_keys(self, layout: Layout, sequence: Tensor, heads: int, length: int) -> Tensor:
-        """Return keys of the attention probabilities of some sequences (int64 [b]): int64 [b, H, `length`]."""
-        head_H1 = torch.arange(heads, device=sequence.device)[:, None]
-        query_L = torch.arange(length, device=sequence.device)
-        return randomness.key(self._names(layout)[sequence][:, None, None], self.site + 2, head_H1, query_L)
+    def query_keys(self, layout: Layout, heads: int) -> Tensor:
+        """Return a key for the attention probabilities of each query and head: int64 [T, H]."""
+        head_H = torch.arange(heads, device=layout.sequence_T.device)
+        names_T1 = self._names(layout)[layout.sequence_T][:, None]
+        return randomness.key(names_T1, self.site + 2, head_H, layout.position_T[:, None])
 
     def _names(self, layout: Layout) -> Tensor:
         return randomness.key(randomness.TRAINING_DROPOUT if self.quick else randomness.DROPOUT, layout.keys_B)

@@ -43,7 +43,7 @@ def inputs(lengths: list[int], device: str = "cpu", d: int = 32) -> tuple[Tensor
     return qkv, bias, layout
 
 
-def naive(qkv: Tensor, bias_HR: Tensor, lengths: list[int], dropped: dict[int, Tensor] | None = None) -> Tensor:
+def naive(qkv: Tensor, bias_HR: Tensor, lengths: list[int], dropped: list[Tensor] | None = None) -> Tensor:
     """Each sequence by itself, in float64, with every pair's bias looked up; `dropped` are factors [H, l, l]."""
     outputs = []
     for number, part in enumerate(qkv.double().split(lengths)):
@@ -92,10 +92,8 @@ def test_dropped_probabilities_have_the_same_gradient_as_the_definition() -> Non
     """The backward pass makes the choice again: it must be the choice of the forward pass."""
     qkv, bias, layout = inputs(LENGTHS["ragged"])
     drop = KeyedDropout(attention_rate=0.3, quick=True, site=3)
-    factors = {}
-    for number, length in enumerate(LENGTHS["ragged"]):
-        keys = drop.pair_keys(layout, torch.tensor([number]), 4, length)
-        factors[number] = drop.apply(torch.ones(1, 4, length, length), keys, 0.3)[0].double()
+    keys = drop.query_keys(layout, 4).split(LENGTHS["ragged"])
+    factors = [drop.apply(torch.ones(4, len(part), len(part)), part.T, 0.3).double() for part in keys]
     assert abs(float((factors[6] == 0).double().mean()) - 0.3) < 0.01
     found = gradients(attention(qkv, bias, layout, drop), qkv, bias)
     agree(found, gradients(naive(qkv, bias, LENGTHS["ragged"], factors), qkv, bias), 1e-5)

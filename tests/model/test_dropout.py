@@ -17,8 +17,7 @@ def test_it_has_its_rate_and_keeps_the_mean(rate: float, quick: bool) -> None:
     drop = KeyedDropout(hidden_rate=rate, attention_rate=rate, quick=quick)
     ones_TD = torch.ones(2000, 100)
     sites = [drop.of_layer(layer).hidden(ones_TD, branch, LAYOUT) for layer in (0, 1, 2) for branch in (0, 1)]
-    keys = drop.of_layer(1).pair_keys(LAYOUT, torch.arange(20), 1, 100)
-    sites.append(drop.of_layer(1).apply(torch.ones(20, 1, 100, 100), keys, rate).view(2000, 100))
+    sites.append(drop.of_layer(1).apply(ones_TD, drop.of_layer(1).query_keys(LAYOUT, 1), rate))
     deviation = (rate * (1 - rate) / ones_TD.numel()) ** 0.5
     for kept in sites:
         assert abs(float((kept == 0).float().mean()) - rate) < 5 * deviation
