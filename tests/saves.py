@@ -165,6 +165,41 @@ def exported_again(corpus: Path, output: Path, ranks: Ranks) -> None:
     assert status.stat().st_mtime_ns == before
 
 
+def complete(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """A complete run whose checkpoints are gone is left alone, and nothing is trained into its folder."""
+    values = tree(corpus, output / "run", "mlm", updates=4)
+    train(values, ranks)
+    rows = output / "run/metrics.jsonl"
+    before = rows.read_bytes()
+    if ranks.rank == 0:
+        shutil.rmtree(output / "run/checkpoints")
+    engines.wait_for_ranks()
+    train(values, ranks)
+    assert "fast_electra.seed was 0 when" in refused(train, values, ranks, "fast_electra.seed=1")
+    engines.wait_for_ranks()
+    if ranks.rank == 0:
+        os.truncate(output / "run/model/model.safetensors", 1000)
+    engines.wait_for_ranks()
+    message = refused(train, values, ranks)
+    assert "model.safetensors is" in message and "was complete and has no checkpoint to write it from" in message
+    assert rows.read_bytes() == before and not (output / "run/checkpoints").exists()
+
+
+def config_changed(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """Damage in config.json is noticed. Whoever changes it on purpose removes its checksum."""
+    values = tree(corpus, output / "run", "mlm", updates=2)
+    train(values, ranks)
+    path = output / "run/config.json"
+    whole = path.read_bytes()
+    settled = files.read_json(path)
+    path.write_bytes(whole.replace(b'"log_every": 5', b'"log_every": 7'))
+    assert "checksum differs), so the run cannot go on: restore it (or remove its key" in refused(train, values, ranks)
+    path.write_text(json.dumps(settled | {"corpus_hash": "another"}))
+    assert "corpus_hash was" in refused(train, values, ranks)
+    path.write_text(json.dumps(settled))
+    train(values, ranks)
+
+
 def goes_on_from_an_older_one(corpus: Path, output: Path, ranks: Ranks) -> None:
     """The newest checkpoint is damaged: all ranks load the one before it, and the model is the same in the end."""
     values = tree(corpus, output / "run", "mlm", updates=6, checkpoint={"every": 2, "keep": 3})

@@ -10,7 +10,8 @@ import pytest
 import torch
 from small import ALONE, every_flipped_bit
 
-from fast_electra.files import file_hash, write_sealed
+from fast_electra.files import file_hash, read_json, write_sealed
+from fast_electra.jobs import pretrain
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 
@@ -126,6 +127,17 @@ def test_an_odd_description_is_refused(folder: Path, key: str, odd: Any, capsys:
 def test_every_flipped_bit_of_a_description_is_found(folder: Path) -> None:
     whole = folder / checkpoint.name(6)
     every_flipped_bit(whole / checkpoint.COMPLETE, lambda: checkpoint._complete(whole))
+
+
+def test_every_flipped_bit_of_a_runs_config_is_found(tmp_path: Path) -> None:
+    path, settled = tmp_path / "config.json", {"fast_electra": {"seed": 0, "run": "é"}, "deepspeed": {"train": 8.5}}
+
+    def read() -> Any:
+        pretrain._check_same_run(path, settled)
+        return read_json(path)
+
+    write_sealed(path, settled)
+    every_flipped_bit(path, read)
 
 
 def test_a_renamed_checkpoint_is_not_taken_for_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,8 @@ from fast_electra.training import checkpoint
         (saves.synced, 1),
         (saves.exported_again, 1),
         (saves.goes_on_from_an_older_one, 2),
+        (saves.complete, 2),
+        (saves.config_changed, 1),
     ],
 )
 def test_on_real_ranks(function: Any, world: int, pools: dict[int, Pool], tiny_corpus: Corpus, tmp_path: Path) -> None:
