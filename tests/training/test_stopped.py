@@ -132,6 +132,21 @@ def test_whoever_is_told_the_same_command_goes_on_to_the_same_model(
     assert file_hash(whole / "model/model.safetensors") == file_hash(stopped / "model/model.safetensors")
 
 
+def test_rank_0_that_cannot_write_its_rows_ends_the_run_with_one_line(
+    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    """The disk is full for metrics.jsonl alone."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    result = launch("launch/pretrain.py", arguments(tiny_corpus, run)[1:], check=False)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("pretrain: ")]
+    assert result.returncode != 0 and "Traceback" not in result.stdout
+    assert line == f"pretrain: error: [Errno 28] No space left on device: '{run}/metrics.jsonl'"
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed" and "metrics.jsonl" in status["message"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_noticed_with_one_line(rank: int, tiny_corpus: Corpus, tmp_path: Path) -> None:
