@@ -1,11 +1,12 @@
 """What tests of checkpoints do on real ranks. Each function is (corpus, output, ranks), for a pool of `ranks.py`."""
 
+import io
 import json
 import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def complete(corpus: Path, output: Path, ranks: Ranks) -> None:
     if ranks.rank == 0:
         shutil.rmtree(output / "run/checkpoints")
     engines.wait_for_ranks()
-    train(values, ranks)
+    with redirect_stdout(io.StringIO()) as printed:
+        train(values, ranks)
+    assert ranks.rank > 0 or "run is complete (4 updates)" in printed.getvalue()
     assert "fast_electra.seed was 0 when" in refused(train, values, ranks, "fast_electra.seed=1")
     engines.wait_for_ranks()
     if ranks.rank == 0:
@@ -212,7 +215,9 @@ def goes_on_from_an_older_one(corpus: Path, output: Path, ranks: Ranks) -> None:
             newest = sorted((output / "run/checkpoints" / checkpoint.name(update)).glob("*.pt"))
             os.truncate(newest[-1], 5000)
     engines.wait_for_ranks()
-    train(values, ranks)
+    with redirect_stdout(io.StringIO()) as printed:
+        train(values, ranks)
+    assert ranks.rank > 0 or "was complete; what follows update-00000002 is trained again" in printed.getvalue()
     assert file_hash(output / "run/model/model.safetensors") == found
     resumed = [line for line in (output / "run/metrics.jsonl").read_text().splitlines() if "continues after" in line]
     assert len(resumed) == 1 and '"update": 2' in resumed[0]
