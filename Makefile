@@ -19,7 +19,7 @@ help:
 	@echo "make precisions  the core of the tests, with \`auto\` precision forced to bf16 and to fp32"
 	@echo "make kernels     compile the Triton kernels for GPUs that are not there, and print what they take"
 	@echo "make bench       the benchmarks"
-	@echo "make drills      the slow tests: kill things and see them recover"
+	@echo "make drills      harm files, disks and runs, and kill things: a table of what was tried and survived"
 	@echo "make clean       remove caches and build products; clean-quickstart removes runs/quickstart"
 
 # --- setup: once; again when the requirements change -------------------------------------------------------------------
@@ -78,7 +78,7 @@ precisions: setup
 	for dtype in bf16 fp32; do FAST_ELECTRA_DTYPE=$$dtype OMP_NUM_THREADS=1 python -m pytest -m "not slow" $(CORE_TESTS); done
 
 drills: setup
-	OMP_NUM_THREADS=1 python -m pytest -m slow --timeout 1800
+	OMP_NUM_THREADS=1 python -m pytest -m "slow or drill" --timeout 900
 
 check: setup
 	ruff check .

@@ -103,7 +103,7 @@ class RunConfig(Settings):
 
 
 _DRAWING = ("auxiliary", "replacement", "curriculum")
-_UNREAD = {"mlm": (*_DRAWING, "joint"), "joint": _DRAWING, "rtd": ("joint",)}
+_UNREAD = {"mlm": (*_DRAWING, "joint"), "joint": _DRAWING, "rtd": ("joint",)}  # sections, by objective
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,24 @@ class Config:
         return dataclasses.replace(self, run=RunConfig.model_validate(_merge(self.run.model_dump(), changes)))
 
     @property
-    def unread(self) -> list[str]:
-        """Sections of the config that its objective ignores."""
-        return [name for name in _UNREAD[self.run.objective] if name in self.run.model_fields_set]
+    def unread(self) -> dict[str, str]:
+        """Keys and sections of our part that were set and that nothing reads, each with the reason."""
+        run, given = self.run, self.run.model_fields_set
+        reasons = {name: f"objective {run.objective}" for name in _UNREAD[run.objective] if name in given}
+        if run.objective != "rtd":
+            return reasons
+        replacement, drawn = run.replacement, f"replacement.distribution {run.replacement.distribution}"
+        if run.auxiliary is not None and (replacement.store is not None or not replacement.from_auxiliary):
+            reasons["auxiliary"] = "replacement.store" if replacement.store is not None else drawn
+        if "alpha" in replacement.model_fields_set and not replacement.needs_alpha:
+            reasons["replacement.alpha"] = drawn
+        schedule = run.curriculum.schedule
+        if not replacement.has_curriculum:
+            if run.curriculum != CurriculumSettings(initial=replacement.range.initial):
+                reasons["curriculum"] = drawn
+        elif schedule == "constant" and run.curriculum.rate != CurriculumSettings(schedule=schedule).rate:
+            reasons["curriculum.rate"] = "curriculum.schedule constant"
+        return reasons
 
     def to_json(self) -> dict[str, Any]:
         """Return both parts."""

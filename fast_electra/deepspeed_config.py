@@ -18,6 +18,7 @@ class Machine(NamedTuple):
     processes: int = 1
     best_dtype: str = "fp32"  # what `auto` means: the fastest precision that computes correctly there
     on_gpu: bool = False
+    runs_triton: bool = True  # whether its GPU, if it has one, is new enough for our Triton kernels
 
     def dtype(self, name: str, key: str) -> str:
         """Return the precision `name`, with `auto` resolved; raise a UserError that names `key` if it has none."""
@@ -105,6 +106,11 @@ def _resolve_scheduler(scheduler: dict[str, Any], updates: int, learning_rate: f
             f"not {total:,}: the learning rate would be at its end for the rest of the run"
         )
     least, most = params.get("warmup_min_lr", 0.0), params.get("warmup_max_lr", learning_rate)
+    if most != learning_rate:
+        raise UserError(
+            f"scheduler.params.warmup_max_lr must be the number in optimizer.params.lr ({learning_rate:g}) or auto, "
+            f"not {most:g}, which would replace it: set both to the learning rate that you want"
+        )
     if least > most:
         raise UserError(f"scheduler.params.warmup_min_lr must be a number <= warmup_max_lr ({most:g}), not {least:g}")
 

@@ -81,7 +81,7 @@ class Optimizer(Settings):
 
     type: Literal["Adam", "AdamW"]
     params: AdamParams
-    legacy_fusion: bool = False
+    legacy_fusion: Annotated[Literal[False], Field(description="false (ZeRO does not read it)")] = False
 
 
 ZERO = _strict(

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 operators.prepare_environment()
 torch.set_num_threads(1)
 
-pytest_plugins = ["ranks"]
+pytest_plugins = ["drills", "ranks"]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

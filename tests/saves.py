@@ -1,11 +1,12 @@
 """What tests of checkpoints do on real ranks. Each function is (corpus, output, ranks), for a pool of `ranks.py`."""
 
+import io
 import json
 import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,43 @@ def exported_again(corpus: Path, output: Path, ranks: Ranks) -> None:
     assert status.stat().st_mtime_ns == before
 
 
+def complete(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """A complete run whose checkpoints are gone is left alone, and nothing is trained into its folder."""
+    values = tree(corpus, output / "run", "mlm", updates=4)
+    train(values, ranks)
+    rows = output / "run/metrics.jsonl"
+    before = rows.read_bytes()
+    if ranks.rank == 0:
+        shutil.rmtree(output / "run/checkpoints")
+    engines.wait_for_ranks()
+    with redirect_stdout(io.StringIO()) as printed:
+        train(values, ranks)
+    assert ranks.rank > 0 or "run is complete (4 updates)" in printed.getvalue()
+    assert "fast_electra.seed was 0 when" in refused(train, values, ranks, "fast_electra.seed=1")
+    engines.wait_for_ranks()
+    if ranks.rank == 0:
+        os.truncate(output / "run/model/model.safetensors", 1000)
+    engines.wait_for_ranks()
+    message = refused(train, values, ranks)
+    assert "model.safetensors is" in message and "was complete and has no checkpoint to write it from" in message
+    assert rows.read_bytes() == before and not (output / "run/checkpoints").exists()
+
+
+def config_changed(corpus: Path, output: Path, ranks: Ranks) -> None:
+    """Damage in config.json is noticed. Whoever changes it on purpose removes its checksum."""
+    values = tree(corpus, output / "run", "mlm", updates=2)
+    train(values, ranks)
+    path = output / "run/config.json"
+    whole = path.read_bytes()
+    settled = files.read_json(path)
+    path.write_bytes(whole.replace(b'"log_every": 5', b'"log_every": 7'))
+    assert "checksum differs), so the run cannot go on: restore it (or remove its key" in refused(train, values, ranks)
+    path.write_text(json.dumps(settled | {"corpus_hash": "another"}))
+    assert "corpus_hash was" in refused(train, values, ranks)
+    path.write_text(json.dumps(settled))
+    train(values, ranks)
+
+
 def goes_on_from_an_older_one(corpus: Path, output: Path, ranks: Ranks) -> None:
     """The newest checkpoint is damaged: all ranks load the one before it, and the model is the same in the end."""
     values = tree(corpus, output / "run", "mlm", updates=6, checkpoint={"every": 2, "keep": 3})
@@ -177,7 +215,9 @@ def goes_on_from_an_older_one(corpus: Path, output: Path, ranks: Ranks) -> None:
             newest = sorted((output / "run/checkpoints" / checkpoint.name(update)).glob("*.pt"))
             os.truncate(newest[-1], 5000)
     engines.wait_for_ranks()
-    train(values, ranks)
+    with redirect_stdout(io.StringIO()) as printed:
+        train(values, ranks)
+    assert ranks.rank > 0 or "was complete; what follows update-00000002 is trained again" in printed.getvalue()
     assert file_hash(output / "run/model/model.safetensors") == found
     resumed = [line for line in (output / "run/metrics.jsonl").read_text().splitlines() if "continues after" in line]
     assert len(resumed) == 1 and '"update": 2' in resumed[0]

@@ -22,6 +22,7 @@ from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.settings import UserError
 from fast_electra.training.engines import Ranks
 
+Record = Callable[[str, object], None]  # pytest's record_property
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
 UNK, MASK = 1, 4  # ids of every tokenizer of ours
@@ -79,8 +80,12 @@ def load(path: Path, tree: dict[str, Any] | None = None, **keys: Any) -> Config:
     )
 
 
-def every_flipped_bit(path: Path, read: Callable[[], Any]) -> None:
-    """With any bit of the file turned, `read` refuses it with one line that names it, or reads what was written."""
+def every_flipped_bit(path: Path, read: Callable[[], Any]) -> int:
+    """With any bit of the file turned, `read` refuses it with one line that names it, or reads what was written.
+
+    Returns:
+        The number of bits.
+    """
     written, whole = read(), path.read_bytes()
     for bit in range(len(whole) * 8):
         changed = bytearray(whole)
@@ -92,3 +97,4 @@ def every_flipped_bit(path: Path, read: Callable[[], Any]) -> None:
             found, message = written, str(error)
         assert found == written and str(path) in message and "\n" not in message, f"bit {bit}: {message}"
     path.write_bytes(whole)
+    return len(whole) * 8

@@ -126,8 +126,8 @@ def test_what_is_missing_or_auto_is_filled_in() -> None:
     assert tiny(updates=700)["scheduler"]["params"]["total_num_steps"] == 700
     autos = ["zero_optimization.reduce_bucket_size", "wandb.project", "steps_per_print", "gradient_accumulation_steps"]
     assert "auto" not in str(tiny(*(f"{key}=auto" for key in autos)))
-    own = tiny("scheduler.params.total_num_steps=800", "scheduler.params.warmup_max_lr=0.25")["scheduler"]["params"]
-    assert (own["total_num_steps"], own["warmup_max_lr"]) == (800, 0.25)
+    own = tiny("scheduler.params.total_num_steps=800", "scheduler.params.warmup_max_lr=0.004")["scheduler"]["params"]
+    assert (own["total_num_steps"], own["warmup_max_lr"]) == (800, 0.004)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ KINDS = {
     "fast_electra.model.initial_std": number(lambda x: 0 < x <= 1, "a number > 0 and <= 1"),
     "fast_electra.corruption.mask_fraction": number(lambda x: 0 < x < 1, "a number > 0 and < 1"),
     "fast_electra.curriculum.rate": number(lambda x: x > 0, "a number > 0", null=True),
+    "fast_electra.replacement.alpha": number(lambda x: 0 < x < 1, "a number > 0 and < 1"),
     "fast_electra.auxiliary.cuda_graph": FLAG,
     "fast_electra.recipe": names("tiny", "small", "base", "large"),
     "fast_electra.auxiliary.dtype": names("auto", "fp32", "bf16"),  # fp16 needs a GPU
@@ -73,6 +74,7 @@ KINDS = {
     "gradient_clipping": number(lambda x: 0 <= x <= 10**6, "a number from 0 to 1,000,000"),
     "scheduler.params.warmup_type": names("log", "linear"),
     "scheduler.params.total_num_steps": whole(1400, 10**9, "a whole number"),
+    "scheduler.params.warmup_max_lr": number(lambda x: x == 0.004, "number"),  # optimizer.params.lr
     "scheduler.params.warmup_num_steps": whole(1, 10**9, "a whole number from 1 to 1,000,000,000"),
     "scheduler.params.warmup_min_lr": number(lambda x: 0 <= x <= 0.004, "a number"),
     "scheduler.params.last_batch_iteration": whole(-1, -1, "-1"),
@@ -202,6 +204,11 @@ def test_a_key_in_the_wrong_place_is_pointed_to_the_right_one(override: str, mea
         (["optimizer.type=AdamW", "optimizer.params.adam_w_mode=false"], "optimizer.params.adam_w_mode must be true"),
         (["scheduler.params.total_num_steps=1399"], ">= fast_electra.updates (1,400) or auto, not 1,399"),
         (["scheduler.params.warmup_min_lr=0.01"], "warmup_min_lr must be a number <= warmup_max_lr (0.004), not 0.01"),
+        (
+            ["scheduler.params.warmup_max_lr=0.01"],
+            "warmup_max_lr must be the number in optimizer.params.lr (0.004) or auto, not 0.01, which would replace it",
+        ),
+        (["optimizer.legacy_fusion=true"], "optimizer.legacy_fusion must be false"),
         (["prescale_gradients=true"], "prescale_gradients needs zero_optimization.reduce_scatter=false"),
         (["gradient_predivide_factor=2.0"], "gradient_predivide_factor needs zero_optimization.reduce_scatter=false"),
         (["zero_optimization.compute_grad_norm=false"], "compute_grad_norm must be true with gradient_clipping"),
@@ -237,6 +244,27 @@ def test_values_that_look_odd_and_are_right_are_taken() -> None:
     assert load("zero_optimization.reduce_scatter=false", "prescale_gradients=true").deepspeed["prescale_gradients"]
     assert load("zero_optimization.reduce_bucket_size=5e8").deepspeed["zero_optimization"]["stage"] == 2
     assert load("fast_electra.updates=10").deepspeed["scheduler"]["params"]["warmup_num_steps"] == 140  # a short trial
+
+
+UNREAD = [
+    (["replacement.alpha=0.5"], {"replacement.alpha": "replacement.distribution auxiliary"}),
+    (["curriculum.schedule=constant", "curriculum.rate=0.3"], {"curriculum.rate": "curriculum.schedule constant"}),
+    (["joint.loss_weight=1"], {"joint": "objective rtd"}),
+    (["replacement.store=there"], {"auxiliary": "replacement.store"}),
+    (
+        ["replacement.distribution=uniform", "replacement.alpha=0.5", "curriculum.initial=0.5"],
+        dict.fromkeys(("auxiliary", "replacement.alpha", "curriculum"), "replacement.distribution uniform"),
+    ),
+    (["replacement.distribution=smoothed_one_hot", "auxiliary=null", "replacement.alpha=0.5"], {}),
+    (["curriculum.schedule=constant"], {}),
+    (["curriculum.rate=0.3"], {}),
+]
+
+
+@pytest.mark.parametrize(("overrides", "unread"), UNREAD, ids=lambda value: " ".join(value))
+def test_a_value_that_nothing_reads_is_taken_and_named(overrides: list[str], unread: dict[str, str]) -> None:
+    """Whoever compares distributions or schedules changes one key and leaves the others."""
+    assert load(*(f"fast_electra.{override}" for override in overrides)).unread == unread
 
 
 @pytest.mark.parametrize(

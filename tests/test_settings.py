@@ -120,13 +120,16 @@ def test_a_run_that_cannot_fit_is_refused_before_it_is_built(override: str, part
 
 def test_what_needs_a_gpu_is_refused_before_the_start() -> None:
     for override, says in (
-        ("fast_electra.model.attention=triton", "fast_electra.model.attention: triton needs a GPU, 16 bit"),
+        ("fast_electra.model.attention=triton", "fast_electra.model.attention: triton needs an Ampere GPU"),
         ("fast_electra.auxiliary.dtype=fp16", "fast_electra.auxiliary.dtype: fp16 needs a GPU"),
     ):
         with pytest.raises(UserError, match=says):
             check_machine(config.load(TINY, [override]), 16e9)
     overrides = ["fast_electra.model.attention=triton", "fast_electra.model.heads=2", "bf16.enabled=auto"]
     check_machine(config.load(TINY, overrides, Machine(1, "bf16", on_gpu=True)), 16e9)
+    for machine in (Machine(1, "fp16", on_gpu=True, runs_triton=False), Machine(1, "fp32", on_gpu=True), Machine()):
+        with pytest.raises(UserError, match="triton needs an Ampere GPU"):  # too old, in fp32, a CPU
+            check_machine(config.load(TINY, [*overrides, "fp16.enabled=auto"], machine), 16e9)
 
 
 def test_numbers_of_the_launch_scripts_have_a_range() -> None:

@@ -20,7 +20,7 @@ from numpy.polynomial import Chebyshev
 from numpy.polynomial.chebyshev import chebpts1
 from torch import Tensor
 
-from fast_electra.files import write_json
+from fast_electra.files import read_json, write_json
 from fast_electra.settings import UserError
 from fast_electra.training.metrics import Row, read_metrics
 from fast_electra_kernels import logits, row_blocks
@@ -76,7 +76,7 @@ def reference_of_run(run: Path) -> Reference:
         UserError: there is no such run, or it did not log how hard its replacements were.
     """
     try:
-        config = json.loads((run / "config.json").read_text())
+        config = read_json(run / "config.json")
         section, deepspeed = config["fast_electra"], config["deepspeed"]
         vocabulary_size = int(section["model"]["vocabulary_size"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -141,8 +141,10 @@ def check_machine(loaded: Config, capacity: float) -> None:
     """
     run, method = loaded.run, method_of(loaded.run)
     job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
-    if run.model.attention == "triton" and not memory.keeps_no_pairs(run.model, job.batch):
-        raise UserError(f"{SECTION}.model.attention: triton needs a GPU, 16 bit, heads of 32, 64 or 128; use auto")
+    able = loaded.machine.runs_triton and memory.keeps_no_pairs(run.model, job.batch)
+    if run.model.attention == "triton" and not able:
+        wanted = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"
+        raise UserError(f"{SECTION}.model.attention: triton needs {wanted}; use auto")
     short = job.batch._replace(length=SHORTEST, masked=1)
     zero = job.zero
     if not loaded.machine.on_gpu:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fast_electra import parts
 from fast_electra.config import SECTION, Config
 from fast_electra.cost.estimate import check_machine, checkpointing_advice
-from fast_electra.files import write_json
+from fast_electra.files import read_json, write_sealed
 from fast_electra.jobs import launcher
 from fast_electra.model.files import check_model, save_model
 from fast_electra.model.heads import count_parameters
@@ -17,6 +17,7 @@ from fast_electra.report.examples import write_examples
 from fast_electra.report.page import write_report
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
+from fast_electra.training.checkpoint_files import first_line
 from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Ranks, from_rank_0, full_weights, lost_rank, stop_ranks, wait_for_ranks
 from fast_electra.training.loop import NotFinite, Run, fit
@@ -56,21 +57,20 @@ def finish(run: Run) -> None:
     folder, updates = Path(config.run.run), config.run.updates
     settled = config.to_json() | {"corpus_hash": run.corpus.hash, **run.auxiliary_facts}
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
+    if from_rank_0(ranks, lambda: _is_complete(run, folder, settled, resumed)):
+        return
     if resumed is not None:
-        from_rank_0(ranks, lambda: _check_same_run(folder / "config.json", settled))
-        if resumed.name == checkpoint.name(updates) and from_rank_0(ranks, lambda: _completed(run, folder)):
-            return
         start = checkpoint.load(resumed, engine)
 
     monitor = None
     if ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", settled)
+        write_sealed(folder / "config.json", settled)
         print(_headline(run), flush=True)
         if advice := checkpointing_advice(config, device_memory()):
             print(f"note: {advice}")
-        for section in config.unread:
-            print(f"note: {SECTION}.{section} is ignored (objective {config.run.objective})")
+        for key, reason in config.unread.items():
+            print(f"note: {SECTION}.{key} is ignored ({reason})")
         monitor = Monitor(folder, updates, start, engine.monitor.write_events if engine.monitor.enabled else None)
         monitor.status("running", start)
     watch.trains(folder / f"stacks-rank-{ranks.rank}.txt", config.run.wait_minutes * 60 if ranks.world > 1 else 0)
@@ -118,29 +118,50 @@ def _headline(run: Run) -> str:
     )
 
 
-def _completed(run: Run, folder: Path) -> bool:
-    """Return whether a run wrote everything, which is still whole, and say so: its status is written last."""
+def _is_complete(run: Run, folder: Path, settled: dict[str, Any], resumed: Path | None) -> bool:
+    """Return whether nothing is left to do in a run's folder, whose newest whole checkpoint is `resumed`, and say so.
+
+    Raises:
+        UserError: the run began otherwise. Or it is complete, its model is not whole, and no checkpoint is left.
+    """
+    updates, completed = run.config.run.updates, _completed(folder)
+    if completed or resumed is not None:
+        _check_same_run(folder / "config.json", settled)
+    if not completed:
+        return False
+    if resumed is not None and resumed.name != checkpoint.name(updates):
+        print(f"note: {folder} was complete; what follows {resumed.name} is trained again", flush=True)
+        return False
+    remedy = "it is written again, from the newest checkpoint"
+    if resumed is None:
+        remedy = f"{folder} was complete and has no checkpoint to write it from: restore it, or name another run folder"
     try:
-        if json.loads((folder / "status.json").read_text())["state"] != "completed":
-            return False
         for part, *_ in run.objective.exports(dict(run.objective.model.named_parameters())):
-            check_model(folder / part, "it is written again, from the newest checkpoint")
+            check_model(folder / part, remedy)
     except UserError as error:
+        if resumed is None:
+            raise
         print(f"note: {error}", flush=True)
         return False
+    print(f"{folder} is complete ({updates:,} updates); to train again, name another run folder")
+    return True
+
+
+def _completed(folder: Path) -> bool:
+    """Return whether a run's status, which is written last, says that it wrote everything."""
+    try:
+        return bool(json.loads((folder / "status.json").read_text())["state"] == "completed")
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    print(f"{folder} is complete ({run.config.run.updates:,} updates); to train again, name another run folder")
-    return True
 
 
 def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
     """Refuse to continue a run under another config, corpus or auxiliary than it began with."""
     try:
-        before = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError):
-        remedy = "so its checkpoints cannot be continued; name another run folder"
-        raise UserError(f"{path} cannot be read, {remedy}") from None
+        before = _flat(read_json(path))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        remedy = "restore it (or remove its key checksum, if you changed it on purpose), or name another run folder"
+        raise UserError(f"{path} cannot be read ({first_line(error)}), so the run cannot go on: {remedy}") from None
     if different := _first_difference(before, _flat(json.loads(json.dumps(settled))), ""):
         key, was, is_now = different
         raise UserError(

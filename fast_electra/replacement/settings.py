@@ -49,6 +49,11 @@ class ReplacementSettings(Settings):
         return not self.from_auxiliary and AUXILIARY_FREE[self.distribution].gamma != 1.0
 
     @property
+    def has_curriculum(self) -> bool:
+        """Whether the strength changes the draws; uniform, term frequency and smoothed one-hot ignore it."""
+        return self.from_auxiliary or AUXILIARY_FREE[self.distribution].gamma is None
+
+    @property
     def is_linear(self) -> bool:
         """Whether one store can hold the draws at every strength; see `LinearDistribution`."""
         return not self.from_auxiliary or issubclass(AUGMENTATIONS[self.augmentation], OutputAugmentation)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fast_electra.files import write_text
+from fast_electra.files import read_json, write_text
 from fast_electra.report.curves import PANELS, draw_panels
 from fast_electra.report.marks import read_sequences
 from fast_electra.settings import UserError
@@ -82,7 +82,7 @@ def _values(run: Path, name: str) -> dict[str, Any]:
 def _read(path: Path, unreadable: list[str]) -> dict[str, Any]:
     """Return a file's JSON object, or {} if there is no file. A file that holds anything else is unreadable."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         json.dumps(content, indent=2)  # raises RecursionError if it is nested too deeply to be shown
     except FileNotFoundError:
         return {}

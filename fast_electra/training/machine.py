@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,12 @@ def on_gpu() -> bool:
 
 def this_machine() -> Machine:
     """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
-    return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), on_gpu())
+    return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), on_gpu(), not on_gpu() or runs_triton())
+
+
+def runs_triton() -> bool:
+    """Return whether this process's GPU runs our Triton kernels; see `model.attention.runs_triton`."""
+    return torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None
 
 
 def device_memory() -> float:

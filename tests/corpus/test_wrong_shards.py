@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Corpus
-from small import every_flipped_bit
+from small import Record, every_flipped_bit
 
 from fast_electra.corpus.shards import Manifest, Shards
 from fast_electra.files import FileRecord, file_hash, read_settings, write_sealed
@@ -39,6 +39,7 @@ def refused(folder: Path, file: str, content: bytes, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.drill("bad number in losses, weights or data")
 @pytest.mark.parametrize("split", ["train", "heldout"])
 @pytest.mark.parametrize("token", [1000, 65535])
 def test_token_ids_beyond_the_vocabulary_are_found(folder: Path, split: str, token: int) -> None:
@@ -60,6 +61,7 @@ def negative_length(index: bytes) -> bytes:
     return index[:HEADER] + struct.pack("<2i", -1, first + second + 1) + index[HEADER + 8 :]
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -82,10 +84,12 @@ def test_an_index_of_another_shape_is_refused(folder: Path, wrong: Callable[[byt
     refused(folder, "train-00000.idx", wrong(index), "(is no index of a shard|does not hold the documents)")
 
 
+@pytest.mark.drill("damaged file")
 def test_an_index_of_the_heldout_split_is_checked_too(folder: Path) -> None:
     refused(folder, "heldout-00000.idx", b"MMIDIDX", "is no index of a shard")
 
 
+@pytest.mark.drill("damaged file")
 def test_tokens_of_another_length_are_refused(folder: Path) -> None:
     tokens = (folder / "train-00000.bin").read_bytes()
     (folder / "train-00000.bin").write_bytes(tokens[:-2])
@@ -93,9 +97,10 @@ def test_tokens_of_another_length_are_refused(folder: Path) -> None:
     refused(folder, "train-00000.idx", index, "does not hold the documents that the manifest counts")
 
 
-def test_every_flipped_bit_of_a_manifest_is_found(folder: Path) -> None:
+@pytest.mark.drill("flipped bit of a description")
+def test_every_flipped_bit_of_a_manifest_is_found(folder: Path, record_property: Record) -> None:
     path = folder / "manifest.json"
-    every_flipped_bit(path, lambda: read_settings(path, Manifest, "gone", "build it again"))
+    record_property("tried", every_flipped_bit(path, lambda: read_settings(path, Manifest, "gone", "build it again")))
 
 
 def test_the_hash_of_a_corpus_is_that_of_its_manifest_before_the_checksum(folder: Path) -> None:

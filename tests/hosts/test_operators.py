@@ -275,6 +275,7 @@ PREBUILD = [sys.executable, "-m", "fast_electra.hosts.operators"]
 LOAD = "from deepspeed.ops.op_builder import FusedAdamBuilder; FusedAdamBuilder().load(verbose=False)"
 
 
+@pytest.mark.drill("build of DeepSpeed's operators killed")
 @pytest.mark.slow
 def test_the_real_build_killed_in_the_middle_does_not_hang_the_next(folder: Path) -> None:
     for seconds in (1, 15):  # at the start of the compilation, and well within it

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import every_flipped_bit
+from small import Record, every_flipped_bit
 
 from fast_electra.files import file_hash
 from fast_electra.model.encoder import EncoderSettings
@@ -37,6 +37,7 @@ def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.drill("damaged file")
 def test_another_kind_or_a_damaged_file_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict())
     with pytest.raises(UserError, match="holds a model of objective 'rtd', not 'mlm'; train one"):
@@ -67,6 +68,7 @@ def refused(folder: Path, file: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"rtd"', b"{}", b"\xff\xfe{}", b"[" * 100_000])
 def test_a_description_of_another_shape_is_refused(folder: Path, content: bytes) -> None:
     (folder / "model.json").write_bytes(content)
@@ -75,6 +77,7 @@ def test_a_description_of_another_shape_is_refused(folder: Path, content: bytes)
         describe(folder)
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("key", ["kind", "encoder", "hash", "encoder.layers"])
 def test_a_description_without_a_key_is_refused(folder: Path, key: str) -> None:
     description = as_older(folder)
@@ -84,6 +87,7 @@ def test_a_description_without_a_key_is_refused(folder: Path, key: str) -> None:
     refused(folder, "model.json")
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize(
     "changed",
     [
@@ -106,6 +110,7 @@ def test_a_description_that_does_not_fit_is_refused(folder: Path, changed: dict[
     refused(folder, "model.json")
 
 
+@pytest.mark.drill("damaged file")
 def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
     for name in ("model.safetensors", "model.json"):
         (folder / name).unlink()
@@ -113,6 +118,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
         refused(folder, name)
 
 
+@pytest.mark.drill("damaged file")
 def test_missing_or_damaged_weights_are_refused(folder: Path) -> None:
     weights, description = folder / "model.safetensors", folder / "model.json"
     whole, known = weights.read_bytes(), as_older(folder)
@@ -145,10 +151,12 @@ def test_unknown_facts_and_old_descriptions_are_kept(folder: Path) -> None:
     assert load_model(folder, "rtd", "")[1]["hash"] == description["hash"]
 
 
-def test_every_flipped_bit_of_a_description_is_found(folder: Path) -> None:
-    every_flipped_bit(
+@pytest.mark.drill("flipped bit of a description")
+def test_every_flipped_bit_of_a_description_is_found(folder: Path, record_property: Record) -> None:
+    tried = every_flipped_bit(
         folder / "model.json", lambda: {key: describe(folder)[key] for key in ("encoder", "kind", "hash")}
     )
+    record_property("tried", tried)
 
 
 def test_the_hash_covers_the_settings_and_the_tokenizer(folder: Path, tmp_path: Path) -> None:
@@ -168,6 +176,7 @@ def test_the_hash_covers_the_settings_and_the_tokenizer(folder: Path, tmp_path: 
     assert describe(tmp_path / "same")["hash"] in found
 
 
+@pytest.mark.drill("damaged file")
 def test_settings_that_were_changed_by_hand_are_refused(folder: Path) -> None:
     """Also where the checksum was removed: the hash that runs record is no longer that of the model."""
     description = json.loads((folder / "model.json").read_text())
@@ -177,6 +186,7 @@ def test_settings_that_were_changed_by_hand_are_refused(folder: Path) -> None:
     refused(folder, "model.json")
 
 
+@pytest.mark.drill("bad number in losses, weights or data")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_neither_written_nor_read(folder: Path, bad: float) -> None:
     weights = load_file(folder / "model.safetensors")

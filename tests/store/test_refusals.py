@@ -59,6 +59,7 @@ def test_killed_while_it_writes_its_plan(lab: Lab, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*")) and (tmp_path / MANIFEST).exists()
 
 
+@pytest.mark.drill("damaged file")
 def test_damage_is_found(lab: Lab, tmp_path: Path) -> None:
     folder = lab.write(lab.settings(), tmp_path / "store")
     part = sorted(folder.glob("train-*"))[3]
@@ -82,6 +83,7 @@ def test_damage_is_found(lab: Lab, tmp_path: Path) -> None:
         lab.read(lab.settings(), tmp_path / "nowhere")
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("key", ["floor", "high", "vocabulary_size", "about"])
 def test_a_changed_plan_is_refused(lab: Lab, tmp_path: Path, key: str) -> None:
     """Its checksum differs; and where that is gone, each part knows the plan that it was written for."""
@@ -98,6 +100,7 @@ def test_a_changed_plan_is_refused(lab: Lab, tmp_path: Path, key: str) -> None:
         lab.read(lab.settings(updates=1), folder)
 
 
+@pytest.mark.drill("damaged file")
 def test_a_part_with_the_right_hash_and_other_content_is_refused(lab: Lab, tmp_path: Path) -> None:
     folder = lab.write(lab.settings(), tmp_path / "store")
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -119,6 +122,7 @@ def test_a_part_with_the_right_hash_and_other_content_is_refused(lab: Lab, tmp_p
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.drill("damaged file")
 def test_wrong_arrays_under_the_right_label_are_refused_when_they_are_read(lab: Lab, tmp_path: Path) -> None:
     folder = lab.write(lab.settings(), tmp_path / "store")
     part = folder / "reference-00000.safetensors"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from small import ALONE, every_flipped_bit
+from small import ALONE, Record, every_flipped_bit
 
-from fast_electra.files import file_hash, write_sealed
+from fast_electra.files import file_hash, read_json, write_sealed
+from fast_electra.jobs import pretrain
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 
@@ -54,6 +55,7 @@ def test_newest_is_what_latest_names(folder: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("content", ["", "update-00000009\n", "\xff garbage", None])
 def test_without_latest_the_newest_whole_one_is_taken(
     folder: Path, content: str | None, capsys: pytest.CaptureFixture[str]
@@ -77,6 +79,7 @@ def test_latest_without_checkpoints_is_refused(folder: Path) -> None:
         checkpoint.choose(folder, 2)
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("size", [-1, 0, None, 1])
 def test_damage_is_found(folder: Path, size: int | None, capsys: pytest.CaptureFixture[str]) -> None:
     """Cut, empty, gone, or with another first byte."""
@@ -88,6 +91,7 @@ def test_damage_is_found(folder: Path, size: int | None, capsys: pytest.CaptureF
     passed_over(folder, capsys, r"state\.pt (was altered|is missing|has [0-9,]+ bytes where the manifest says)")
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("content", [b"", b"weights" * 100, b"PK\x03\x04" + bytes(900), b"\x80\x02}q\x00.", b"[]"])
 def test_wrong_content_with_the_right_hash_is_found(
     folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]
@@ -98,6 +102,7 @@ def test_wrong_content_with_the_right_hash_is_found(
     passed_over(folder, capsys, r"state\.pt cannot be loaded \(.+\); it is passed over")
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", "[" * 100_000])
 def test_unfinished_checkpoint_is_refused(
     folder: Path, content: str | None, capsys: pytest.CaptureFixture[str]
@@ -109,6 +114,7 @@ def test_unfinished_checkpoint_is_refused(
     passed_over(folder, capsys, rf"{complete} .*never finished, or is damaged")
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("key", ["update", "ranks", "files"])
 @pytest.mark.parametrize(
     "odd", ["gone", None, "2", [1], {"state.pt": 700}, {"state.pt": ["700", "a"]}, {}, -1.5], ids=str
@@ -123,9 +129,22 @@ def test_an_odd_description_is_refused(folder: Path, key: str, odd: Any, capsys:
     passed_over(folder, capsys, rf"{complete} (cannot be read|names no files)")
 
 
-def test_every_flipped_bit_of_a_description_is_found(folder: Path) -> None:
+@pytest.mark.drill("flipped bit of a description")
+def test_every_flipped_bit_of_a_description_is_found(folder: Path, record_property: Record) -> None:
     whole = folder / checkpoint.name(6)
-    every_flipped_bit(whole / checkpoint.COMPLETE, lambda: checkpoint._complete(whole))
+    record_property("tried", every_flipped_bit(whole / checkpoint.COMPLETE, lambda: checkpoint._complete(whole)))
+
+
+@pytest.mark.drill("flipped bit of a description")
+def test_every_flipped_bit_of_a_runs_config_is_found(tmp_path: Path, record_property: Record) -> None:
+    path, settled = tmp_path / "config.json", {"fast_electra": {"seed": 0, "run": "é"}, "deepspeed": {"train": 8.5}}
+
+    def read() -> Any:
+        pretrain._check_same_run(path, settled)
+        return read_json(path)
+
+    write_sealed(path, settled)
+    record_property("tried", every_flipped_bit(path, read))
 
 
 def test_a_renamed_checkpoint_is_not_taken_for_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +160,7 @@ def test_a_checkpoint_of_an_older_version_is_taken(folder: Path) -> None:
     assert checkpoint.choose(folder, 2) == complete.parent
 
 
+@pytest.mark.drill("damaged file")
 @pytest.mark.parametrize("name", ["latest", "update-00000006", "update-00000006/complete.json"])
 def test_a_folder_for_a_file_and_a_file_for_a_folder(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]

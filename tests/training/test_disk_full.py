@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Corpus, free_port
+from small import Record
 
 from fast_electra.files import file_hash
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill("full disk, or limit on the size of files")]
 LIMITS = {  # bytes that a file may have, and what is then not written
     1_000: r"config\.json'",
     20_000: r"update-00000004 was not saved: .*_states\.pt cannot be written \(\[Errno 27\] File too large\)",
@@ -22,8 +23,9 @@ LIMITS = {  # bytes that a file may have, and what is then not written
 }
 
 
-def test_a_limit_on_files(tiny_corpus: Corpus, tmp_path: Path) -> None:
+def test_a_limit_on_files(tiny_corpus: Corpus, tmp_path: Path, record_property: Record) -> None:
     """A full disk is the same to a program, and needs no rights to be tried."""
+    record_property("tried", len(LIMITS))
 
     def train(run: Path, limit: int = -1) -> tuple[int, str]:
         values = {

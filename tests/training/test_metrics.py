@@ -26,6 +26,7 @@ def strict_lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+@pytest.mark.drill("bad number in losses, weights or data")
 def test_rows_are_on_disk_at_once_and_hold_no_nan(tmp_path: Path) -> None:
     numbers = {"loss": float("nan"), "gradient_norm": float("inf"), "recall": np.float32(0.25)}
     with closing(Metrics(tmp_path, 3500)) as metrics:
@@ -48,6 +49,7 @@ def test_a_half_written_line_corrupts_neither_the_next_row_nor_the_reader(tmp_pa
     assert [event["event"] for event in events] == ["resumed"]
 
 
+@pytest.mark.drill("process of a run killed or stopped")
 def test_a_killed_writer_loses_at_most_its_last_row(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys; from fast_electra.training.metrics import Metrics\n"
@@ -128,6 +130,7 @@ def test_status_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "completed"
 
 
+@pytest.mark.drill("full disk, or limit on the size of files")
 def test_a_full_disk_is_named_and_the_status_still_says_that_the_run_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_full_disk_is_named_and_the_status_still_says_that_the_run_failed(
     assert (status["state"], status["update"], status["message"]) == ("failed", 4, "the disk is full")
 
 
+@pytest.mark.drill("bad number in losses, weights or data")
 @pytest.mark.parametrize(
     ("losses", "absurd"),
     [

@@ -48,6 +48,7 @@ def test_the_payload_would_run(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "it_ran").exists()
 
 
+@pytest.mark.drill("code in a file that others send")
 @KIND
 def test_a_checkpoint_with_a_payload_is_passed_over(
     tmp_path: Path, shows: Path, kind: str, capsys: pytest.CaptureFixture[str]
@@ -74,6 +75,7 @@ def test_checkpoints_of_every_precision_are_read(scenario: Any, name: str, run: 
     assert len(states) >= 3 and all("module" in state or "optimizer_state_dict" in state for state in states)
 
 
+@pytest.mark.drill("code in a file that others send")
 @KIND
 def test_a_model_with_a_payload_is_refused(tmp_path: Path, shows: Path, kind: str) -> None:
     folder = tmp_path / "model"
@@ -89,6 +91,7 @@ def test_a_model_with_a_payload_is_refused(tmp_path: Path, shows: Path, kind: st
         load_model(folder, "mlm", "train one")
 
 
+@pytest.mark.drill("code in a file that others send")
 @KIND
 def test_shards_with_a_payload_are_refused(tiny_corpus: Corpus, tmp_path: Path, shows: Path, kind: str) -> None:
     for suffix in (".idx", ".bin"):
@@ -107,6 +110,7 @@ def test_shards_with_a_payload_are_refused(tiny_corpus: Corpus, tmp_path: Path, 
             Shards.open(folder)
 
 
+@pytest.mark.drill("code in a file that others send")
 @KIND
 def test_a_store_a_tokenizer_and_a_report_run_no_payload(
     tiny_corpus: Corpus, tmp_path: Path, shows: Path, kind: str

@@ -132,6 +132,7 @@ def test_fp16_searches_its_loss_scale_without_harm(scenario: Scenario) -> None:
     assert all(row["loss"] is not None and row["loss"] < 1.0 for row in found)
 
 
+@pytest.mark.drill("bad number in losses, weights or data")
 @pytest.mark.parametrize("kind", ["loss", "bf16", "gradient", "joint"])
 def test_bad_update_never_reaches_the_weights(scenario: Scenario, kind: str) -> None:
     """Poisoned on one rank of two: all skip it, say so, and go on."""
@@ -144,6 +145,7 @@ def test_bad_update_never_reaches_the_weights(scenario: Scenario, kind: str) -> 
     assert found[-1]["rtd_loss" if kind == "joint" else "loss"] < 1.0
 
 
+@pytest.mark.drill("bad number in losses, weights or data")
 def test_ten_bad_updates_in_a_row_stop_the_run(scenario: Scenario) -> None:
     runs = scenario("not_finite", "forever")
     run = runs / "not_finite_forever"

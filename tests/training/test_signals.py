@@ -44,6 +44,7 @@ def start(body: str, ignore_hangup: bool = False, **environment: str) -> "subpro
     return process
 
 
+@pytest.mark.drill("signal to a process of a run")
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_where_nothing_is_trained_a_signal_ends_a_job_at_once(number: signal.Signals) -> None:
     process = start(SLEEP)
@@ -53,6 +54,7 @@ def test_where_nothing_is_trained_a_signal_ends_a_job_at_once(number: signal.Sig
     assert errors == f"job: interrupted: {number.name}; the same command goes on\n"
 
 
+@pytest.mark.drill("signal to a process of a run")
 def test_also_while_no_python_code_runs() -> None:
     process = start(STUCK)
     process.terminate()
@@ -70,6 +72,7 @@ def test_nohup_is_respected() -> None:
     assert process.wait(10) == signals.EXIT_CODE
 
 
+@pytest.mark.drill("process of a run killed or stopped")
 @pytest.mark.parametrize("deepspeed", [False, True])
 def test_a_rank_ends_when_its_launcher_is_killed(deepspeed: bool) -> None:
     """Under `deepspeed` the launcher is the parent of launch.py, which may live on."""
@@ -88,6 +91,7 @@ def test_a_rank_ends_when_its_launcher_is_killed(deepspeed: bool) -> None:
     assert not alive
 
 
+@pytest.mark.drill("signal to a process of a run")
 def test_in_training_a_signal_is_only_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     watch = signals.Watch()
     watch.trains(tmp_path / "stacks.txt", 0)
@@ -98,6 +102,7 @@ def test_in_training_a_signal_is_only_noted(monkeypatch: pytest.MonkeyPatch, tmp
         watch.trains(tmp_path / "stacks.txt", 0)
 
 
+@pytest.mark.drill("process of a run killed or stopped")
 def test_a_rank_that_waits_too_long_writes_its_stacks(tmp_path: Path) -> None:
     body = (
         f"from pathlib import Path; launcher.signals.watch.trains(Path({str(tmp_path / 'stacks.txt')!r}), 2.0); {SLEEP}"

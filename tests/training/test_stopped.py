@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 from conftest import ROOT, Corpus, free_port, kill_group
+from small import Record
 
 from fast_electra.files import file_hash
 from fast_electra.training.metrics import read_metrics
@@ -21,6 +23,7 @@ from fast_electra.training.signals import EXIT_CODE
 
 UPDATES = 300
 SECONDS = 20.0  # from a signal to the end
+KILLS = 6
 
 
 def arguments(corpus: Corpus, run: Path, **more: Any) -> list[str]:
@@ -88,6 +91,7 @@ def training(corpus: Corpus, folder: Path, **more: Any) -> Iterator[Started]:
         runner.wait()
 
 
+@pytest.mark.drill("signal to a process of a run")
 def test_a_second_run_is_refused_and_a_signal_saves(tiny_corpus: Corpus, tmp_path: Path) -> None:
     with training(tiny_corpus, tmp_path / "run") as run:
         command = [sys.executable, *arguments(tiny_corpus, run.folder)]
@@ -111,11 +115,13 @@ DRILLS = [
 ]
 
 
+@pytest.mark.drill("signal to a process of a run")
 @pytest.mark.slow
 def test_whoever_is_told_the_same_command_goes_on_to_the_same_model(
-    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any]
+    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any], record_property: Record
 ) -> None:
     """One run, stopped again and again."""
+    record_property("tried", len(DRILLS))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     longer = {"fast_electra.updates": 900}
     launch("launch/pretrain.py", arguments(tiny_corpus, whole, **longer)[1:])
@@ -132,6 +138,45 @@ def test_whoever_is_told_the_same_command_goes_on_to_the_same_model(
     assert file_hash(whole / "model/model.safetensors") == file_hash(stopped / "model/model.safetensors")
 
 
+@pytest.mark.drill("full disk, or limit on the size of files")
+def test_rank_0_that_cannot_write_its_rows_ends_the_run_with_one_line(
+    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    """The disk is full for metrics.jsonl alone."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    result = launch("launch/pretrain.py", arguments(tiny_corpus, run)[1:], check=False)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("pretrain: ")]
+    assert result.returncode != 0 and "Traceback" not in result.stdout
+    assert line == f"pretrain: error: [Errno 28] No space left on device: '{run}/metrics.jsonl'"
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed" and "metrics.jsonl" in status["message"]
+
+
+@pytest.mark.drill("SIGKILL of a whole run at a random time")
+@pytest.mark.slow
+def test_killed_at_random_times_it_ends_as_if_nothing_had_happened(
+    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any], record_property: Record
+) -> None:
+    """Launcher and ranks at once, again and again. A killed session saves so often that some kills meet a save."""
+    whole, killed, chosen = tmp_path / "whole", tmp_path / "killed", random.Random(10)
+    keys = {"fast_electra.updates": 600, "fast_electra.model.dropout": 0.1}
+    launch("launch/pretrain.py", arguments(tiny_corpus, whole, **keys)[1:])
+    record_property("tried", KILLS)
+    for _ in range(KILLS):
+        with training(tiny_corpus, killed, **keys | {"fast_electra.checkpoint.every": 2}) as run:
+            time.sleep(chosen.uniform(0, 1))
+            assert run.runner.poll() is None
+        assert run.status()["state"] == "running" and not (killed / "model").exists()
+    result = launch("launch/pretrain.py", arguments(tiny_corpus, killed, **keys)[1:])
+    assert "continues after update" in result.stdout
+    assert file_hash(whole / "model/model.safetensors") == file_hash(killed / "model/model.safetensors")
+    for left, right in zip(read_metrics(whole)[0], read_metrics(killed)[0], strict=True):
+        assert (left["update"], left["loss"]) == (right["update"], right["loss"])
+
+
+@pytest.mark.drill("process of a run killed or stopped")
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_noticed_with_one_line(rank: int, tiny_corpus: Corpus, tmp_path: Path) -> None:
@@ -143,6 +188,7 @@ def test_a_killed_rank_is_noticed_with_one_line(rank: int, tiny_corpus: Corpus, 
     assert "another rank is gone or hangs" in lines[-1] and not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.drill("process of a run killed or stopped")
 @pytest.mark.slow
 def test_a_stopped_rank_is_noticed_and_stacks_are_written(tiny_corpus: Corpus, tmp_path: Path) -> None:
     with training(tiny_corpus, tmp_path / "run", **{"fast_electra.wait_minutes": 0.1}) as run:
