@@ -31,9 +31,10 @@ class Machine(NamedTuple):
 def resolve(tree: dict[str, Any], updates: int, machine: Machine, where: str) -> dict[str, Any]:
     """Return DeepSpeed's config, checked, complete and without `auto`.
 
-    `tree` is the file without its section `fast_electra`, and `where` its name in messages. The number of updates is a
-    scheduler's `total_num_steps`. In one process `zero_optimization.overlap_comm` becomes false: there is no
-    communication that could overlap, and DeepSpeed would only wait for the whole device in each micro-batch.
+    `tree` is the file without its section `fast_electra`, and `where` its name in messages. A scheduler's
+    `total_num_steps` is one more than the number of updates, so that the last one has a learning rate. In one process
+    `zero_optimization.overlap_comm` becomes false: there is no communication that could overlap, and DeepSpeed would
+    only wait for the whole device in each micro-batch.
 
     Raises:
         UserError: a key is unknown or a value is wrong.
@@ -96,7 +97,7 @@ def _check_together(tree: dict[str, Any]) -> None:
 
 def _resolve_scheduler(scheduler: dict[str, Any], updates: int, learning_rate: float) -> None:
     params, schema = scheduler.setdefault("params", {}), SCHEDULER_PARAMS[scheduler["type"]]
-    for name, value in zip(AUTOS, (updates, learning_rate), strict=True):
+    for name, value in zip(AUTOS, (updates + 1, learning_rate), strict=True):  # 0 comes after the last update
         if name in schema.model_fields and params.get(name, "auto") == "auto":
             params[name] = value
     _check(schema, params, "scheduler.params")

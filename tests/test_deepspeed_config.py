@@ -123,7 +123,7 @@ def test_what_is_missing_or_auto_is_filled_in() -> None:
         "zero_optimization": {"stage": 2},
         "data_types": {"grad_accum_dtype": "fp32"},
     }
-    assert tiny(updates=700)["scheduler"]["params"]["total_num_steps"] == 700
+    assert tiny(updates=700)["scheduler"]["params"]["total_num_steps"] == 701
     autos = ["zero_optimization.reduce_bucket_size", "wandb.project", "steps_per_print", "gradient_accumulation_steps"]
     assert "auto" not in str(tiny(*(f"{key}=auto" for key in autos)))
     own = tiny("scheduler.params.total_num_steps=800", "scheduler.params.warmup_max_lr=0.004")["scheduler"]["params"]

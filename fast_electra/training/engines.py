@@ -244,6 +244,8 @@ def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta =
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
     config = config | {"timers": {"throughput": {"enabled": False}}}
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
+    if engine.lr_scheduler is not None:
+        engine.lr_scheduler.step(1)  # DeepSpeed counts from 0, and counts that twice: two updates of learning rate 0
     limit_waits(limit)
     engine.checkpoint_engine = CheckpointFiles(engine._config)
     engine._copy_recovery_script = lambda folder: None  # DeepSpeed's script, which runs code that a checkpoint holds

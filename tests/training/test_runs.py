@@ -158,6 +158,14 @@ def test_ten_bad_updates_in_a_row_stop_the_run(scenario: Scenario) -> None:
     assert not (run / "model").exists()
 
 
+def test_the_learning_rate_rises_from_the_first_update_and_is_not_0_at_the_last(scenario: Scenario) -> None:
+    """DeepSpeed would give the first two updates a rate of 0. It warms up for 3 of 10 updates."""
+    found = [row["learning_rate"] for row in rows(scenario("golden", world=1) / "golden")]
+    assert len(found) == 10
+    expected = [0.004 * min(n / 3, (11 - n) / 8) for n in range(1, 11)]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "tiny.json"
 
 
