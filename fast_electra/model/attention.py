@@ -89,19 +89,16 @@ def _sdpa(qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout 
     if drop is not None:
         assert drop.quick, "fused kernels drop at random only"
         rate = drop.attention_rate
-    out_THd = torch.zeros_like(qkv_T3Hd[:, 0])
     # Not `torch.is_grad_enabled()`: activation checkpointing runs the forward pass without gradients and repeats it
     # with them. Both must use the same kernel, or they drop different probabilities.
     trained = qkv_T3Hd.requires_grad or bias_HR.requires_grad
-    for part in rectangles(layout, qkv_T3Hd.is_cuda):
+    mixed, all_parts = [], rectangles(layout, qkv_T3Hd.is_cuda)
+    for part in all_parts.parts:
         q, k, v = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4)
-        mask = bias_HLL[None, :, : part.length, : part.length]
-        if part.padding is not None:  # the lowest finite number, because a row of -inf alone would become NaN
-            mask = mask.masked_fill(part.padding, torch.finfo(mask.dtype).min)
         with sdpa_kernel(TRAINING_KERNELS if trained else FROZEN_KERNELS):
-            mixed_bHld = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
-        part.put(out_THd, mixed_bHld.transpose(1, 2))
-    return out_THd
+            mixed_bHld = F.scaled_dot_product_attention(q, k, v, attn_mask=part.bias(bias_HLL), dropout_p=rate)
+        mixed.append(mixed_bHld.transpose(1, 2))
+    return all_parts.joined(mixed)
 
 
 class _Matmul(torch.autograd.Function):
@@ -110,41 +107,39 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     @without_autocast()
     def forward(ctx: Any, qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None) -> Tensor:
-        out_THd, kept = torch.empty_like(qkv_T3Hd[:, 0]), []
+        mixed, kept, all_parts = [], [], rectangles(layout, qkv_T3Hd.is_cuda)
         bias_HLL, dropped = pair_bias(bias_HR).to(qkv_T3Hd.dtype), _dropping(drop, layout, qkv_T3Hd.shape[2])
-        for part in rectangles(layout, qkv_T3Hd.is_cuda):
+        for part in all_parts.parts:
             q, k, v = _heads(part.of(qkv_T3Hd))
-            bias = bias_HLL[:, : part.length, : part.length].expand(len(part.sequence_b), -1, -1, -1)
-            if part.padding is not None:
-                bias = bias.masked_fill(part.padding, torch.finfo(bias.dtype).min)
-            scores = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-            kept.append(torch.softmax(scores, dim=-1))
-            part.put(out_THd, _shaped(torch.bmm(dropped(kept[-1], part), v), part))
+            bias = part.bias(bias_HLL).flatten(0, 1)
+            kept.append(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1))
+            mixed.append(_shaped(torch.bmm(dropped(kept[-1], part), v), part))
         ctx.save_for_backward(qkv_T3Hd, *kept)
         ctx.layout, ctx.drop, ctx.bias_dtype = layout, drop, bias_HR.dtype
-        return out_THd
+        return all_parts.joined(mixed)
 
     @staticmethod
     @without_autocast()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         qkv_T3Hd, *kept = ctx.saved_tensors
-        heads, scale = qkv_T3Hd.shape[2], qkv_T3Hd.shape[3] ** -0.5
-        grad_T3Hd, longest = torch.empty_like(qkv_T3Hd), ctx.layout.longest
+        _, _, heads, size = qkv_T3Hd.shape
+        longest, all_parts = ctx.layout.longest, rectangles(ctx.layout, qkv_T3Hd.is_cuda)
         grad_HLL, dropped = qkv_T3Hd.new_zeros(heads, longest, longest).float(), _dropping(ctx.drop, ctx.layout, heads)
-        for part, p in zip(rectangles(ctx.layout, qkv_T3Hd.is_cuda), kept, strict=True):
+        grads_qkv = []
+        for part, p in zip(all_parts.parts, kept, strict=True):
             q, k, v = _heads(part.of(qkv_T3Hd))
-            grad = part.of(grads[0])
-            if part.padding is not None:
-                grad = grad.masked_fill(part.padding.transpose(1, 3), 0.0)
-            grad = grad.transpose(1, 2).flatten(0, 1)
+            grad = part.without_padding(part.of(grads[0])).transpose(1, 2).flatten(0, 1)
             grad_v = torch.bmm(dropped(p, part).transpose(1, 2), grad)
             grad_p = dropped(torch.bmm(grad, v.transpose(1, 2)), part)
             grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-            summed = grad_s if len(part.sequence_b) == 1 else grad_s.unflatten(0, (-1, heads)).sum(0)
+            summed = grad_s if part.sequences == 1 else grad_s.unflatten(0, (-1, heads)).sum(0)
             grad_HLL[:, : part.length, : part.length] += summed
-            grad_q, grad_k = torch.bmm(grad_s, k).mul_(scale), torch.bmm(grad_s.transpose(1, 2), q).mul_(scale)
-            part.put(grad_T3Hd, torch.stack([_shaped(x, part) for x in (grad_q, grad_k, grad_v)], dim=2))
-        return grad_T3Hd, distance_sums(grad_HLL).to(ctx.bias_dtype), None, None
+            grad_q, grad_k = (
+                torch.bmm(grad_s, k).mul_(size**-0.5),
+                torch.bmm(grad_s.transpose(1, 2), q).mul_(size**-0.5),
+            )
+            grads_qkv.append(torch.stack([_shaped(x, part) for x in (grad_q, grad_k, grad_v)], dim=2))
+        return all_parts.joined(grads_qkv), distance_sums(grad_HLL).to(ctx.bias_dtype), None, None
 
 
 def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +150,7 @@ def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _shaped(x: Tensor, part: Rectangle) -> Tensor:
     """Return [b, l, H, d] from [b * H, l, d]."""
-    return x.unflatten(0, (len(part.sequence_b), -1)).transpose(1, 2)
+    return x.unflatten(0, (part.sequences, -1)).transpose(1, 2)
 
 
 def _dropping(drop: KeyedDropout | None, layout: Layout, heads: int) -> Callable[[Tensor, Rectangle], Tensor]:

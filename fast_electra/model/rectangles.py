@@ -19,60 +19,71 @@ AREA = 2**18  # pairs of positions of a rectangle on a CPU, so that they stay in
 class Rectangle(NamedTuple):
     """Some sequences of a micro-batch, padded to the longest of them: [b, l]."""
 
-    sequence_b: Tensor  # int64, their numbers
+    sequences: int  # b
     length: int  # l
     rows: slice | Tensor  # tokens: a slice for one sequence, else int64 [b * l], with any token at padding
-    real: Tensor | None  # int64: which of the b * l places are tokens; None if all are
-    padding: Tensor | None  # bool [b, 1, 1, l]: True at padding; None if there is none
+    padding: Tensor | None  # bool [b, l]: True at padding; None if there is none
 
     def of(self, x_T: Tensor) -> Tensor:
         """Return the rectangle's part of a tensor [T, ...]: [b, l, ...]."""
-        return x_T[self.rows].unflatten(0, (len(self.sequence_b), self.length))
+        part = x_T[self.rows] if isinstance(self.rows, slice) else x_T.index_select(0, self.rows)
+        return part.unflatten(0, (self.sequences, self.length))
 
-    def put(self, out_T: Tensor, x: Tensor) -> None:
-        """Write x, [b, l, ...], to its tokens in a tensor [T, ...]."""
-        if self.real is None:
-            out_T[self.rows] = x.flatten(0, 1)
-        else:
-            assert isinstance(self.rows, Tensor)
-            out_T[self.rows[self.real]] = x.flatten(0, 1)[self.real]
+    def bias(self, bias_HLL: Tensor) -> Tensor:
+        """Return the scores' bias [b, H, l, l]: that of each pair, and the lowest finite number at keys of padding."""
+        near = bias_HLL[None, :, : self.length, : self.length]
+        if self.padding is None:
+            return near.expand(self.sequences, -1, -1, -1)
+        # Not -inf, because a row of it alone would become NaN.
+        lowest = torch.zeros_like(self.padding, dtype=near.dtype).masked_fill_(
+            self.padding, torch.finfo(near.dtype).min
+        )
+        return near + lowest[:, None, None]
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """Return x, [b, l, H, d], with zeros at padding."""
+        return x if self.padding is None else x * ~self.padding[..., None, None]
+
+
+class Rectangles(NamedTuple):
+    """A micro-batch as rectangles, and the place of each token among them: int64 [T]."""
+
+    parts: list[Rectangle]
+    place_T: Tensor
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """Return [T, ...] from [b, l, ...] for each rectangle."""
+        return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, self.place_T)
 
 
 @lru_cache(maxsize=4)  # all layers of a pass read the same ones
-def rectangles(layout: Layout, whole: bool) -> list[Rectangle]:
+def rectangles(layout: Layout, whole: bool) -> Rectangles:
     """Divide a micro-batch into rectangles: a single one if `whole`, as a GPU wants it, else small ones for a CPU.
 
     The sequences of a small one have nearly the same length, and its scores stay in a CPU's cache.
     """
-    groups: list[list[int]] = []
-    longest = 0
-    for sequence in layout.lengths_B.argsort(descending=True, stable=True).tolist():
-        if (length := int(layout.lengths_B[sequence])) == 0:
-            break
-        fits = longest**2 - length**2 <= SPARED and longest**2 * (len(groups[-1]) + 1) <= AREA if groups else False
-        if groups and (whole or fits):
-            groups[-1].append(sequence)
-        else:
-            groups.append([sequence])
-            longest = length
-    return [_rectangle(layout, torch.tensor(group)) for group in groups]
-
-
-def _rectangle(layout: Layout, sequence_b: Tensor) -> Rectangle:
-    device = layout.sequence_T.device
-    lengths_b = layout.lengths_B[sequence_b]
-    starts_b = (layout.lengths_B.cumsum(0) - layout.lengths_B)[sequence_b]
-    longest = int(lengths_b[0])
-    if len(sequence_b) == 1:
-        rows = slice(int(starts_b[0]), int(starts_b[0]) + longest)
-        return Rectangle(sequence_b.to(device), longest, rows, None, None)
-    position_L = torch.arange(longest)
-    real_bL = position_L < lengths_b[:, None]
-    rows_N = (starts_b[:, None] + torch.where(real_bL, position_L, 0)).flatten().to(device)
-    if bool(real_bL.all()):
-        return Rectangle(sequence_b.to(device), longest, rows_N, None, None)
-    real_N = real_bL.flatten().nonzero().squeeze(1).to(device)
-    return Rectangle(sequence_b.to(device), longest, rows_N, real_N, ~real_bL[:, None, None].to(device))
+    device, starts_B = layout.sequence_T.device, layout.lengths_B.cumsum(0) - layout.lengths_B
+    order_B = layout.lengths_B.argsort(descending=True, stable=True)
+    groups, first = [], 0
+    for last, length in enumerate(layout.lengths_B[order_B].tolist() + [0]):
+        longest = int(layout.lengths_B[order_B[first]])
+        fits = longest**2 - length**2 <= SPARED and longest**2 * (last - first + 1) <= AREA
+        if last == len(order_B) or not (whole or fits or last == first):
+            groups.append(order_B[first:last])
+            first = last
+    parts, places, before = [], torch.empty(len(order_B), dtype=torch.int64), 0
+    for sequence_b in groups:
+        lengths_b, longest = layout.lengths_B[sequence_b], int(layout.lengths_B[sequence_b[0]])
+        places[sequence_b] = before + longest * torch.arange(len(sequence_b))
+        before += longest * len(sequence_b)
+        position_L, start = torch.arange(longest), int(starts_B[sequence_b[0]])
+        padding_bL = position_L >= lengths_b[:, None]
+        rows: slice | Tensor = slice(start, start + longest)
+        if len(sequence_b) > 1:
+            rows = (starts_B[sequence_b][:, None] + position_L.where(~padding_bL, 0)).flatten().to(device)
+        padding = padding_bL.to(device) if bool(padding_bL.any()) else None
+        parts.append(Rectangle(len(sequence_b), longest, rows, padding))
+    return Rectangles(parts, places.to(device)[layout.sequence_T] + layout.position_T)
 
 
 def pair_bias(bias_HR: Tensor) -> Tensor:

@@ -120,14 +120,11 @@ def test_rectangles_hold_every_token_once_and_little_padding() -> None:
             lengths_B = torch.randint(longest // 3, longest + 1, (64,), generator=generator)
             layout = Layout.of(lengths_B)
             found = rectangles(layout, whole)
-            x_T, out_T = torch.arange(len(layout.sequence_T)), torch.full((len(layout.sequence_T),), -1)
-            for part in found:
-                assert part.of(x_T).shape == (len(part.sequence_b), part.length)
-                part.put(out_T, part.of(x_T))
-            assert torch.equal(out_T, x_T)
-            pairs = sum(len(part.sequence_b) * part.length**2 for part in found)
+            x_T = torch.arange(len(layout.sequence_T))
+            assert torch.equal(found.joined([part.of(x_T) for part in found.parts]), x_T)
+            pairs = sum(part.sequences * part.length**2 for part in found.parts)
             assert whole or pairs < int(lengths_B.square().sum()) + SPARED * len(lengths_B)
-            assert not whole or len(found) == 1
+            assert not whole or len(found.parts) == 1
 
 
 @pytest.fixture

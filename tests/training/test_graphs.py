@@ -3,6 +3,8 @@
 Without a GPU a pass of the same kind replaces the graph: its inputs are fixed, and each replay overwrites its output.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +34,8 @@ class Emulated(ReplayedModel):
         static = inputs.copied()
 
         def forward() -> Tensor:  # a graph knows the lengths from the device alone
-            layout = Layout.of(static.layout.sizes_B.long())
+            of_tokens = {name: getattr(static.layout, name) for name in ("sequence_T", "position_T")}
+            layout = dataclasses.replace(Layout.of(static.layout.sizes_B.long()), **of_tokens)
             return self.engine(static.tokens_T, layout, static.positions_M, hidden_only=True)
 
         output_ME = forward()
