@@ -95,14 +95,18 @@ def _sdpa(qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout 
     mixed, all_parts = [], rectangles(layout, qkv_T3Hd.is_cuda)
     for part in all_parts.parts:
         q, k, v = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4)
+        mask = sum(part.biases(bias_HLL), start=bias_HLL.new_zeros(1, 1, 1, 1))
         with sdpa_kernel(TRAINING_KERNELS if trained else FROZEN_KERNELS):
-            mixed_bHld = F.scaled_dot_product_attention(q, k, v, attn_mask=part.bias(bias_HLL), dropout_p=rate)
+            mixed_bHld = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         mixed.append(mixed_bHld.transpose(1, 2))
     return all_parts.joined(mixed)
 
 
 class _Matmul(torch.autograd.Function):
-    """Products and a softmax, one rectangle after another. The probabilities are kept for the backward pass."""
+    """Products and a softmax, one rectangle after another.
+
+    Queries, keys, values and probabilities are kept for the backward pass, and no mask of what was dropped.
+    """
 
     @staticmethod
     @without_autocast()
@@ -110,42 +114,37 @@ class _Matmul(torch.autograd.Function):
         mixed, kept, all_parts = [], [], rectangles(layout, qkv_T3Hd.is_cuda)
         bias_HLL, dropped = pair_bias(bias_HR).to(qkv_T3Hd.dtype), _dropping(drop, layout, qkv_T3Hd.shape[2])
         for part in all_parts.parts:
-            q, k, v = _heads(part.of(qkv_T3Hd))
-            bias = part.bias(bias_HLL).flatten(0, 1)
-            kept.append(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1))
-            mixed.append(_shaped(torch.bmm(dropped(kept[-1], part), v), part))
-        ctx.save_for_backward(qkv_T3Hd, *kept)
+            qkv = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4).flatten(1, 2)
+            q, k, v = qkv
+            p = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+            for bias in part.biases(bias_HLL):
+                p.unflatten(0, (part.sequences, -1)).add_(bias)
+            torch.softmax(p, dim=-1, out=p)
+            mixed.append(_shaped(torch.bmm(dropped(p, part), v), part))
+            kept += [qkv, p]
+        ctx.save_for_backward(*kept)
         ctx.layout, ctx.drop, ctx.bias_dtype = layout, drop, bias_HR.dtype
         return all_parts.joined(mixed)
 
     @staticmethod
     @without_autocast()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        qkv_T3Hd, *kept = ctx.saved_tensors
-        _, _, heads, size = qkv_T3Hd.shape
-        longest, all_parts = ctx.layout.longest, rectangles(ctx.layout, qkv_T3Hd.is_cuda)
-        grad_HLL, dropped = qkv_T3Hd.new_zeros(heads, longest, longest).float(), _dropping(ctx.drop, ctx.layout, heads)
-        grads_qkv = []
-        for part, p in zip(all_parts.parts, kept, strict=True):
-            q, k, v = _heads(part.of(qkv_T3Hd))
-            grad = part.without_padding(part.of(grads[0])).transpose(1, 2).flatten(0, 1)
+        (grad_THd,), layout, kept = grads, ctx.layout, ctx.saved_tensors
+        (_, heads, size), all_parts = grad_THd.shape, rectangles(layout, grad_THd.is_cuda)
+        dropped, longest, joined = _dropping(ctx.drop, layout, heads), layout.longest, []
+        grad_HLL = torch.zeros(heads, longest, longest, device=grad_THd.device)
+        for part, qkv, p in zip(all_parts.parts, kept[::2], kept[1::2], strict=True):
+            q, k, v = qkv
+            grad = part.without_padding(part.of(grad_THd)).transpose(1, 2).flatten(0, 1)
             grad_v = torch.bmm(dropped(p, part).transpose(1, 2), grad)
-            grad_p = dropped(torch.bmm(grad, v.transpose(1, 2)), part)
-            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_s = dropped(torch.bmm(grad, v.transpose(1, 2)), part)
+            torch._softmax_backward_data(grad_s, p, -1, p.dtype, grad_input=grad_s)
             summed = grad_s if part.sequences == 1 else grad_s.unflatten(0, (-1, heads)).sum(0)
             grad_HLL[:, : part.length, : part.length] += summed
-            grad_q, grad_k = (
-                torch.bmm(grad_s, k).mul_(size**-0.5),
-                torch.bmm(grad_s.transpose(1, 2), q).mul_(size**-0.5),
-            )
-            grads_qkv.append(torch.stack([_shaped(x, part) for x in (grad_q, grad_k, grad_v)], dim=2))
-        return all_parts.joined(grads_qkv), distance_sums(grad_HLL).to(ctx.bias_dtype), None, None
-
-
-def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values [b * H, l, d] of a rectangle [b, l, 3, H, d]."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)
-    return q, k, v
+            scale = size**-0.5
+            grad_qkv = torch.bmm(grad_s, k).mul_(scale), torch.bmm(grad_s.transpose(1, 2), q).mul_(scale), grad_v
+            joined.append(torch.stack([_shaped(grad, part) for grad in grad_qkv], dim=2))
+        return all_parts.joined(joined), distance_sums(grad_HLL).to(ctx.bias_dtype), None, None
 
 
 def _shaped(x: Tensor, part: Rectangle) -> Tensor:

@@ -29,16 +29,13 @@ class Rectangle(NamedTuple):
         part = x_T[self.rows] if isinstance(self.rows, slice) else x_T.index_select(0, self.rows)
         return part.unflatten(0, (self.sequences, self.length))
 
-    def bias(self, bias_HLL: Tensor) -> Tensor:
-        """Return the scores' bias [b, H, l, l]: that of each pair, and the lowest finite number at keys of padding."""
-        near = bias_HLL[None, :, : self.length, : self.length]
-        if self.padding is None:
-            return near.expand(self.sequences, -1, -1, -1)
-        # Not -inf, because a row of it alone would become NaN.
-        lowest = torch.zeros_like(self.padding, dtype=near.dtype).masked_fill_(
-            self.padding, torch.finfo(near.dtype).min
-        )
-        return near + lowest[:, None, None]
+    def biases(self, bias_HLL: Tensor) -> list[Tensor]:
+        """Return what is added to the scores [b, H, l, l]: the bias of each pair, and perhaps a mask of padding."""
+        found = [bias_HLL[:, : self.length, : self.length]]
+        if self.padding is not None:  # the lowest finite number, because a row of -inf alone would become NaN
+            mask = torch.zeros_like(self.padding, dtype=bias_HLL.dtype)
+            found.append(mask.masked_fill_(self.padding, torch.finfo(mask.dtype).min)[:, None, None])
+        return found
 
     def without_padding(self, x: Tensor) -> Tensor:
         """Return x, [b, l, H, d], with zeros at padding."""
@@ -53,7 +50,8 @@ class Rectangles(NamedTuple):
 
     def joined(self, parts: list[Tensor]) -> Tensor:
         """Return [T, ...] from [b, l, ...] for each rectangle."""
-        return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, self.place_T)
+        flat = [part.flatten(0, 1) for part in parts]
+        return (torch.cat(flat) if len(flat) > 1 else flat[0]).index_select(0, self.place_T)
 
 
 @lru_cache(maxsize=4)  # all layers of a pass read the same ones
