@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from contenders.common import ADAM, CLIPPING, WEIGHT_DECAY
 from fast_electra.batch import Draws, MaskedBatch
-from fast_electra.training.engines import parameter_groups
+from fast_electra.training.optimizer import parameter_groups
 
 
 class Plain:

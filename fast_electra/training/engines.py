@@ -32,6 +32,7 @@ from fast_electra.settings import UserError
 from fast_electra.training.checkpoint_files import CheckpointFiles
 from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
+from fast_electra.training.optimizer import parameter_groups, spare_reduction
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
 T = TypeVar("T")
@@ -227,13 +228,6 @@ def highest_over_ranks(number: int, ranks: Ranks) -> int:
     return int(highest)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two parameter groups: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
-    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "relative_bias" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() <= 1 or "relative_bias" in name]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
 def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta = UPDATE_LIMIT) -> Engine:
     """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config.
 
@@ -251,6 +245,9 @@ def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta =
     if engine.optimizer.compute_grad_norm:  # the norm is not finite if a gradient is not: no need to look at each one
         engine.optimizer.has_overflow = lambda partition_gradients=True: False
     engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts such updates and ends the run
+    alone = deepspeed.comm.get_world_size() == 1 and not config.get("communication_data_type")
+    if alone and engine.optimizer.gradient_accumulation_dtype == torch.float32:
+        spare_reduction(engine.optimizer)
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:
             deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)
