@@ -29,6 +29,7 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
+from fast_electra.training import nvidia_apex
 from fast_electra.training.checkpoint_files import CheckpointFiles
 from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
@@ -228,16 +229,23 @@ def highest_over_ranks(number: int, ranks: Ranks) -> int:
     return int(highest)
 
 
-def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta = UPDATE_LIMIT) -> Engine:
-    """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config.
+def training_engine(
+    model: nn.Module, config: dict[str, Any], limit: timedelta = UPDATE_LIMIT, apex: bool = False
+) -> Engine:
+    """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config; `apex`: with NVIDIA's norms and Adam.
 
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
     From now on a rank that waits for another gives up after `limit`.
     """
-    parameters = parameter_groups(model, config["optimizer"].get("params", {}).get("weight_decay", 0.0))
+    params = config["optimizer"].get("params", {})
+    adam = nvidia_apex.use(model, params) if apex else None
+    parameters = parameter_groups(model, params.get("weight_decay", 0.0))
+    untested = {"zero_allow_untested_optimizer": True} if apex else {}
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
-    config = config | {"timers": {"throughput": {"enabled": False}}}
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
+    config = config | {"timers": {"throughput": {"enabled": False}}, **untested}
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=parameters, optimizer=adam, config=config, dist_init_required=False
+    )
     limit_waits(limit)
     engine.checkpoint_engine = CheckpointFiles(engine._config)
     engine._copy_recovery_script = lambda folder: None  # DeepSpeed's script, which runs code that a checkpoint holds
