@@ -1,9 +1,10 @@
 """apex's norms and Adam, by a stand-in: nothing but rounding changes, and checkpoints pass from one to the other."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def runs(corpus: Path, output: Path, ranks: Ranks) -> None:
                 type(module).__module__ for module in kept.engine.modules() if "LayerNorm" in type(module).__name__
             }
             assert norms == ({"apex.normalization"} if then else {"torch.nn.modules.normalization"})
-            pretrain.finish(kept)
+            with redirect_stdout(io.StringIO()) as said:
+                pretrain.finish(kept)
+            assert ("fp32, NVIDIA's apex, 1 process on" in said.getvalue()) is then
 
 
 @pytest.fixture(scope="module")
