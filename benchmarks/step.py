@@ -3,8 +3,8 @@
     python benchmarks/step.py [--recipe base] [--settings NAME ...] [--profile NAME ...] [--json FILE]
 
 A setting changes one thing at a time: activation checkpointing, sequences at a time, attention, compiled layers, CUDA
-graphs, or DeepSpeed's engine. `--profile` adds a table of the setting's kernels. The figures are written after each
-setting, so a run that is cut off leaves the settings before.
+graphs, DeepSpeed's engine, or NVIDIA's apex. `--profile` adds a table of the setting's kernels. The figures are written
+after each setting, so a run that is cut off leaves the settings before.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Temperature
+from fast_electra.settings import UserError
 from fast_electra.training import engines
 from fast_electra.training.machine import best_dtype, this_machine
 from fast_electra_kernels import sample_with_statistics
@@ -53,6 +54,7 @@ class Setting(NamedTuple):
     compiled: bool = False  # torch.compile of every layer of the main model
     graphs: bool = True  # CUDA graphs of the auxiliary
     engine: bool = True  # DeepSpeed's engine; otherwise plain PyTorch with the same precisions
+    apex: bool = False  # NVIDIA's norms and Adam, where they are installed
     full: bool = False  # all sequences have the full length; otherwise they are ragged
     auxiliary: bool = True  # otherwise the draws are there already, as with an offline store
 
@@ -74,6 +76,8 @@ SETTINGS = {
     "whole-plain": Setting(sequences=4, update=64, engine=False),
     "matmul": Setting(attention="matmul"),
     "eager-auxiliary": Setting(graphs=False),
+    "apex": Setting(apex=True),
+    "many-apex": Setting(sequences=4, apex=True),
 }
 
 
@@ -183,7 +187,7 @@ class Bench:
             if setting.engine:
                 engine.destroy()
             del update, engine
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, UserError) as error:
             row["error"] = str(error)[:200]
         gc.collect()
         self.result["settings"].append(row)
@@ -209,7 +213,7 @@ class Bench:
             rtd.distribution = Drawn([rtd.distribution.sample(each, TEMPERATURE) for each in masked])
         engine: Any
         if setting.engine:
-            engine = self._engine(model, micro_batches)
+            engine = self._engine(model, micro_batches, setting.apex)
         else:
             engine = Plain(model.to(engines.DTYPES[self.dtype]), micro_batches)
         called = engine if setting.engine else model
@@ -227,7 +231,7 @@ class Bench:
 
         return update, engine
 
-    def _engine(self, model: Discriminator, micro_batches: int) -> Any:
+    def _engine(self, model: Discriminator, micro_batches: int, apex: bool) -> Any:
         params = {**ADAM, "weight_decay": WEIGHT_DECAY}
         tree = {
             "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": micro_batches,
@@ -237,7 +241,7 @@ class Bench:
         }  # fmt: skip
         config = deepspeed_config.resolve(tree, updates=1000, machine=this_machine(), where="benchmark")
         operators.choose_adam(config["optimizer"]["params"], self.ranks)
-        return engines.training_engine(model, config)
+        return engines.training_engine(model, config, apex=apex)
 
     def _speed(self, setting: Setting, sequences: int, times: list[float]) -> dict[str, Any]:
         """Return the figures of a micro-batch. Useful FLOPs are those of all positions, without recomputation."""

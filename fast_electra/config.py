@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -54,6 +54,7 @@ class RunConfig(Settings):
     updates: int = Field(ge=1, le=1_000_000_000)
     log_every: int = Field(default=20, ge=1)
     wait_minutes: float = Field(default=15, ge=0.1, le=1440)  # that a rank waits for another while they train
+    apex: Literal["auto"] | bool = Field(default="auto", description="true, false or auto")  # NVIDIA's norms and Adam
     model: EncoderSettings
     corpus: CorpusSettings
     corruption: CorruptionSettings = CorruptionSettings()
@@ -131,9 +132,14 @@ class Config:
         return self.machine.dtype(self.run.auxiliary.dtype, f"{SECTION}.auxiliary.dtype")
 
     @property
-    def torch_adam(self) -> bool:
-        """Whether torch's Adam is used, which needs no operator of DeepSpeed's."""
-        return bool(self.deepspeed["optimizer"]["params"].get("torch_adam", False))
+    def apex(self) -> bool:
+        """Whether NVIDIA's apex is used. `auto` means no until it has been measured faster on a GPU."""
+        return self.run.apex is True
+
+    @property
+    def fused_adam(self) -> bool:
+        """Whether DeepSpeed's fused Adam is wanted, which is an operator that must be built."""
+        return not self.apex and not self.deepspeed["optimizer"]["params"].get("torch_adam", False)
 
     def u(self, update: int, epoch: int) -> float:
         """Return u at an update, 1 ... updates, for epochs of `epoch` sequences: see `CurriculumSettings.fraction`."""
@@ -182,7 +188,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE
     _check_places(tree, str(path))
     section = tree.pop(SECTION)
     run = _run_config(section, str(path))
-    return Config(run, deepspeed_config.resolve(tree, run.updates, machine, str(path)), machine)
+    config = Config(run, deepspeed_config.resolve(tree, run.updates, machine, str(path)), machine)
+    if config.apex and config.deepspeed["optimizer"]["params"].get("torch_adam"):
+        raise UserError(
+            f"{path}: {SECTION}.apex brings its own Adam, and optimizer.params.torch_adam asks for torch's: leave one "
+            "of the two out"
+        )
+    return config
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Run:
     """Build everything that trains. The corpus is opened unless it is given."""
     corpus = open_run_corpus(config.run, ranks) if corpus is None else corpus
     objective, facts = build_objective(config, corpus, ranks)
-    engine = training_engine(objective.model, config.deepspeed, timedelta(minutes=config.run.wait_minutes))
+    limit = timedelta(minutes=config.run.wait_minutes)
+    engine = training_engine(objective.model, config.deepspeed, limit, config.apex)
     engine.train()
     micro_batch, steps = (
         config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")

@@ -44,6 +44,13 @@ def test_the_sampler_is_timed(tmp_path: Path) -> None:
     assert all(figures["seconds"]["median"] > 0 for figures in result["contenders"].values())
 
 
+def test_the_engine_is_timed_beside_plain_pytorch(tmp_path: Path, tiny_corpus: Corpus) -> None:
+    folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
+    (row,) = bench("engine.py", tmp_path, "fp32", "--recipe", "tiny", *folders)["settings"]
+    assert len(row["ratio"]) == 4 and row["metrics_ms"] > 0
+    assert all(ms > 0 for parts in row["ms"].values() for ms in parts.values())
+
+
 def test_first_contact_says_what_the_machine_has() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_smoke.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A training step of a 16-bit model in plain PyTorch, with DeepSpeed's recipe: fp32 weights, gradients and Adam."""
+"""A training step in plain PyTorch, with DeepSpeed's recipe for 16-bit models: fp32 weights, gradients and Adam."""
 
 from collections.abc import Callable
 
@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 from contenders.common import ADAM, CLIPPING, WEIGHT_DECAY
 from fast_electra.batch import Draws, MaskedBatch
-from fast_electra.training.engines import parameter_groups
+from fast_electra.training.optimizer import parameter_groups
 
 
 class Plain:
     """What DeepSpeed's engine does in one process: `backward` adds gradients up in fp32, `step` updates the weights."""
 
     def __init__(self, model: nn.Module, accumulation: int) -> None:
-        """Copy the model's weights in fp32; an update is due after `accumulation` calls of `step`."""
+        """Copy a 16-bit model's weights in fp32; an update is due after `accumulation` calls of `step`."""
         groups = parameter_groups(model, WEIGHT_DECAY)
         self.weights: list[Tensor] = [weight for group in groups for weight in group["params"]]
-        for group in groups:
-            group["params"] = [weight.detach().float().clone() for weight in group["params"]]
+        self.copied = self.weights[0].dtype != torch.float32
+        for group in groups if self.copied else ():
+            group["params"] = [weight.detach().float() for weight in group["params"]]
         self.copies: list[Tensor] = [copy for group in groups for copy in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, **ADAM, fused=True)
         self.accumulation, self.steps = accumulation, 0
@@ -26,7 +27,7 @@ class Plain:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the loss up in fp32."""
         loss.backward()
-        for weight, copy in zip(self.weights, self.copies, strict=True):
+        for weight, copy in zip(self.weights, self.copies, strict=True) if self.copied else ():
             assert weight.grad is not None
             copy.grad = weight.grad.float() if copy.grad is None else copy.grad.add_(weight.grad)
             weight.grad = None
@@ -39,8 +40,9 @@ class Plain:
         nn.utils.clip_grad_norm_(self.copies, CLIPPING)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.copies)
+        if self.copied:
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.copies)
 
 
 class Drawn:

@@ -25,7 +25,7 @@ class Zero(NamedTuple):
     dtype: str  # precision of weights and activations: a key of BYTES
     gradient_dtype: str  # data_types.grad_accum_dtype
     bucket: int  # reduce_bucket_size, in elements
-    buckets: int  # two with overlap_comm, none without contiguous_gradients
+    buckets: int  # two with overlap_comm, none without contiguous_gradients or in one process
 
 
 class MicroBatch(NamedTuple):

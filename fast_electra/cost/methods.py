@@ -42,7 +42,7 @@ def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
     """Return the sizes of a config's run, with an auxiliary of these sizes."""
     run, machine, deepspeed = config.run, config.machine, config.deepspeed
     zero, micro_batch = deepspeed["zero_optimization"], deepspeed["train_micro_batch_size_per_gpu"]
-    length = run.corpus.sequence_length
+    length, contiguous = run.corpus.sequence_length, zero.get("contiguous_gradients", True)
     masked = int(masked_counts(torch.tensor([length]), run.corruption.mask_fraction)[0])
     return Job(
         model=run.model,
@@ -56,7 +56,7 @@ def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
             dtype=config.dtype,
             gradient_dtype=deepspeed["data_types"]["grad_accum_dtype"],
             bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
-            buckets=(1 + bool(zero.get("overlap_comm"))) * bool(zero.get("contiguous_gradients", True)),
+            buckets=0 if machine.processes == 1 or not contiguous else 1 + bool(zero.get("overlap_comm")),
         ),
         auxiliary_dtype=config.auxiliary_dtype if run.objective == "rtd" and run.auxiliary else machine.best_dtype,
     )

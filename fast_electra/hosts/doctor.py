@@ -18,7 +18,7 @@ import torch
 from torch.utils import cpp_extension
 
 from fast_electra.hosts import operators, toolchain
-from fast_electra.training import machine
+from fast_electra.training import machine, nvidia_apex
 from fast_electra_kernels import default_implementation
 
 REQUIRED = ("torch", "deepspeed", "megatron-core", "sentencepiece", "pydantic", "numpy", "safetensors", "matplotlib")
@@ -90,12 +90,11 @@ def _packages() -> Iterator[Finding]:
 
 def _apex() -> Iterator[Finding]:
     """Tell NVIDIA's apex, which nothing here needs, from the package of that name on PyPI."""
-    spec = importlib.util.find_spec("apex")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
-    if any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):
-        yield Finding(Level.OK, "apex", f"NVIDIA's, in {folders[0]}")
-    elif spec:
-        yield Finding(Level.NOTE, "apex", "PyPI's unrelated web toolkit, not NVIDIA's: pip uninstall apex")
+    folder, problem = nvidia_apex.find()
+    if folder:
+        yield Finding(Level.OK, "apex", f"NVIDIA's, in {folder}; runs use it with {nvidia_apex.KEY}")
+    elif importlib.util.find_spec("apex"):
+        yield Finding(Level.NOTE, "apex", problem)
     elif torch.cuda.is_available():
         value = "NVIDIA's is not needed. Never `pip install apex`: the PyPI package of that name is unrelated"
         yield Finding(Level.OK, "apex", value)

@@ -53,15 +53,18 @@ def begin(config: "Config", trains: bool = True) -> "Ranks":
     If the job trains, the ranks also agree on an Adam that all of them have: `torch_adam` of the config may change.
     """
     from fast_electra.hosts import operators
+    from fast_electra.training import nvidia_apex
     from fast_electra.training.engines import start_ranks
 
     for section, package in MONITORS.items():
         if config.deepspeed.get(section, {}).get("enabled") and not importlib.util.find_spec(package):
             remedy = f"pip install {package}, or --set {section}.enabled=false"
             raise UserError(f"{section}.enabled needs the package {package}, which is not installed: {remedy}")
-    operators.ensure(fused_adam=trains and not config.torch_adam)
+    if trains and config.apex:
+        nvidia_apex.load()
+    operators.ensure(fused_adam=trains and config.fused_adam)
     ranks = start_ranks()
-    if trains:
+    if trains and config.fused_adam:
         operators.choose_adam(config.deepspeed["optimizer"]["params"], ranks)
     return ranks
 

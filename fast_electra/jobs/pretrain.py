@@ -27,7 +27,8 @@ from fast_electra.training.signals import Interrupted, watch
 
 # What may differ between the sessions of one run: it does not change what is learnt. Files are compared by hash.
 FREE = {
-    *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "checkpoint", "evaluation")),
+    "apex",
+    *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "apex", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
     *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
@@ -55,7 +56,7 @@ def finish(run: Run) -> None:
     """Train a run that was built; see `train`."""
     config, ranks, engine = run.config, run.ranks, run.engine
     folder, updates = Path(config.run.run), config.run.updates
-    settled = config.to_json() | {"corpus_hash": run.corpus.hash, **run.auxiliary_facts}
+    settled = config.to_json() | {"apex": config.apex, "corpus_hash": run.corpus.hash, **run.auxiliary_facts}
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if from_rank_0(ranks, lambda: _is_complete(run, folder, settled, resumed)):
         return
@@ -109,9 +110,10 @@ def _export(run: Run, folder: Path, monitor: Monitor | None, weights: dict[str, 
 def _headline(run: Run) -> str:
     config, train, world = run.config, run.corpus.train, run.ranks.world
     millions = count_parameters(run.objective.model) / 1e6
+    kernels = "NVIDIA's apex, " if config.apex else ""
     return (
         f"{config.run.objective} {config.run.recipe}: {millions:.{0 if millions >= 20 else 2}f} M parameters, "
-        f"{config.dtype}, {world} process{'es' if world > 1 else ''} on {run.ranks.device.type}; "
+        f"{config.dtype}, {kernels}{world} process{'es' if world > 1 else ''} on {run.ranks.device.type}; "
         f"{len(train):,} sequences of {config.run.corpus.sequence_length}, {config.sequences} an update, "
         f"{config.run.updates:,} updates = {config.run.updates * config.sequences / len(train):.2f} epochs; "
         f"left out: {train.dropped.documents} documents too short ({train.dropped.tokens} tokens)"

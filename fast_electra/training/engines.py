@@ -29,9 +29,11 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
 from fast_electra.settings import UserError
+from fast_electra.training import nvidia_apex
 from fast_electra.training.checkpoint_files import CheckpointFiles
 from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
+from fast_electra.training.optimizer import parameter_groups, spare_reduction
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
 T = TypeVar("T")
@@ -227,23 +229,23 @@ def highest_over_ranks(number: int, ranks: Ranks) -> int:
     return int(highest)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two parameter groups: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
-    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "relative_bias" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() <= 1 or "relative_bias" in name]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta = UPDATE_LIMIT) -> Engine:
-    """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config.
+def training_engine(
+    model: nn.Module, config: dict[str, Any], limit: timedelta = UPDATE_LIMIT, apex: bool = False
+) -> Engine:
+    """Return a ZeRO engine that trains `model` under a resolved DeepSpeed config; `apex`: with NVIDIA's norms and Adam.
 
     Gradients that are not finite never reach the weights: the engine checks them over all ranks and skips the update.
     From now on a rank that waits for another gives up after `limit`.
     """
-    parameters = parameter_groups(model, config["optimizer"].get("params", {}).get("weight_decay", 0.0))
+    params = config["optimizer"].get("params", {})
+    adam = nvidia_apex.use(model, params) if apex else None
+    parameters = parameter_groups(model, params.get("weight_decay", 0.0))
+    untested = {"zero_allow_untested_optimizer": True} if apex else {}
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
-    config = config | {"timers": {"throughput": {"enabled": False}}}
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config, dist_init_required=False)
+    config = config | {"timers": {"throughput": {"enabled": False}}, **untested}
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=parameters, optimizer=adam, config=config, dist_init_required=False
+    )
     if engine.lr_scheduler is not None:
         engine.lr_scheduler.step(1)  # DeepSpeed counts from 0, and counts that twice: two updates of learning rate 0
     limit_waits(limit)
@@ -253,6 +255,11 @@ def training_engine(model: nn.Module, config: dict[str, Any], limit: timedelta =
     if engine.optimizer.compute_grad_norm:  # the norm is not finite if a gradient is not: no need to look at each one
         engine.optimizer.has_overflow = lambda partition_gradients=True: False
     engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts such updates and ends the run
+    # On a GPU the hooks cost less, and 16-bit gradients need not live until the backward pass has ended.
+    alone = deepspeed.comm.get_world_size() == 1 and engine.device.type == "cpu"
+    alone = alone and not config.get("communication_data_type")
+    if alone and engine.optimizer.gradient_accumulation_dtype == torch.float32:
+        spare_reduction(engine.optimizer)
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:
             deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config)

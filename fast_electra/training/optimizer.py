@@ -1,0 +1,55 @@
+"""What the optimizer of a training engine gets: parameters in groups, and in one process its gradients at once."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two parameter groups: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
+    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "relative_bias" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() <= 1 or "relative_bias" in name]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def spare_reduction(optimizer: Any) -> None:
+    """Let a ZeRO-2 optimizer of one process take its gradients at the end of each backward pass, as one list.
+
+    DeepSpeed itself copies each gradient into a bucket by a hook, reduces the bucket, copies it back, and adds it up.
+    The sums are the same to the bit.
+    """
+    for hook in optimizer._grad_acc_hooks:
+        hook.remove()
+    optimizer._grad_acc_hooks.clear()
+
+    build = optimizer._build_compact_grad_partition_buffer
+    if not optimizer.bit16_groups_flat[0].is_cuda:
+        build = cache(build)  # on a CPU, memory that is asked for anew costs more than what is added up in it
+
+    @torch.no_grad()
+    def add_up() -> None:
+        for group, parameters in enumerate(optimizer.params_in_partition):
+            first = optimizer.averaged_gradients.get(group) is None
+            if first:
+                optimizer.averaged_gradients[group] = build(group)
+            buffers = _of_parameters(optimizer.averaged_gradients[group])
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            (torch._foreach_copy_ if first else torch._foreach_add_)(buffers, gradients)
+            for parameter in parameters:
+                parameter.grad = None
+
+    optimizer.overlapping_partition_gradients_reduce_epilogue = add_up
+    optimizer.get_grad_norm_direct = _norm
+
+
+def _norm(gradients: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """Return the norm of one group, added up in fp64 as DeepSpeed does, but by one call. It may be infinite or NaN."""
+    norms = torch._foreach_norm(_of_parameters(gradients), 2, dtype=torch.float64)
+    return torch.stack(norms).square().sum().float().sqrt()
+
+
+def _of_parameters(parts: list[Tensor]) -> list[Tensor]:
+    """Return the parts of a flat buffer that belong to parameters, in their order: all but its padding."""
+    return [part for part in parts if not getattr(part, "_zero_padding", False)]

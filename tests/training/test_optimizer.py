@@ -1,0 +1,90 @@
+"""In one process gradients skip DeepSpeed's reduction: the same weights to the bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import Pool
+from small import sizes
+from torch import Tensor
+
+from fast_electra import deepspeed_config
+from fast_electra.deepspeed_config import Machine
+from fast_electra.model.heads import Discriminator
+from fast_electra.training import engines
+from fast_electra.training.engines import Ranks
+
+UPDATES, MICRO_BATCHES = 4, 3
+
+
+class Model(torch.nn.Module):
+    """With a bias of odd size, and a weight that gets no gradient in some micro-batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminator = Discriminator.new(sizes(layers=2, dropout=0.1, activation_checkpointing=True))
+        self.sometimes = torch.nn.Linear(12, 7)
+
+    def forward(self, tokens_BL: Tensor, n: int) -> Tensor:
+        logits_BL = self.discriminator(tokens_BL, None)
+        return self.sometimes(logits_BL).square().sum() if n % 2 else logits_BL.square().sum()
+
+
+def engine(bf16: bool, **changes: Any) -> Any:
+    tree = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": MICRO_BATCHES,
+        "gradient_clipping": 0.01,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-2, "torch_adam": True}},
+        "zero_optimization": {"reduce_bucket_size": 20_000, "parameter_alignment": True},
+        "bf16": {"enabled": bf16},
+    }
+    config = deepspeed_config.resolve(tree | changes, 10, Machine(), "test")
+    torch.manual_seed(1)
+    return engines.training_engine(Model(), config)
+
+
+def trained(engine: Any) -> tuple[list[float], dict[str, Tensor]]:
+    """Norms of the gradients and weights after a few updates; the third is not finite."""
+    engine.train()
+    norms = []
+    for update in range(UPDATES):
+        torch.manual_seed(update)
+        for n in range(MICRO_BATCHES):
+            loss = engine(torch.randint(0, 1000, (2, 12)), update + n)
+            engine.backward(loss * (torch.nan if (update, n) == (2, 1) else 1.0))
+            engine.step()
+        norms.append(float(engine.get_global_grad_norm()))
+        assert engines.skipped(engine) is (update == 2)
+    return norms, engines.full_weights(engine)
+
+
+def compare(bf16: bool, ranks: Ranks) -> None:
+    spare = engines.spare_reduction
+    direct = engine(bf16)
+    engines.spare_reduction = lambda optimizer: None
+    try:
+        reduced = engine(bf16)
+    finally:
+        engines.spare_reduction = spare
+    assert reduced.optimizer._grad_acc_hooks and not direct.optimizer._grad_acc_hooks
+    (norms, weights), (other_norms, other_weights) = trained(direct), trained(reduced)
+    assert norms == other_norms and norms[2] == float("inf")
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    start = engines.full_weights(engine(bf16))
+    assert all(not torch.equal(weights[name], start[name]) for name in ("sometimes.bias", "discriminator.output.bias"))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_one_process_gets_the_same_weights_without_reduction(pools: dict[int, Pool], bf16: bool) -> None:
+    pools[1].run(compare, bf16)
+
+
+def keeps(ranks: Ranks) -> None:
+    """Where a user names a precision of communication or of sums, DeepSpeed does as it is told."""
+    for changes in ({"communication_data_type": "bf16"}, {"data_types": {"grad_accum_dtype": "bf16"}}):
+        assert engine(True, **changes).optimizer._grad_acc_hooks
+
+
+def test_what_a_user_asks_of_the_reduction_is_done(pools: dict[int, Pool]) -> None:
+    pools[1].run(keeps)
