@@ -5,8 +5,9 @@ result to bfloat16. So each rounded score stands for an interval. A token is kep
 score beats the best lower end so far. One or two tokens a row are left, and their scores in float32 decide.
 
 The statistics are sums over the rounded scores. A shift, close to the row's highest logit, is subtracted within the
-product, before the rounding. So likely tokens are close to zero, where bfloat16 is fine. Scores are in bits here
-(units of log 2), because torch's exp2 is several times faster than its exp.
+product, before the rounding. So likely tokens are close to zero, where bfloat16 is fine. Tokens with a large part of a
+row's sum are kept too, and enter the sums with their scores in float32. Scores are in bits here (units of log 2),
+because torch's exp2 is several times faster than its exp.
 """
 
 import math
@@ -26,7 +27,7 @@ ROUNDING = 1 / 250  # rounding to bfloat16 moves a number by at most 1/256 of it
 SLACK = 2.0**-12  # for the roundings in float32; far more than they need
 NEAR = 4.0 / BIT  # bits: the shift moves if the highest score of a block is farther above it
 HEAVY = 5.0  # bits: a token with more than 1/32 of the sum of a row is kept, because its rounding would show in the sum
-CACHED = 1 << 17  # scores that are worked on at a time: they fit into the second-level cache
+CACHED = 1 << 18  # scores that are worked on at a time: they fit into the second-level cache
 
 
 class _Head(NamedTuple):

@@ -54,7 +54,10 @@ def most_chunks(row_blocks: int, processors: int = 132) -> int:
 
 
 def workspace_bytes(rows: int, vocabulary: int, impl: str, on_gpu: bool) -> int:
-    """Return the bytes that an implementation allocates in addition to its arguments, results included."""
+    """Return the bytes that an implementation allocates in addition to its arguments, results included.
+
+    `blocked_bf16` needs about as much as `blocked` does in float32, by which it is counted here.
+    """
     if impl == "triton":
         sums, results = 3 * 4 * most_chunks(ceil_div(rows, 128)), 3 * 4 + 8 + 1
         return rows * (2 * spans_in_memory(vocabulary) + sums + results) + 4 * vocabulary
