@@ -64,6 +64,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"machine": machine("torch"), "shape": {**vars(arguments), "json": None}}
     print(f"{result['machine']['gpu'] or result['machine']['cpu']}, torch {result['machine']['versions']['torch']}")
+    result["machine"]["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY")  # matters where others use the machine
     result |= large_vocabulary(arguments)
     result["quickstart"] = quickstart_share()
     result["machine"]["load_average_at_end"] = os.getloadavg()
