@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, Corpus
 
+from fast_electra_kernels.processor import multiplies_bf16
+
 OURS = ("fast_electra", "fast_electra, DeepSpeed")
 
 
@@ -40,7 +42,7 @@ def test_our_steps_train_in_plain_pytorch_and_in_the_engine(tmp_path: Path, tiny
 
 def test_the_sampler_is_timed(tmp_path: Path) -> None:
     result = bench("sampler.py", tmp_path, "bf16", "--positions", "40", "--vocabulary", "512", "--hidden", "32")
-    assert len(result["contenders"]) == 6
+    assert len(result["contenders"]) == 6 + multiplies_bf16()  # one more converts to float32 where that is not needed
     assert all(figures["seconds"]["median"] > 0 for figures in result["contenders"].values())
 
 

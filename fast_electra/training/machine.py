@@ -10,6 +10,7 @@ import torch
 
 from fast_electra.deepspeed_config import Machine
 from fast_electra.settings import UserError
+from fast_electra_kernels.processor import multiplies_bf16
 
 FORCED_DTYPE = "FAST_ELECTRA_DTYPE"  # environment variable: the precision that `auto` means, whatever the machine is
 SHARED_MEMORY, SHARED_BUFFER = Path("/dev/shm"), "deepspeed_allreduce_buffer"
@@ -41,8 +42,7 @@ def device_memory() -> float:
 def best_dtype() -> str:
     """Return bf16 if the device multiplies matrices in it, fp16 on older GPUs, fp32 on other CPUs.
 
-    A CPU without bf16 instructions computes bf16 products many times slower than fp32 ones. The environment variable
-    FAST_ELECTRA_DTYPE overrides the choice.
+    The environment variable FAST_ELECTRA_DTYPE overrides the choice.
     """
     if forced := os.environ.get(FORCED_DTYPE):
         if forced not in ("fp32", "bf16", "fp16"):
@@ -50,9 +50,7 @@ def best_dtype() -> str:
         return forced
     if on_gpu():
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    capability = torch.backends.cpu.get_cpu_capability()
-    has_bf16 = "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if has_bf16 or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def cpu_flags() -> set[str]:

@@ -1,8 +1,8 @@
 """Samplers for softmax(scale * logits + prior) by counter-based Gumbel noise; usable without fast_electra.
 
-Most callers need only `sample`. It has three implementations, one in each file: `reference` is the definition,
-`blocked` is plain PyTorch for a CPU, and `triton_sampler` is for a GPU. `noise` defines the noise. `envelope` finds the
-tokens drawn at a position at every temperature.
+Most callers need only `sample`. It has three implementations: `reference` is the definition,
+`blocked` is plain PyTorch for a CPU (with `blocked_bf16` for CPUs that multiply in bfloat16), and `triton_sampler` is
+for a GPU. `noise` defines the noise. `envelope` finds the tokens drawn at a position at every temperature.
 """
 
 from fast_electra_kernels.blocked import logits, row_blocks

@@ -10,23 +10,27 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fast_electra_kernels import blocked_bf16
 from fast_electra_kernels.autocast import without_autocast
-from fast_electra_kernels.contract import NEVER, Request, SampleResult, Statistics
+from fast_electra_kernels.contract import NEVER, Request, SampleResult, Statistics, scores
 from fast_electra_kernels.noise import GROUP, group_least, group_winner, token_exponentials
-from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape
+from fast_electra_kernels.processor import multiplies_bf16
+from fast_electra_kernels.workspace import BLOCK_CPU, BLOCK_GPU, block_shape, slices
 
 
 def sample(request: Request) -> SampleResult:
     """Draw for one block of rows after another, each over all blocks of the vocabulary."""
     hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M = request
+    if hidden_MD.dtype == torch.bfloat16 and hidden_MD.device.type == "cpu" and multiplies_bf16():
+        return blocked_bf16.sample(request)
     parts = []
     height, width = block_shape(len(hidden_MD), len(weight_VD), hidden_MD.is_cuda)
-    for rows in _slices(len(hidden_MD), height):
+    for rows in slices(len(hidden_MD), height):
         search = _Search(keys_M[rows], scale, original_M is not None)
-        for tokens in _slices(len(weight_VD), width):
+        for tokens in slices(len(weight_VD), width):
             logits_RC = logits(hidden_MD[rows], weight_VD[tokens], None if bias_V is None else bias_V[tokens])
             search.add(logits_RC, tokens.start, None if prior_V is None else prior_V[tokens])
-        parts.append(search.result(None if original_M is None else _scores(request, rows, original_M[rows])))
+        parts.append(search.result(None if original_M is None else scores(request, rows, original_M[rows])))
     return SampleResult.joined(parts)
 
 
@@ -35,9 +39,9 @@ def sample_logits(logits_MV: Tensor, keys_M: Tensor, original_M: Tensor) -> Samp
     m, vocabulary = logits_MV.shape
     parts = []
     height, width = block_shape(m, vocabulary, logits_MV.is_cuda)
-    for rows in _slices(m, height):
+    for rows in slices(m, height):
         search = _Search(keys_M[rows], 1.0, True)
-        for tokens in _slices(vocabulary, width):
+        for tokens in slices(vocabulary, width):
             search.add(logits_MV[rows, tokens].to(torch.float32, copy=True), tokens.start, None)
         parts.append(search.result(logits_MV[rows].gather(1, original_M[rows, None])[:, 0].float()))
     return SampleResult.joined(parts)
@@ -53,17 +57,6 @@ def logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None) -> Tenso
         product_RC = torch.mm(hidden_RD, weight_CD.t(), out_dtype=torch.float32)
         return product_RC if bias_C is None else product_RC.add_(bias_C)
     return torch.nn.functional.linear(hidden_RD.float(), weight_CD.float(), bias_C)
-
-
-def _scores(request: Request, rows: slice, tokens_R: Tensor) -> Tensor:
-    """Return the score of one token in each row, float32 [R]."""
-    scores_R = (request.hidden_MD[rows].float() * request.weight_VD[tokens_R].float()).sum(1)
-    if request.bias_V is not None:
-        scores_R += request.bias_V[tokens_R]
-    scores_R *= request.scale
-    if request.prior_V is not None:
-        scores_R += request.prior_V[tokens_R]
-    return scores_R
 
 
 class _Search:
@@ -97,9 +90,9 @@ class _Search:
             shifted_RC = torch.add(top_R.neg()[:, None], scores_RC, alpha=scale)
             weights_RC = torch.exp(shifted_RC, out=scores_RC)
             total_R = weights_RC.sum(1).clamp_(min=1e-30)
-            mean_R = torch.linalg.vecdot(weights_RC, shifted_RC)
+            mean_R = weights_RC.mul_(shifted_RC).sum(1)
             if bool(mean_R.isnan().any()):  # from 0 * -inf, or from a NaN that is refused later
-                mean_R = torch.linalg.vecdot(weights_RC, shifted_RC.clamp_(min=NEVER))
+                mean_R = torch.exp(shifted_RC, out=weights_RC).mul_(shifted_RC.clamp_(min=NEVER)).sum(1)
             self.sums.append((top_R + total_R.log(), top_R + mean_R / total_R))
 
     def _draw(self, scores_RGC: Tensor, highest_RG: Tensor, scale: float, first: int) -> None:
@@ -145,9 +138,4 @@ class _Search:
 
 def row_blocks(rows: int, vocabulary: int, on_gpu: bool) -> Iterator[slice]:
     """Yield slices of rows for callers that need all logits of a row at once; each is a block or two of logits."""
-    return _slices(rows, max(64, (BLOCK_GPU if on_gpu else BLOCK_CPU) // vocabulary))
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of at most `size`; a count of 0 gives one empty slice."""
-    return (slice(start, min(start + size, count)) for start in range(0, max(count, 1), size))
+    return slices(rows, max(64, (BLOCK_GPU if on_gpu else BLOCK_CPU) // vocabulary))

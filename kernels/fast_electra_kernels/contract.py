@@ -41,3 +41,14 @@ class SampleResult(NamedTuple):
         ids, valid, statistics = zip(*parts, strict=True)
         columns = None if statistics[0] is None else Statistics(*map(torch.cat, zip(*statistics, strict=True)))
         return cls(torch.cat(ids), torch.cat(valid), columns)
+
+
+def scores(request: Request, rows_R: Tensor | slice, tokens_R: Tensor) -> Tensor:
+    """Return the score of one token in each of some rows, float32 [R]."""
+    scores_R = (request.hidden_MD[rows_R].float() * request.weight_VD[tokens_R].float()).sum(1)
+    if request.bias_V is not None:
+        scores_R += request.bias_V[tokens_R]
+    scores_R *= request.scale
+    if request.prior_V is not None:
+        scores_R += request.prior_V[tokens_R]
+    return scores_R

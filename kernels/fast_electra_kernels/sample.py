@@ -81,7 +81,8 @@ def sample_with_statistics(
     """Return the draws of `sample` and statistics of each position's distribution, in the same pass over the logits.
 
     It takes the arguments of `sample` and original_M, int64 [M]: the token whose log-probability is wanted at each
-    position. It raises the same errors.
+    position. It raises the same errors. On a CPU with bf16 instructions, statistics of bfloat16 scores have errors of
+    about 0.0005 (see `blocked_bf16`); elsewhere they are as exact as float32.
     """
     result = _sample(Request(hidden_MD, weight_VD, bias_V, scale, prior_V, keys_M, original_M), impl)
     assert result.statistics is not None

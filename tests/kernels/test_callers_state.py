@@ -11,7 +11,7 @@ from draws import DEVICE, keys, model
 from torch import Tensor
 
 import fast_electra_kernels as kernels
-from fast_electra_kernels import IMPLEMENTATIONS, noise
+from fast_electra_kernels import IMPLEMENTATIONS, blocked, noise
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,7 +87,16 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "impl"), CASES)
-def test_the_same_bits_whatever_the_caller_has_set(name: str, impl: str, dtype: torch.dtype) -> None:
+def test_the_same_bits_whatever_the_caller_has_set(
+    name: str, impl: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`blocked` runs with and without bf16 instructions."""
+    for instructions in (True, False) if (impl, dtype) == ("blocked", torch.bfloat16) else (False,):
+        monkeypatch.setattr(blocked, "multiplies_bf16", lambda answer=instructions: answer)
+        same_bits(name, impl, dtype)
+
+
+def same_bits(name: str, impl: str, dtype: torch.dtype) -> None:
     for device in [DEVICE] if impl == "triton" else {CPU, DEVICE}:
         size = (4, 64) if impl == "triton" else (150, 300)  # small, because Triton's interpreter is slow
         arguments = Arguments(*size, dtype, device)

@@ -11,8 +11,10 @@ from draws import DEVICE, D, V, assert_equal_up_to_ties, chi_square, keys, logit
 from scipy import stats
 from torch import Tensor
 
+from fast_electra.cost.measure import tensor_memory
 from fast_electra_kernels import (
     IMPLEMENTATIONS,
+    blocked,
     logits,
     sample,
     sample_logits,
@@ -73,8 +75,14 @@ CASES = [  # rows, vocabulary, hidden size, spread of the logits, scale, with a 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_agrees_with_float64(impl: str, case: tuple[int, int, int, float, float, bool], dtype: torch.dtype) -> None:
+def test_agrees_with_float64(
+    impl: str,
+    case: tuple[int, int, int, float, float, bool],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Draws and statistics, also in 16 bits, because products of 16-bit numbers are exact in float32."""
+    monkeypatch.setattr(blocked, "multiplies_bf16", lambda: False)  # `test_blocked_bf16.py` has the other case
     m, v, d, spread, scale, with_prior = case
     if impl == "triton" and dtype != torch.float32:
         if not with_prior:
@@ -245,6 +253,22 @@ def test_the_workspace_is_a_small_part_of_the_logits() -> None:
     positions, vocabulary = 4928, 128_000
     for impl, on_gpu in (("blocked", False), ("triton", True)):
         assert workspace_bytes(positions, vocabulary, impl, on_gpu) * 60 <= 2 * positions * vocabulary
+
+
+@pytest.mark.parametrize("vocabulary", [128_000, 127_991])  # the last group is not full
+@pytest.mark.parametrize("instructions", [True, False])
+def test_few_positions_need_a_few_megabytes(
+    instructions: bool, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits of 512 positions would take 131 MB."""
+    monkeypatch.setattr(blocked, "multiplies_bf16", lambda: instructions)
+    hidden, weight, bias = model(512, vocabulary, D, 3.0)
+    arguments = [tensor.to(torch.bfloat16 if instructions else torch.float32) for tensor in (hidden, weight)]
+    more = {"scale": 0.5, "keys_M": keys(512), "original_M": torch.arange(512)}
+    memory = tensor_memory(
+        torch.device("cpu"), lambda: None, lambda _: sample_with_statistics(*arguments, bias, **more)
+    )
+    assert memory.peak < 8e6
 
 
 @pytest.mark.parametrize("vocabulary", [V, 64, 6016])  # less than a group, whole groups, several blocks
