@@ -44,6 +44,7 @@ def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
     zero, micro_batch = deepspeed["zero_optimization"], deepspeed["train_micro_batch_size_per_gpu"]
     length, contiguous = run.corpus.sequence_length, zero.get("contiguous_gradients", True)
     masked = int(masked_counts(torch.tensor([length]), run.corruption.mask_fraction)[0])
+    alone_on_cpu = machine.processes == 1 and not machine.on_gpu  # see `training.optimizer.spare_reduction`
     return Job(
         model=run.model,
         auxiliary=auxiliary,
@@ -56,7 +57,7 @@ def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
             dtype=config.dtype,
             gradient_dtype=deepspeed["data_types"]["grad_accum_dtype"],
             bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
-            buckets=0 if machine.processes == 1 or not contiguous else 1 + bool(zero.get("overlap_comm")),
+            buckets=0 if alone_on_cpu or not contiguous else 1 + bool(zero.get("overlap_comm")),
         ),
         auxiliary_dtype=config.auxiliary_dtype if run.objective == "rtd" and run.auxiliary else machine.best_dtype,
     )

@@ -240,9 +240,8 @@ def training_engine(
     params = config["optimizer"].get("params", {})
     adam = nvidia_apex.use(model, params) if apex else None
     parameters = parameter_groups(model, params.get("weight_decay", 0.0))
-    untested = {"zero_allow_untested_optimizer": True} if apex else {}
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
-    config = config | {"timers": {"throughput": {"enabled": False}}, **untested}
+    config = config | {"timers": {"throughput": {"enabled": False}}, "zero_allow_untested_optimizer": apex}
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=parameters, optimizer=adam, config=config, dist_init_required=False
     )
@@ -256,9 +255,8 @@ def training_engine(
         engine.optimizer.has_overflow = lambda partition_gradients=True: False
     engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # the loop counts such updates and ends the run
     # On a GPU the hooks cost less, and 16-bit gradients need not live until the backward pass has ended.
-    alone = deepspeed.comm.get_world_size() == 1 and engine.device.type == "cpu"
-    alone = alone and not config.get("communication_data_type")
-    if alone and engine.optimizer.gradient_accumulation_dtype == torch.float32:
+    plain = engine.device.type == "cpu" and engine.optimizer.gradient_accumulation_dtype == torch.float32
+    if plain and deepspeed.comm.get_world_size() == 1 and not config.get("communication_data_type"):
         spare_reduction(engine.optimizer)
     for encoder in model.modules():
         if isinstance(encoder, Encoder) and encoder.settings.activation_checkpointing:
