@@ -15,6 +15,7 @@ from ranks import Pool, Scenario
 from safetensors.torch import load_file
 from small import load, sizes, tree
 
+from fast_electra.batch import Layout
 from fast_electra.jobs import launcher, pretrain
 from fast_electra.model.heads import Discriminator
 from fast_electra.settings import UserError
@@ -97,10 +98,10 @@ def test_norms_keep_their_names_and_results(dtype: torch.dtype, autocast: bool) 
         nvidia_apex.use(fused, {"lr": 1.0})
     assert list(dict(fused.named_parameters())) == names
     fused.load_state_dict(plain.state_dict())
-    tokens_BL = torch.arange(24).view(2, 12)
+    tokens_T, layout = torch.arange(24), Layout.of(torch.tensor([12, 12]))
     for model in (plain, fused):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            model(tokens_BL, None).float().square().sum().backward()
+            model(tokens_T, layout).float().square().sum().backward()
     for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
         assert other.grad is not None and other.grad.dtype == dtype
         tolerance = 0.05 * float(one.grad.abs().max()) if autocast else 0.0

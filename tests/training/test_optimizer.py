@@ -9,6 +9,7 @@ from small import sizes
 from torch import Tensor
 
 from fast_electra import deepspeed_config
+from fast_electra.batch import Layout
 from fast_electra.deepspeed_config import Machine
 from fast_electra.model.heads import Discriminator
 from fast_electra.training import engines
@@ -25,8 +26,8 @@ class Model(torch.nn.Module):
         self.discriminator = Discriminator.new(sizes(layers=2, dropout=0.1, activation_checkpointing=True))
         self.sometimes = torch.nn.Linear(12, 7)
 
-    def forward(self, tokens_BL: Tensor, n: int) -> Tensor:
-        logits_BL = self.discriminator(tokens_BL, None)
+    def forward(self, tokens_T: Tensor, n: int) -> Tensor:
+        logits_BL = self.discriminator(tokens_T, Layout.of(torch.tensor([12, 12]))).view(2, 12)
         return self.sometimes(logits_BL).square().sum() if n % 2 else logits_BL.square().sum()
 
 
@@ -51,7 +52,7 @@ def trained(engine: Any) -> tuple[list[float], dict[str, Tensor]]:
     for update in range(UPDATES):
         torch.manual_seed(update)
         for n in range(MICRO_BATCHES):
-            loss = engine(torch.randint(0, 1000, (2, 12)), update + n)
+            loss = engine(torch.randint(0, 1000, (24,)), update + n)
             engine.backward(loss * (torch.nan if (update, n) == (2, 1) else 1.0))
             engine.step()
         norms.append(float(engine.get_global_grad_norm()))
