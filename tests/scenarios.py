@@ -67,9 +67,21 @@ def auxiliary(corpus: Path, output: Path, ranks: Ranks) -> None:
     train(tree(corpus, output / "auxiliary", "mlm"), ranks)
 
 
+def divisible(corpus: Path, run: Path, **section: Any) -> Tree:
+    """A run whose updates do not depend on how ranks divide them: in 16 bit, a draw may depend on its neighbours.
+
+    It has dropout on a CPU, where that is a function of the sequence.
+    """
+    values = tree(corpus, run, **section)
+    values["fast_electra"]["auxiliary"]["dtype"] = "fp32"
+    if not this_machine().on_gpu:
+        values["fast_electra"]["model"] |= {"dropout": 0.1, "attention_dropout": 0.1}
+    return values
+
+
 def plain(corpus: Path, output: Path, ranks: Ranks) -> None:
-    """No dropout, checkpoints often; its losses are compared between numbers of ranks. Also watches the auxiliary."""
-    run = build(tree(corpus, output / "plain", checkpoint={"every": 3, "keep": 10}), ranks)
+    """Checkpoints often; its losses are compared between numbers of ranks. Also watches the auxiliary."""
+    run = build(divisible(corpus, output / "plain", checkpoint={"every": 3, "keep": 10}), ranks)
     model = run.objective.distribution.model.model  # type: ignore[attr-defined]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pretrain.finish(run)
@@ -83,7 +95,7 @@ def plain(corpus: Path, output: Path, ranks: Ranks) -> None:
 
 def accumulated(corpus: Path, output: Path, ranks: Ranks) -> None:
     """As `plain`, its batch in steps of one sequence."""
-    train(tree(corpus, output / "accumulated"), ranks, "train_micro_batch_size_per_gpu=1")
+    train(divisible(corpus, output / "accumulated"), ranks, "train_micro_batch_size_per_gpu=1")
 
 
 def resumed(kind: str, corpus: Path, output: Path, ranks: Ranks) -> None:

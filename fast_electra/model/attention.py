@@ -27,14 +27,12 @@ TRAINING_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 FROZEN_KERNELS = [SDPBackend.CUDNN_ATTENTION, *TRAINING_KERNELS]  # flash attention takes no mask at all
 
 
-def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
-    """Return T5's bidirectional bucket of every (query, key) pair, int64 [L, L].
+def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
+    """Return T5's bidirectional bucket of each offset, key - query, int64.
 
     Half of the buckets serve keys to the right of the query. In each half, half of the buckets hold one distance each.
     The others grow logarithmically up to `max_distance`. All longer distances share the last bucket.
     """
-    position = torch.arange(length)
-    offset = position[None, :] - position[:, None]  # key - query
     half, exact = buckets // 2, buckets // 4
     distance = offset.abs()
     logarithmic = torch.log(distance.clamp(min=1).double() / exact) / math.log(max_distance / exact) * (half - exact)
@@ -56,11 +54,13 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, longest: int) -> Tensor:
         """Return the bias of every distance key - query, from 1 - longest to longest - 1: [H, 2 longest - 1]."""
-        device = self.table.device
-        if self._bucket_R is None or len(self._bucket_R) != 2 * longest - 1 or self._bucket_R.device != device:
-            bucket_LL = relative_buckets(longest, self.buckets, self.max_distance)
-            self._bucket_R = torch.cat([bucket_LL[-1], bucket_LL[0, 1:]]).to(device)
-        return F.embedding(self._bucket_R, self.table).t()
+        known_R = self._bucket_R
+        if known_R is None or len(known_R) < 2 * longest - 1 or known_R.device != self.table.device:
+            offset_R = torch.arange(1 - longest, longest)
+            known_R = relative_buckets(offset_R, self.buckets, self.max_distance).to(self.table.device)
+            self._bucket_R = known_R
+        middle = len(known_R) // 2
+        return F.embedding(known_R[middle - longest + 1 : middle + longest], self.table).t()
 
 
 @torch.no_grad()
@@ -72,10 +72,10 @@ def _local_start(table: Tensor, max_distance: int) -> None:
     thousand updates to learn that near tokens matter most.
     """
     buckets, heads = table.shape
-    bucket_L = relative_buckets(2 * max_distance + 1, buckets, max_distance)[max_distance]
-    offset_L = torch.arange(-max_distance, max_distance + 1)
-    near = torch.full((buckets,), torch.inf).scatter_reduce(0, bucket_L, offset_L.abs().float(), "amin")
-    direction = torch.zeros(buckets).scatter(0, bucket_L, offset_L.sign().float())
+    offset_R = torch.arange(-max_distance, max_distance + 1)
+    bucket_R = relative_buckets(offset_R, buckets, max_distance)
+    near = torch.full((buckets,), torch.inf).scatter_reduce(0, bucket_R, offset_R.abs().float(), "amin")
+    direction = torch.zeros(buckets).scatter(0, bucket_R, offset_R.sign().float())
     for head in range(heads):
         sign, slope = (1 if head % 2 else -1), START_SLOPE / 2 ** (head // 2)
         bias = -slope * torch.log2(1 + near) - START_SIDE * (direction * sign <= 0)

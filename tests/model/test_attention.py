@@ -27,7 +27,7 @@ def test_buckets_are_those_of_t5(buckets: int, max_distance: int) -> None:
     position = torch.arange(512)
     offset = position[None, :] - position[:, None]
     expected = T5Attention._relative_position_bucket(offset, True, buckets, max_distance)
-    assert torch.equal(relative_buckets(512, buckets, max_distance), expected)
+    assert torch.equal(relative_buckets(offset, buckets, max_distance), expected)
 
 
 LENGTHS = {"ragged": [17, 3, 40, 17, 39, 1, 120], "full": [24] * 4, "one": [33]}

@@ -1,4 +1,4 @@
-"""Signals and lost launchers, seen from one process; tests/training/test_interrupted.py has whole runs."""
+"""Signals and lost launchers, seen from one process; tests/training/test_stopped.py has whole runs."""
 
 import os
 import signal
@@ -57,6 +57,7 @@ def test_where_nothing_is_trained_a_signal_ends_a_job_at_once(number: signal.Sig
 @pytest.mark.drill("signal to a process of a run")
 def test_also_while_no_python_code_runs() -> None:
     process = start(STUCK)
+    time.sleep(1)  # until it is stuck: before, Python code would answer
     process.terminate()
     _, errors = process.communicate(timeout=10)
     assert process.returncode == signals.EXIT_CODE
