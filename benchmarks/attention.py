@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fast_electra.model.attention import relative_buckets
 from fast_electra_kernels import triton_attention
-from fast_electra_kernels.triton_attention import Batch, Plan, Tiles, attention_packed
+from fast_electra_kernels.triton_attention import Batch, Plan, Tiles, attention
 
 DTYPE = torch.bfloat16
 OURS, OURS_UNPADDED, SDPA, FLASH = "ours", "ours, unpadded", "SDPA, efficient, bias", "SDPA, flash, no bias"
@@ -126,8 +126,8 @@ class Case:
         self.unpadded = self.qkv.detach()[:total].clone().requires_grad_()
         position = torch.arange(self.length)
         table = torch.randn(32, self.h, generator=generator)
-        bucket_LL = relative_buckets(self.length, 32, 128)
-        bucket_R = torch.cat([bucket_LL[-1, :-1], bucket_LL[0]])  # distances from 1 - L to L - 1
+        bucket_LL = relative_buckets(position - position[:, None], 32, 128)
+        bucket_R = relative_buckets(torch.arange(1 - self.length, self.length), 32, 128)
         self.bias_HR = table[bucket_R].T.contiguous().to(DEVICE, DTYPE).requires_grad_()
         self.bias_HLL = table[bucket_LL].permute(2, 0, 1).contiguous()[None].to(DEVICE, DTYPE).requires_grad_()
         real_BL = position < lengths_B[:, None]
@@ -138,7 +138,7 @@ class Case:
     def ours(self, padded: bool) -> Tensor:
         qkv, starts = (self.qkv, self.padded_starts_B) if padded else (self.unpadded, self.starts_B)
         covered = not (padded and self.ragged)
-        return attention_packed(
+        return attention(
             qkv, self.bias_HR, starts, self.lengths_B, self.length, self.rate, covered=covered
         )  # fmt: skip
 

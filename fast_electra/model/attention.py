@@ -163,13 +163,13 @@ def _dropping(drop: KeyedDropout | None, layout: Layout, heads: int) -> Callable
 @torch.compiler.disable
 def _triton(qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout | None) -> Tensor:
     """Kernels that read the tokens where they are: see `fast_electra_kernels.triton_attention`."""
-    from fast_electra_kernels.triton_attention import attention_packed
+    from fast_electra_kernels import triton_attention
 
     rate = 0.0 if drop is None else drop.attention_rate
     # The key is from the CPU's generator, which activation checkpointing restores.
     key = int(torch.randint(1 << 62, ())) if rate else 0
     covered = int(layout.lengths_B.sum()) == len(qkv_T3Hd)  # a replayed model pads T
-    return attention_packed(
+    return triton_attention.attention(
         qkv_T3Hd, bias_HR, layout.starts_B, layout.sizes_B, layout.longest, rate, key, covered=covered
     )
 

@@ -82,9 +82,7 @@ class Batch(NamedTuple):
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     bias_HR: Tensor,
     starts_B: Tensor,
     lengths_B: Tensor,
@@ -99,9 +97,7 @@ def attention(
     The result and all gradients are the same to the bit in every run.
 
     Args:
-        q: queries [T, H, d] in bf16, fp16 or fp32; d is 32, 64 or 128. Only the last dimension must be contiguous.
-        k: keys, like `q`.
-        v: values, like `q`.
+        qkv: queries, keys and values, [T, 3, H, d] in bf16, fp16 or fp32; d is 32, 64 or 128.
         bias_HR: finite biases of each distance, differentiable, R = 2 Lmax - 1 and Lmax >= longest. The score of a
             query and a key gets bias_HR[head, key - query + Lmax - 1]. Its gradient is summed in fp32.
         starts_B: first row of each sequence, int32, on the device. Sequences do not overlap.
@@ -112,35 +108,13 @@ def attention(
         covered: whether every row belongs to a sequence. If not, the other rows have output and gradients 0.
         plan: replaces the tiles that are chosen by default.
     """
+    assert qkv.shape[-1] in (32, 64, 128) and qkv.stride(-1) == 1, (qkv.shape, qkv.stride())
+    assert bias_HR.shape[1] % 2 == 1 and bias_HR.shape[1] // 2 + 1 >= longest, (bias_HR.shape, longest)
+    assert starts_B.dtype == lengths_B.dtype == torch.int32, (starts_B.dtype, lengths_B.dtype)
+    assert 0.0 <= dropout < 1.0, dropout
     batch = Batch(starts_B, lengths_B, longest, dropout, key, covered, plan)
-    _check(q, bias_HR, batch)
-    output: Tensor = _Attention.apply(bias_HR, batch, q, k, v)
-    return output
-
-
-def attention_packed(
-    qkv: Tensor,
-    bias_HR: Tensor,
-    starts_B: Tensor,
-    lengths_B: Tensor,
-    longest: int,
-    dropout: float = 0.0,
-    key: int = 0,
-    covered: bool = False,
-    plan: Plan | None = None,
-) -> Tensor:
-    """Return `attention` of queries, keys and values in one tensor [T, 3, H, d]; its gradient is made in one piece."""
-    batch = Batch(starts_B, lengths_B, longest, dropout, key, covered, plan)
-    _check(qkv, bias_HR, batch)
     output: Tensor = _Attention.apply(bias_HR, batch, qkv)
     return output
-
-
-def _check(q: Tensor, bias_HR: Tensor, batch: Batch) -> None:
-    assert q.shape[-1] in (32, 64, 128) and q.stride(-1) == 1, (q.shape, q.stride())
-    assert bias_HR.shape[1] % 2 == 1 and bias_HR.shape[1] // 2 + 1 >= batch.longest, (bias_HR.shape, batch.longest)
-    assert batch.starts_B.dtype == batch.lengths_B.dtype == torch.int32, (batch.starts_B.dtype, batch.lengths_B.dtype)
-    assert 0.0 <= batch.dropout < 1.0, batch.dropout
 
 
 def padded_bias(bias_HR: Tensor) -> Tensor:
@@ -171,27 +145,27 @@ def dropout_mask(key: int, rate: float, sequences: int, heads: int, length: int)
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, bias_HR: Tensor, batch: Batch, *qkv: Tensor) -> Tensor:
-        q, k, v = qkv[0].unbind(1) if len(qkv) == 1 else qkv
+    def forward(ctx: Any, bias_HR: Tensor, batch: Batch, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unbind(1)
         launcher = Launcher(q, bias_HR.shape[1], batch)
         padded_HW = padded_bias(bias_HR)
         output, lse_BHL, words_BHL = launcher.forward(q, k, v, padded_HW)
         ctx.launcher, ctx.bias_dtype = launcher, bias_HR.dtype
-        ctx.save_for_backward(padded_HW, output, lse_BHL, words_BHL, *qkv)
+        ctx.save_for_backward(padded_HW, output, lse_BHL, words_BHL, qkv)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        padded_HW, output, lse_BHL, words_BHL, *qkv = ctx.saved_tensors
-        q, k, v = qkv[0].unbind(1) if len(qkv) == 1 else qkv
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor]:
+        padded_HW, output, lse_BHL, words_BHL, qkv = ctx.saved_tensors
+        q, k, v = qkv.unbind(1)
         grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
         launcher: Launcher = ctx.launcher
-        made = launcher.empty(len(q), 3, *q.shape[1:], dtype=q.dtype, device=q.device)
+        made = launcher.empty(qkv.shape, dtype=q.dtype, device=q.device)
         saved = (q, k, v, padded_HW, grad, lse_BHL, words_BHL)
         delta_BHL = launcher.backward_queries(*saved, output, made[:, 0])
         launcher.backward_keys(*saved, delta_BHL, made[:, 1], made[:, 2])
         grad_bias = launcher.backward_bias(*saved, delta_BHL).to(ctx.bias_dtype) if ctx.needs_input_grad[0] else None
-        return grad_bias, None, *((made,) if len(qkv) == 1 else made.unbind(1))
+        return grad_bias, None, made
 
 
 class Launcher:

@@ -8,7 +8,7 @@ import torch
 from draws import DEVICE
 from torch import Tensor
 
-from fast_electra_kernels.triton_attention import Plan, Tiles, attention, attention_packed, dropout_mask
+from fast_electra_kernels.triton_attention import Plan, Tiles, attention, dropout_mask
 
 KEY = 12345
 # Small tiles, so that the interpreter sees several blocks of each kind.
@@ -66,7 +66,7 @@ def compare(
     on_device = (starts.to(DEVICE), lengths_B.to(DEVICE))
 
     def ours(qkv: Tensor, bias: Tensor) -> Tensor:
-        return attention_packed(qkv, bias, *on_device, max(lengths), rate, KEY, plan=plan)
+        return attention(qkv, bias, *on_device, max(lengths), rate, KEY, plan=plan)
 
     def plain(qkv: Tensor, bias: Tensor) -> Tensor:
         return naive(qkv, bias, starts, lengths_B, rate, KEY)
@@ -106,40 +106,36 @@ def test_the_largest_head() -> None:
     compare(torch.float32, (70, 40), None, 1, 128, 0.1, None)
 
 
-def test_separate_tensors_of_any_stride() -> None:
-    """Queries, keys and values may be slices of anything, and each has its gradient."""
+def test_tensors_of_any_stride() -> None:
+    """Tokens, parts and heads may lie in memory as they like; the gradient of a sum has strides 0."""
     starts, lengths = (x.to(DEVICE) for x in rows((20, 9), None))
     bias = torch.randn(2, 59, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     packed = torch.randn(29, 3, 2, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    parts = [packed[:, 0], packed[:, 1].transpose(0, 1).contiguous().transpose(0, 1), packed[:, 2].contiguous()]
-    parts = [part.detach().requires_grad_() for part in parts]
-    output = attention(*parts, bias, starts, lengths, 30)
-    output.transpose(0, 1).sum().backward()  # the gradient of a sum has strides 0
-    whole = packed.clone().requires_grad_()
-    expected = attention_packed(whole, bias, starts, lengths, 30)
-    expected.sum().backward()
-    assert torch.equal(output, expected) and whole.grad is not None
-    for part, gradient in zip(parts, whole.grad.unbind(1), strict=True):
-        assert torch.equal(part.grad, gradient)
+    results = []
+    for qkv in (packed.clone(), packed.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)):
+        output = attention(qkv.requires_grad_(), bias, starts, lengths, 30)
+        output.transpose(0, 1).sum().backward()
+        results.append((output, qkv.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_a_sequence_does_not_depend_on_the_others_or_on_padding() -> None:
     qkv = torch.randn(60, 3, 2, 32, generator=torch.Generator().manual_seed(3)).to(DEVICE)
     bias = torch.randn(2, 79, generator=torch.Generator().manual_seed(4)).to(DEVICE)
     starts, lengths = (x.to(DEVICE) for x in rows((25, 35), None))
-    both = attention_packed(qkv, bias, starts, lengths, 40, 0.2, KEY, covered=True)
-    alone = attention_packed(qkv[:25], bias, starts[:1], lengths[:1], 25, 0.2, KEY)
+    both = attention(qkv, bias, starts, lengths, 40, 0.2, KEY, covered=True)
+    alone = attention(qkv[:25], bias, starts[:1], lengths[:1], 25, 0.2, KEY)
     assert torch.equal(both[:25], alone)
     padded = torch.full((80, 3, 2, 32), torch.nan, device=DEVICE)
     padded[:25], padded[40:75] = qkv[:25], qkv[25:]
-    output = attention_packed(padded, bias, *(x.to(DEVICE) for x in rows((25, 35), 40)), 40, 0.2, KEY)
+    output = attention(padded, bias, *(x.to(DEVICE) for x in rows((25, 35), 40)), 40, 0.2, KEY)
     assert torch.equal(torch.cat([output[:25], output[40:75]]), both)
 
 
 def test_the_bias_needs_no_gradient() -> None:
     qkv = torch.randn(9, 3, 1, 32, device=DEVICE).requires_grad_()
     starts, lengths = (x.to(DEVICE) for x in rows((9,), None))
-    attention_packed(qkv, torch.zeros(1, 17, device=DEVICE), starts, lengths, 9).sum().backward()
+    attention(qkv, torch.zeros(1, 17, device=DEVICE), starts, lengths, 9).sum().backward()
     assert qkv.grad is not None and qkv.grad.isfinite().all()
 
 
