@@ -102,13 +102,10 @@ def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None =
             values += batch.tokens * d  # fused attention's output, which is counted above without `read`
     dropped = 2 * rows * d if settings.dropout and batch.on_gpu else 0  # a CPU makes its masks again
     norms = 2 * rows * 2 * FP32  # mean and deviation
-    pairs = settings.heads * batch.pairs * size
-    if keeps_no_pairs(settings, batch):  # a log-sum-exp for each row and head, and a word if it drops
-        attention = batch.tokens * settings.heads * FP32 * (2 if settings.attention_dropout else 1)
-    elif batch.on_gpu:  # `sdpa` keeps its mask (bias and padding), and a log-sum-exp
-        attention = pairs + batch.tokens * settings.heads * FP32
-    else:
-        attention = pairs
+    no_pairs = keeps_no_pairs(settings, batch)  # else probabilities on a CPU, and a mask of bias and padding on a GPU
+    attention = 0 if no_pairs else settings.heads * batch.pairs * size
+    if batch.on_gpu:  # a log-sum-exp for each row and head, and a word if Triton's kernels drop
+        attention += batch.tokens * settings.heads * FP32 * (2 if no_pairs and settings.attention_dropout else 1)
     return values * size + dropped + norms + attention
 
 

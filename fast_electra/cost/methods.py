@@ -93,17 +93,15 @@ def frozen_parameters(job: Job, method: str) -> int:
 
 def sequence_flops(job: Job, method: str) -> dict[str, Terms]:
     """Return the FLOPs of an average sequence: for each model at work, its named terms."""
-    checkpointing = job.model.activation_checkpointing
+    lengths, checkpointing = job.lengths, job.model.activation_checkpointing
     if method == "mlm":
-        forward = flops.masked_lm_forward(job.model, job.lengths)
-        return {"model": flops.trained(forward, checkpointing)}
-    parts = {"main model": flops.trained(flops.discriminator_forward(job.model, job.lengths), checkpointing)}
+        return {"model": flops.trained(flops.masked_lm_forward(job.model, lengths), checkpointing)}
+    parts = {"main model": flops.trained(flops.discriminator_forward(job.model, lengths), checkpointing)}
     if method == "joint":
-        forward = flops.masked_lm_forward(_joint_auxiliary(job), job.lengths)
-        parts["auxiliary"] = flops.trained(forward, checkpointing)
+        parts["auxiliary"] = flops.trained(flops.masked_lm_forward(_joint_auxiliary(job), lengths), checkpointing)
     elif method == "online":
         assert job.auxiliary is not None
-        parts["auxiliary"] = flops.masked_lm_forward(job.auxiliary, job.lengths)
+        parts["auxiliary"] = flops.masked_lm_forward(job.auxiliary, lengths)
     return parts
 
 
