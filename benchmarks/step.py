@@ -26,7 +26,7 @@ from torch import Tensor
 from fast_electra import deepspeed_config, randomness, recipes
 from fast_electra.batch import Layout, TokenBatch, masked_counts
 from fast_electra.corruption import Masking, mask
-from fast_electra.cost.flops import discriminator_forward, encoder_forward, trained
+from fast_electra.cost.flops import Lengths, discriminator_forward, masked_lm_forward, trained
 from fast_electra.cost.measure import known_gpu
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.hosts import operators
@@ -244,19 +244,17 @@ class Bench:
         return engines.training_engine(model, config, apex=apex)
 
     def _speed(self, setting: Setting, sequences: int, times: list[float]) -> dict[str, Any]:
-        """Return the figures of a micro-batch. Useful FLOPs are those of all positions, without recomputation."""
-        each, masked = statistics.median(times), int((self.length - 2) * MASK_FRACTION + 0.5)
-        flops = sum(trained(discriminator_forward(self.main, self.length), False).values())
+        """Return the figures of a micro-batch. Useful FLOPs are those of all its tokens, without recomputation."""
+        each = statistics.median(times)
+        batches = [self.batch(sequences, seed, setting.full) for seed in range(setting.update // setting.sequences)]
+        lengths = Lengths.of(torch.cat([batch.layout.lengths_B for batch in batches]), MASK_FRACTION)
+        flops = sum(trained(discriminator_forward(self.main, lengths), False).values())
         if setting.auxiliary:
-            flops += sum(encoder_forward(self.auxiliary, self.length, masked).values())
-            flops += (
-                2 * masked * (self.auxiliary.embedding_size or self.auxiliary.hidden_size) * self.main.vocabulary_size
-            )
-        tokens = len(self.batch(sequences, 0, setting.full).tokens_T)
+            flops += sum(masked_lm_forward(self.auxiliary, lengths).values())
         peak = None if self.gpu is None else self.gpu.peak(self.dtype)
         return {
-            "ms": 1e3 * each, "all_ms": [1e3 * second for second in times], "tokens_per_second": tokens / each,
-            "positions_per_second": sequences * self.length / each,
+            "ms": 1e3 * each, "all_ms": [1e3 * second for second in times],
+            "tokens_per_second": sequences * lengths.mean / each,
             "mfu": None if peak is None else sequences * flops / each / peak,
         }  # fmt: skip
 

@@ -1,23 +1,29 @@
 """The estimate of a run: FLOPs and bytes as named terms for each method, then hours and, at a given price, dollars.
 
 It counts the matrix products that the code computes (`cost.flops`) and the tensors that a device holds
-(`cost.memory`), as if every sequence were full. Shorter documents cost less.
+(`cost.memory`). FLOPs are by the lengths of the corpus, if there is one yet. Bytes are those of full sequences.
 """
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from fast_electra import config, recipes
+from fast_electra.batch import ceil_div
 from fast_electra.config import SECTION, Config, RunConfig
+from fast_electra.corpus.corpus import open_corpus
 from fast_electra.cost import memory, methods
+from fast_electra.cost.flops import Lengths
 from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, sequence_flops, update_flops
 from fast_electra.cost.table_1 import Models
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, describe
 from fast_electra.settings import UserError
 
-SHORTEST = 8  # positions of the narrowest batch: `Sequences.tokens` pads to a multiple
+SHORTEST = 6  # tokens of the shortest sequence: half of a document of 8, [CLS] and [SEP]
+SAMPLE = 2**20  # sequences of a corpus whose lengths are looked up, at most
 CHECKPOINTING = f"{SECTION}.model.activation_checkpointing"
 # Share of a device's memory that a suggestion leaves free. The estimate counts tensors only: on a GPU, CUDA with its
 # libraries takes about 1 GB, NCCL's buffers another, and fragmentation often a tenth of all; on a CPU, the system and
@@ -83,10 +89,11 @@ def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) ->
         `method`, which the config follows, and `methods`: for each method (only itself for objective mlm) `parameters`
         (trained, frozen), `flops_per_sequence` (for each model its named terms), `flops_per_update`, `bytes_per_device`
         (named terms at the `highest_moment` of an update), their totals, `gpu_hours`, `hours` and, at a given price,
-        `dollars`; then `machine`, `batch`, `updates`, and `assumptions`, `advice` and `warnings`, a line each.
+        `dollars`; then `machine`, `batch`, `lengths` (on average, and what they are of), `updates`,
+        and `assumptions`, `advice` and `warnings`, a line each.
     """
     best = cluster.sheet.dtype
-    loaded = config.load(path, overrides, config.Machine(cluster.gpus, best, on_gpu=True))
+    loaded = config.load(path, overrides, config.Machine(cluster.gpus, best, on_gpu=True, runs_triton=best == "bf16"))
     if loaded.dtype == "bf16" and best != "bf16":
         raise UserError(f"{path}: bf16.enabled is true, but a {cluster.gpu} does not compute in bf16; use fp16 or auto")
     auxiliary = None
@@ -94,15 +101,19 @@ def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) ->
     if loaded.run.objective != "mlm":
         auxiliary, source = auxiliary_settings(loaded.run)
         notes.append(f"layers of the auxiliary: {auxiliary.layers} of width {auxiliary.hidden_size}, as {source} says")
-    job, advice = job_of(loaded, auxiliary), checkpointing_advice(loaded, cluster.sheet.gigabytes * 1e9)
+    lengths, source = corpus_lengths(loaded.run)
+    job = job_of(loaded, auxiliary, lengths)
+    notes.append(f"FLOPs are of {job.lengths.mean:,.1f} tokens a sequence, {job.lengths.masked:,.1f} masked: {source}")
+    advice = checkpointing_advice(loaded, cluster.sheet.gigabytes * 1e9, lengths)
     costs = {method: _cost(job, cluster, method) for method in (METHODS if auxiliary else ("mlm",))}
+    per_device = {"per_device": job.batch.sequences, "length": job.batch.lengths.longest}
     given = {name: value for name, value in asdict(cluster).items() if value is not None}
-    per_device = {"per_device": job.batch.sequences, "length": job.batch.length, "masked": job.batch.masked}
     return {
         "config": str(path),
         "method": method_of(loaded.run),
         "machine": given | {"peak_flops": cluster.sheet.peak(loaded.dtype)},
         "batch": {"sequences": job.sequences} | per_device | {"dtype": loaded.dtype},
+        "lengths": job.lengths._asdict() | {"of": source},
         "updates": job.updates,
         "methods": costs,
         "assumptions": notes + _assumptions(job, cluster, costs),
@@ -111,15 +122,29 @@ def estimate_config(path: str | Path, overrides: list[str], cluster: Cluster) ->
     }
 
 
-def checkpointing_advice(loaded: Config, capacity: float) -> str | None:
+def corpus_lengths(run: RunConfig) -> tuple[Lengths | None, str]:
+    """Return the lengths of a run's sequences, or None if its corpus cannot be read; and a phrase that says which.
+
+    Of a large corpus, SAMPLE sequences at most are looked up, evenly spaced. No token is read.
+    """
+    try:
+        train = open_corpus(run.corpus, run.model.vocabulary_size, verify=False).train
+    except UserError as error:
+        return None, f"all are full, because no corpus is read ({error}); shorter ones cost less"
+    sample = torch.arange(0, len(train), ceil_div(len(train), SAMPLE))
+    return Lengths.of(train.lengths(sample), run.corruption.mask_fraction), "the average of the corpus"
+
+
+def checkpointing_advice(loaded: Config, capacity: float, lengths: Lengths | None = None) -> str | None:
     """Return one line for a run with activation checkpointing that would fit into memory without it, else None.
 
-    A share MARGIN of the `capacity`, in bytes of one device's memory, stays free.
+    A share MARGIN of the `capacity`, in bytes of one device's memory, stays free. FLOPs are by `lengths`, memory is
+    that of full sequences.
     """
     run, method = loaded.run, method_of(loaded.run)
     if not run.model.activation_checkpointing:
         return None
-    job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
+    job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None, lengths)
     plain = replace(job, model=job.model.model_copy(update={"activation_checkpointing": False}))
     need = highest_moment(plain, method).bytes
     if need > (1 - MARGIN) * capacity:
@@ -141,11 +166,10 @@ def check_machine(loaded: Config, capacity: float) -> None:
     """
     run, method = loaded.run, method_of(loaded.run)
     job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
-    able = loaded.machine.runs_triton and memory.keeps_no_pairs(run.model, job.batch)
-    if run.model.attention == "triton" and not able:
+    if run.model.attention == "triton" and not memory.keeps_no_pairs(run.model, job.batch):
         wanted = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"
         raise UserError(f"{SECTION}.model.attention: triton needs {wanted}; use auto")
-    short = job.batch._replace(length=SHORTEST, masked=1)
+    short = job.batch._replace(lengths=Lengths.of(torch.tensor([SHORTEST]), run.corruption.mask_fraction))
     zero = job.zero
     if not loaded.machine.on_gpu:
         zero = zero._replace(bucket=min(zero.bucket, methods.trained_parameters(job, method)))
@@ -180,16 +204,17 @@ def _cost(job: Job, cluster: Cluster, method: str) -> dict[str, Any]:
 
 def _assumptions(job: Job, cluster: Cluster, costs: dict[str, dict[str, Any]]) -> list[str]:
     """Return what a reader must know before trusting the figures, a line each."""
-    batch, dtype, peak = job.batch, job.zero.dtype, cluster.sheet.peak(job.zero.dtype)
+    full, dtype, peak = job.batch.lengths.longest, job.zero.dtype, cluster.sheet.peak(job.zero.dtype)
+    mask = "" if memory.keeps_no_pairs(job.model, job.batch) else ", but each layer its mask of bias and padding"
     lines = [
-        f"every sequence is full ({batch.length} positions, {batch.masked} masked); shorter documents cost less",
         "FLOPs are of matrix products; a backward pass is two forward passes; element-wise work is left out",
         f"each {cluster.gpu} reaches {cluster.mfu:.0%} of {peak / 1e12:,.1f} TFLOP/s of {dtype}, all "
         "counted FLOPs included (--mfu)",
         "evaluations, checkpoints, start-up and waiting for data or the network take no time",
-        "bytes are of tensors, at the highest moment of an update; CUDA, NCCL and fragmentation come on top",
+        f"bytes are of tensors, at the highest moment of an update of full sequences ({full} tokens), the largest that "
+        "may come; CUDA, NCCL and fragmentation come on top",
         "ZeRO-2: weights whole on each device, optimizer states and gradients shared out evenly",
-        "attention is fused: no device holds its probabilities, but each layer its mask of bias and padding",
+        f"attention is fused: no device holds its probabilities{mask}",
     ]
     if cluster.dollars_per_hour is not None:
         lines.append(f"an hour of one {cluster.gpu} is ${cluster.dollars_per_hour:,.2f}, as given")

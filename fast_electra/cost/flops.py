@@ -4,6 +4,11 @@ A product of [a, b] with [b, c] is 2abc FLOPs. Element-wise work (norms, GELU, s
 usual: it takes time but hardly any FLOPs. `tests/cost/test_flops.py` compares every term with torch's own count.
 """
 
+from typing import NamedTuple, Self
+
+from torch import Tensor
+
+from fast_electra.batch import masked_counts
 from fast_electra.model.encoder import EncoderSettings
 
 Terms = dict[str, float]
@@ -13,38 +18,54 @@ LAYER_TERMS = ("query, key, value", "attention scores and values", "attention ou
 BACKWARD, RECOMPUTATION = "backward, 2 x forward", "recomputation of the layers"
 
 
-def encoder_forward(settings: EncoderSettings, length: int, read: int) -> Terms:
+class Lengths(NamedTuple):
+    """The lengths of some sequences, as far as they decide what an average one costs."""
+
+    mean: float
+    mean_square: float
+    masked: float  # masked positions of a sequence, on average
+    longest: int
+
+    @classmethod
+    def of(cls, lengths_B: Tensor, mask_fraction: float) -> Self:
+        """Return the figures of sequences of these lengths, [CLS] and [SEP] included."""
+        masked_B, exact_B = masked_counts(lengths_B, mask_fraction).double(), lengths_B.double()
+        return cls(float(exact_B.mean()), float(exact_B.square().mean()), float(masked_B.mean()), int(lengths_B.max()))
+
+
+def encoder_forward(settings: EncoderSettings, lengths: Lengths, read: float) -> Terms:
     """Return the terms of one forward pass of the encoder over one sequence.
 
     The head reads the hidden states of `read` positions. After its attention, the last layer computes only these.
     """
     d, ffn, layers = settings.hidden_size, settings.ffn_size, settings.layers
     embedding_size = settings.embedding_size or d
-    rows = (layers - 1) * length + read
-    projection = 2 * length * embedding_size * d if embedding_size != d else 0
+    rows = (layers - 1) * lengths.mean + read
+    projection = 2 * lengths.mean * embedding_size * d if embedding_size != d else 0
     return {
         "embedding, a look-up": 0,
         "embedding projection": projection,
-        "query, key, value": layers * 2 * length * d * 3 * d,
-        "attention scores and values": layers * 2 * 2 * length * length * d,
+        "query, key, value": layers * 2 * lengths.mean * d * 3 * d,
+        "attention scores and values": layers * 2 * 2 * lengths.mean_square * d,
         "attention output": rows * 2 * d * d,
         "feed-forward": rows * 2 * 2 * d * ffn,
     }
 
 
-def discriminator_forward(settings: EncoderSettings, length: int) -> Terms:
+def discriminator_forward(settings: EncoderSettings, lengths: Lengths) -> Terms:
     """Return the terms of the main model. Its head, of one hidden layer and one output, reads every position."""
     d = settings.hidden_size
-    return encoder_forward(settings, length, length) | {"detection head": length * (2 * d * d + 2 * d)}
+    head = {"detection head": lengths.mean * (2 * d * d + 2 * d)}
+    return encoder_forward(settings, lengths, lengths.mean) | head
 
 
-def masked_lm_forward(settings: EncoderSettings, length: int, masked: int) -> Terms:
+def masked_lm_forward(settings: EncoderSettings, lengths: Lengths) -> Terms:
     """Return the terms of a masked language model, whose head reads the masked positions only."""
     d, vocabulary = settings.hidden_size, settings.vocabulary_size
     embedding_size = settings.embedding_size or d
-    return encoder_forward(settings, length, masked) | {
-        "head, transform": masked * 2 * d * embedding_size,
-        "head, vocabulary": masked * 2 * embedding_size * vocabulary,
+    return encoder_forward(settings, lengths, lengths.masked) | {
+        "head, transform": lengths.masked * 2 * d * embedding_size,
+        "head, vocabulary": lengths.masked * 2 * embedding_size * vocabulary,
     }
 
 

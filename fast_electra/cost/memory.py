@@ -6,9 +6,10 @@ The terms follow DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`) and the code i
 
 from typing import NamedTuple
 
-from fast_electra.cost.flops import Terms
+from fast_electra.cost.flops import Lengths, Terms
 from fast_electra.model.attention import HEAD_SIZES
 from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.rectangles import AREA
 from fast_electra_kernels import workspace_bytes
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -32,20 +33,25 @@ class MicroBatch(NamedTuple):
     """The sizes of what one device computes at once."""
 
     sequences: int
-    length: int  # positions of a sequence
-    masked: int  # masked positions of a sequence
+    lengths: Lengths
     dtype: str  # precision of the activations: a key of BYTES
     on_gpu: bool = True
+    runs_triton: bool = True  # whether the GPU is new enough for our kernels
 
     @property
-    def positions(self) -> int:
-        """Number of positions of all sequences."""
-        return self.sequences * self.length
+    def tokens(self) -> float:
+        """Number of tokens of all sequences."""
+        return self.sequences * self.lengths.mean
 
     @property
-    def masked_positions(self) -> int:
+    def masked(self) -> int:
         """Number of masked positions of all sequences."""
-        return self.sequences * self.masked
+        return round(self.sequences * self.lengths.masked)
+
+    @property
+    def pairs(self) -> float:
+        """Number of pairs of positions in attention's rectangles: a GPU has one, a CPU many with little padding."""
+        return self.sequences * (self.lengths.longest**2 if self.on_gpu else self.lengths.mean_square)
 
 
 def states(trained: int, zero: Zero) -> Terms:
@@ -74,60 +80,57 @@ def reduction_buckets(trained: int, zero: Zero) -> Terms:
 
 
 def keeps_no_pairs(settings: EncoderSettings, batch: MicroBatch) -> bool:
-    """Return whether attention has nothing of the size [B, H, L, L] in memory; see `model.attention.runs_triton`."""
+    """Return whether attention has nothing of the size [B, H, L, L] in memory; see `model.attention.choose`."""
     fits = settings.hidden_size // settings.heads in HEAD_SIZES and settings.attention in ("auto", "triton")
-    return batch.on_gpu and batch.dtype != "fp32" and fits
+    return batch.on_gpu and batch.runs_triton and batch.dtype != "fp32" and fits
 
 
-def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None = None) -> int:
+def layer_bytes(settings: EncoderSettings, batch: MicroBatch, read: int | None = None) -> float:
     """Return the bytes that one layer keeps for its backward pass, without its input.
 
-    A layer keeps query, key and value of all positions. Of the positions that it computes after the attention, it keeps
+    A layer keeps query, key and value of all tokens. Of the tokens that it computes after the attention, it keeps
     the attention's output, the inputs of both norms, the output of the first norm, and the feed-forward's numbers
-    before and after GELU. These are `read` positions, or all. The last layer of a masked language model computes only
+    before and after GELU. These are `read` tokens, or all. The last layer of a masked language model computes only
     the masked ones.
     """
     size, d = BYTES[batch.dtype], settings.hidden_size
-    rows = batch.positions if read is None else read
-    values = 3 * batch.positions * d + rows * (4 * d + 2 * settings.ffn_size)
+    rows = batch.tokens if read is None else read
+    values = 3 * batch.tokens * d + rows * (4 * d + 2 * settings.ffn_size)
     if read is not None:
         values += rows * d  # the residual's rows are a copy
         if batch.on_gpu:
-            values += batch.positions * d  # fused attention's output, which is counted above without `read`
+            values += batch.tokens * d  # fused attention's output, which is counted above without `read`
     dropped = 2 * rows * d if settings.dropout and batch.on_gpu else 0  # a CPU makes its masks again
     norms = 2 * rows * 2 * FP32  # mean and deviation
-    pairs = batch.sequences * settings.heads * batch.length**2 * size
-    if keeps_no_pairs(settings, batch):  # a log-sum-exp for each row and head, and a word if it drops
-        attention = batch.positions * settings.heads * FP32 * (2 if settings.attention_dropout else 1)
-    elif batch.on_gpu:  # `sdpa` keeps its mask (bias and padding), and a log-sum-exp
-        attention = pairs + batch.positions * settings.heads * FP32
-    else:
-        attention = pairs
+    no_pairs = keeps_no_pairs(settings, batch)  # else probabilities on a CPU, and a mask of bias and padding on a GPU
+    attention = 0 if no_pairs else settings.heads * batch.pairs * size
+    if batch.on_gpu:  # a log-sum-exp for each row and head, and a word if Triton's kernels drop
+        attention += batch.tokens * settings.heads * FP32 * (2 if no_pairs and settings.attention_dropout else 1)
     return values * size + dropped + norms + attention
 
 
 def activations(settings: EncoderSettings, batch: MicroBatch, kind: str) -> Terms:
     """Return the terms of what a forward pass keeps for the backward pass, without logits and loss.
 
-    The head of a model of kind "rtd" reads all positions, that of kind "mlm" the masked ones.
+    The head of a model of kind "rtd" reads all tokens, that of kind "mlm" the masked ones.
     """
-    size, d, positions = BYTES[batch.dtype], settings.hidden_size, batch.positions
+    size, d, tokens = BYTES[batch.dtype], settings.hidden_size, batch.tokens
     embedding_size = settings.embedding_size or d
     dropped = d if settings.dropout and batch.on_gpu else 0
-    embedding = positions * (d * size + 2 * FP32 + dropped)  # the norm's input
+    embedding = tokens * (d * size + 2 * FP32 + dropped)  # the norm's input
     if embedding_size != d:
-        embedding += positions * embedding_size * size
+        embedding += tokens * embedding_size * size
     if kind == "rtd":
-        last, head = layer_bytes(settings, batch), positions * 3 * d * size
+        last, head = layer_bytes(settings, batch), tokens * 3 * d * size
     else:
-        read = batch.masked_positions
+        read = batch.masked
         last, head = layer_bytes(settings, batch, read), read * ((d + 3 * embedding_size) * size + 2 * FP32)
     if settings.activation_checkpointing:
         inside = {AT_WORK: last if settings.layers == 1 else layer_bytes(settings, batch)}
     else:
         inside = {"activations inside the layers": (settings.layers - 1) * layer_bytes(settings, batch) + last}
     return {
-        "activations between the layers": settings.layers * positions * d * size,
+        "activations between the layers": settings.layers * tokens * d * size,
         **inside,
         "activations of embedding and head": embedding + head,
     }
@@ -139,22 +142,22 @@ def layer_gradients(settings: EncoderSettings, batch: MicroBatch) -> Terms:
     The larger of two moments counts: the backward pass of the feed-forward, and that of the attention after it.
     """
     d, ffn = settings.hidden_size, settings.ffn_size
-    pairs = 0 if keeps_no_pairs(settings, batch) else settings.heads * batch.length**2
-    pairs *= batch.sequences if batch.on_gpu else 2  # a CPU computes about one sequence at a time
-    feed = batch.positions * (2 * d + ffn)
-    attention = pairs + batch.positions * 4 * d - batch.positions * (2 * d + 2 * ffn)
+    at_work = batch.pairs if batch.on_gpu else 2 * min(batch.pairs, max(AREA, batch.lengths.longest**2))  # a rectangle
+    pairs = 0 if keeps_no_pairs(settings, batch) else settings.heads * at_work
+    feed = batch.tokens * (2 * d + ffn)
+    attention = pairs + batch.tokens * 4 * d - batch.tokens * (2 * d + 2 * ffn)
     return {"gradients of the layer at work": max(feed, attention) * BYTES[batch.dtype]}
 
 
 def sampler(vocabulary: int, batch: MicroBatch, from_logits: bool = False) -> Terms:
     """Return the term of drawing. The [M, V] matrix never exists, except in joint training, which has it anyway."""
     impl = "triton" if batch.on_gpu and not from_logits else "blocked"
-    return {"sampler's workspace": workspace_bytes(batch.masked_positions, vocabulary, impl, batch.on_gpu)}
+    return {"sampler's workspace": workspace_bytes(batch.masked, vocabulary, impl, batch.on_gpu)}
 
 
 def inference(settings: EncoderSettings, batch: MicroBatch) -> Terms:
     """Return the term of a frozen model: one layer's input, query, key and value, or its feed-forward's numbers."""
     size, d = BYTES[batch.dtype], settings.hidden_size
-    pairs = 0 if keeps_no_pairs(settings, batch) else batch.sequences * settings.heads * batch.length**2
-    attention = batch.positions * 5 * d + pairs
-    return {"auxiliary's layer at work": max(attention, batch.positions * (2 * d + 2 * settings.ffn_size)) * size}
+    pairs = 0 if keeps_no_pairs(settings, batch) else settings.heads * batch.pairs
+    attention = batch.tokens * 5 * d + pairs
+    return {"auxiliary's layer at work": max(attention, batch.tokens * (2 * d + 2 * settings.ffn_size)) * size}

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from fast_electra.batch import masked_counts
 from fast_electra.config import Config
 from fast_electra.cost import flops, memory
-from fast_electra.cost.flops import Terms
+from fast_electra.cost.flops import Lengths, Terms
 from fast_electra.cost.memory import MicroBatch, Zero
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import KINDS
@@ -31,25 +30,30 @@ class Job:
     model: EncoderSettings  # what is trained: the main model, or the auxiliary for objective mlm
     auxiliary: EncoderSettings | None  # None for objective mlm
     sharing: str  # how joint training shares the token embedding: see `JointModel`
-    batch: MicroBatch
+    batch: MicroBatch  # decides memory
+    lengths: Lengths  # of all sequences: decides FLOPs
     sequences: int  # of one update, over all devices
     updates: int
     zero: Zero
     auxiliary_dtype: str  # precision of a frozen auxiliary: a key of `memory.BYTES`
 
 
-def job_of(config: Config, auxiliary: EncoderSettings | None) -> Job:
-    """Return the sizes of a config's run, with an auxiliary of these sizes."""
+def job_of(config: Config, auxiliary: EncoderSettings | None, lengths: Lengths | None = None) -> Job:
+    """Return the sizes of a config's run, with an auxiliary of these sizes and sequences of these lengths.
+
+    Without lengths every sequence is full. A micro-batch is full in any case, because no other needs more memory.
+    """
     run, machine, deepspeed = config.run, config.machine, config.deepspeed
     zero, micro_batch = deepspeed["zero_optimization"], deepspeed["train_micro_batch_size_per_gpu"]
-    length, contiguous = run.corpus.sequence_length, zero.get("contiguous_gradients", True)
-    masked = int(masked_counts(torch.tensor([length]), run.corruption.mask_fraction)[0])
+    full = Lengths.of(torch.tensor([run.corpus.sequence_length]), run.corruption.mask_fraction)
+    contiguous = zero.get("contiguous_gradients", True)
     alone_on_cpu = machine.processes == 1 and not machine.on_gpu  # see `training.optimizer.spare_reduction`
     return Job(
         model=run.model,
         auxiliary=auxiliary,
         sharing=run.joint.embedding_sharing if run.joint else "shared",
-        batch=MicroBatch(micro_batch, length, masked, config.dtype, machine.on_gpu),
+        batch=MicroBatch(micro_batch, full, config.dtype, machine.on_gpu, machine.runs_triton),
+        lengths=lengths or full,
         sequences=config.sequences,
         updates=run.updates,
         zero=Zero(
@@ -88,18 +92,16 @@ def frozen_parameters(job: Job, method: str) -> int:
 
 
 def sequence_flops(job: Job, method: str) -> dict[str, Terms]:
-    """Return the FLOPs of one sequence: for each model at work, its named terms."""
-    batch, checkpointing = job.batch, job.model.activation_checkpointing
+    """Return the FLOPs of an average sequence: for each model at work, its named terms."""
+    lengths, checkpointing = job.lengths, job.model.activation_checkpointing
     if method == "mlm":
-        forward = flops.masked_lm_forward(job.model, batch.length, batch.masked)
-        return {"model": flops.trained(forward, checkpointing)}
-    parts = {"main model": flops.trained(flops.discriminator_forward(job.model, batch.length), checkpointing)}
+        return {"model": flops.trained(flops.masked_lm_forward(job.model, lengths), checkpointing)}
+    parts = {"main model": flops.trained(flops.discriminator_forward(job.model, lengths), checkpointing)}
     if method == "joint":
-        forward = flops.masked_lm_forward(_joint_auxiliary(job), batch.length, batch.masked)
-        parts["auxiliary"] = flops.trained(forward, checkpointing)
+        parts["auxiliary"] = flops.trained(flops.masked_lm_forward(_joint_auxiliary(job), lengths), checkpointing)
     elif method == "online":
         assert job.auxiliary is not None
-        parts["auxiliary"] = flops.masked_lm_forward(job.auxiliary, batch.length, batch.masked)
+        parts["auxiliary"] = flops.masked_lm_forward(job.auxiliary, lengths)
     return parts
 
 
@@ -129,7 +131,7 @@ def _moments(job: Job, method: str) -> dict[str, Terms]:
     main = memory.activations(job.model, batch, "rtd") | memory.layer_gradients(job.model, batch)
     if method in ("joint", "mlm"):  # the logits of a masked language model are the largest tensors of all
         settings = _joint_auxiliary(job) if method == "joint" else job.model
-        logits = batch.masked_positions * settings.vocabulary_size
+        logits = batch.masked * settings.vocabulary_size
         activations = memory.activations(settings, batch, "mlm")
         kept = sum(activations.values()) - activations.get(memory.AT_WORK, 0)  # until its own backward pass
         model = {"activations of the masked language model": kept}

@@ -33,7 +33,7 @@ def run_text(run: dict[str, Any]) -> str:
         f"{batch['per_device']:,} sequences at a time on each, {batch['dtype']}",
         "",
         row("(* this config)" if several else "", names),
-        *_flops(costs),
+        *_flops(costs, run["lengths"]["mean"]),
         "",
         *_memory(costs),
         "",
@@ -47,14 +47,14 @@ def run_text(run: dict[str, Any]) -> str:
         if run[title]:
             lines += ["", title.capitalize()]
         for text in run[title]:
-            lines += wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+            lines += wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _flops(costs: list[Cost]) -> list[str]:
+def _flops(costs: list[Cost], tokens: float) -> list[str]:
     totals = [{"total": cost["flops_per_sequence_total"]} for cost in costs]
     name, unit = _unit(totals)
-    lines = [f"{name}FLOPs of one sequence"]
+    lines = [f"{name}FLOPs of one sequence, of {tokens:,.0f} tokens"]
     for part in dict.fromkeys(part for cost in costs for part in cost["flops_per_sequence"]):
         columns = [cost["flops_per_sequence"].get(part, {}) for cost in costs]
         lines += [f"  {part}", *_terms(columns, unit, digits=2, indent="    ")]
@@ -100,8 +100,8 @@ def table(result: dict[str, Any]) -> str:
     clocks = ("TFLOP/s each", "MFU") if on_gpu else ("of CPU", "to joint")
     lines = [
         "",
-        f"{result['config']}: {batch['sequences']:,} sequences of up to {batch['length']} an update, "
-        f"{batch['per_process']:,} at a time in each process, {result['dtype']}",
+        f"{result['config']}: {batch['sequences']:,} sequences of up to {batch['length']} tokens an update, "
+        f"{batch['mean_length']:,.1f} on average, {batch['per_process']:,} at a time a process, {result['dtype']}",
         f"{machine['processes']} x {machine['device']}; {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} thread(s) a process",
         f"{versions}; {machine['date'][:10]}; load average {machine['load_average'][0]:.1f}",

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fast_electra.corpus.corpus import Corpus
 from fast_electra.cost import measure as measurement
 from fast_electra.cost import methods
 from fast_electra.cost.estimate import auxiliary_settings, check_machine
-from fast_electra.cost.flops import BACKWARD, RECOMPUTATION
+from fast_electra.cost.flops import BACKWARD, RECOMPUTATION, Lengths
 from fast_electra.cost.memory import reduction_buckets
 from fast_electra.cost.methods import Job
 from fast_electra.cost.tables import table
@@ -115,17 +115,25 @@ def _measure(config: Config, options: Options, folder: Path, ranks: Ranks) -> di
         tell(f"traces: {options.trace}")
     online, machine = configs["online"], measurement.machine(ranks)
     auxiliary, _ = auxiliary_settings(online.run)
-    job = methods.job_of(online, auxiliary)
+    sequences, micro_batch = online.sequences, online.deepspeed["train_micro_batch_size_per_gpu"]
+    numbers, _ = corpus.train.order(online.run.seed, 0, last * sequences)
+    of_updates, fraction = corpus.train.lengths(numbers).view(last, sequences), online.run.corruption.mask_fraction
+    timed = Lengths.of(of_updates[options.warmup : options.warmup + options.updates].flatten(), fraction)
+    weighed = of_updates[: measurement.MEMORY_UPDATES].reshape(-1, micro_batch)
+    heaviest = Lengths.of(weighed[weighed.sum(1).argmax()], fraction)
+    job = methods.job_of(online, auxiliary, timed)
+    job = replace(job, batch=job.batch._replace(lengths=heaviest))
+    lengths = {"length": online.run.corpus.sequence_length, "mean_length": timed.mean}
     result = {
         "machine": machine,
         "turns": {"rounds": options.rounds, "updates": options.updates, "warmup": options.warmup},
-        "batch": {"sequences": job.sequences, "per_process": job.batch.sequences, "length": job.batch.length},
+        "batch": {"sequences": job.sequences, "per_process": job.batch.sequences, **lengths},
         "dtype": online.dtype,
         "auxiliary": f"{auxiliary.layers} layer(s) of {auxiliary.hidden_size}, {online.auxiliary_dtype}, {source}",
         "methods": _figures(measured, job, machine),
     }
     if options.flops:
-        result["deepspeed_flops"] = _deepspeed_flops(builds["online"], job, ranks)
+        result["deepspeed_flops"] = _deepspeed_flops(builds["online"], job)
     return result
 
 
@@ -172,7 +180,7 @@ def _figures(measured: dict[str, measurement.Measured], job: Job, machine: dict[
     for method, (turns, memory) in measured.items():
         rows = [row for turn in turns for row in turn.rows]
         highest = methods.highest_moment(job, method)
-        predicted = {  # what `fast-electra estimate` says
+        predicted = {  # as `fast-electra estimate`, for these batches
             "flops_per_update": methods.update_flops(job, method),
             "peak_bytes": highest.bytes,
             "highest_moment": highest.name,
@@ -210,7 +218,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": median, "lower": lower, "upper": upper, "lowest": lowest, "highest": highest}
 
 
-def _deepspeed_flops(build: measurement.Build, job: Job, ranks: Ranks) -> dict[str, dict[str, float]]:
+def _deepspeed_flops(build: measurement.Build, job: Job) -> dict[str, dict[str, float]]:
     """Return the forward FLOPs of one sequence in an online update: by DeepSpeed's profiler, and as predicted."""
     run = build()
     assert isinstance(run.objective, RTD) and isinstance(run.objective.distribution, Auxiliary)
@@ -218,8 +226,10 @@ def _deepspeed_flops(build: measurement.Build, job: Job, ranks: Ranks) -> dict[s
     assert isinstance(auxiliary, ReplayedModel)
     models = {"main model": run.engine.module, "auxiliary": auxiliary.model}
     counted = forward_flops(models, lambda: measurement.finished_update(run, 1))
+    lengths_B = torch.cat([batch.layout.lengths_B for batch in run.loader.batch(0)])
+    own = replace(job, lengths=Lengths.of(lengths_B, run.loader.mask_fraction))
     figures = {}
-    for name, terms in methods.sequence_flops(job, "online").items():
+    for name, terms in methods.sequence_flops(own, "online").items():
         forward = sum(value for term, value in terms.items() if term not in (BACKWARD, RECOMPUTATION))
-        figures[name] = {"deepspeed": counted[name] * ranks.world / job.sequences, "predicted": forward}
+        figures[name] = {"deepspeed": counted[name] / len(lengths_B), "predicted": forward}
     return figures

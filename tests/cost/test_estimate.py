@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
+import torch
+from conftest import Corpus
 
 from fast_electra.cli import main
 from fast_electra.config import load
+from fast_electra.corpus.corpus import CorpusSettings, open_corpus
+from fast_electra.cost import estimate
 from fast_electra.cost.estimate import GPUS, checkpointing_advice
 from fast_electra.cost.methods import highest_moment, job_of
 from fast_electra.model.encoder import EncoderSettings
@@ -15,6 +20,12 @@ from fast_electra.model.files import save_model
 from fast_electra.model.heads import MaskedLanguageModel
 
 CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+
+
+@pytest.fixture(autouse=True)
+def no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configs name folders of the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def run_of(capsys: pytest.CaptureFixture[str], config: str, *arguments: str) -> dict[str, Any]:
@@ -51,13 +62,13 @@ def test_dollars_are_there_only_at_a_price(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_example_in_the_docs_is_what_the_command_prints(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(CONFIGS.parent)
+    Path("ds_configs").symlink_to(CONFIGS)
     assert main(["estimate", "--config", "ds_configs/large.json", "--gpus", "64"]) == 0
     printed = capsys.readouterr().out
     run = printed[printed.index("ds_configs/large.json, as the code") :].rstrip()
-    page = Path("docs/cost.md").read_text()
+    page = (CONFIGS.parent / "docs" / "cost.md").read_text()
     assert "\n".join(f"    {line}".rstrip() for line in run.splitlines()) in page
     table = printed[: printed.index("ds_configs/large.json")].splitlines()[3:]
     assert all(f"    {line}".rstrip() in page for line in table)
@@ -81,6 +92,45 @@ def test_large_costs_what_its_terms_say(capsys: pytest.CaptureFixture[str]) -> N
     trained = methods["joint"]["parameters"]["trained"]
     assert trained == methods["offline"]["parameters"]["trained"] + 207_845_376 - 128_000 * 1024
     assert methods["online"]["parameters"]["frozen"] == 207_845_376
+
+
+def test_flops_are_by_the_lengths_of_the_corpus(
+    capsys: pytest.CaptureFixture[str], tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, fraction = tiny_corpus.vocabulary_size, 0.15
+    overrides = [f"fast_electra.model.vocabulary_size={size}", "fast_electra.corpus.sequence_length=512"]
+    folders = [f"fast_electra.corpus.{name}={getattr(tiny_corpus, name)}" for name in ("shards", "tokenizer")]
+    full, run = (
+        run_of(capsys, "tiny.json", *(word for override in chosen for word in ("--set", override)))
+        for chosen in (overrides, [*overrides, *folders])
+    )
+    settings = CorpusSettings(shards=str(tiny_corpus.shards), tokenizer=str(tiny_corpus.tokenizer))
+    train = open_corpus(settings, size, verify=False).train
+    lengths = [len(train.tokens(torch.tensor([number]))) for number in range(len(train))]
+    found, of_full = run["lengths"], full["lengths"]
+    assert found["mean"] == pytest.approx(mean(lengths)) and found["longest"] == max(lengths)
+    assert found["mean_square"] == pytest.approx(mean(length**2 for length in lengths))
+    assert found["masked"] == pytest.approx(mean(int((length - 2) * fraction + 0.5) for length in lengths))
+    assert of_full == {"mean": 512, "mean_square": 512**2, "masked": 77, "longest": 512, "of": of_full["of"]}
+    assert "no tokenizer in runs/quickstart/tokenizer" in of_full["of"] and found["of"] == "the average of the corpus"
+    for method, cost in run["methods"].items():
+        for model, terms in cost["flops_per_sequence"].items():
+            before = full["methods"][method]["flops_per_sequence"][model]
+            for term, by in (("query, key, value", "mean"), ("attention scores and values", "mean_square")):
+                assert terms[term] / before[term] == pytest.approx(found[by] / of_full[by])
+        assert cost["hours"] < 0.95 * full["methods"][method]["hours"]
+        assert cost["bytes_per_device"] == full["methods"][method]["bytes_per_device"]  # the most that may come
+    monkeypatch.setattr(estimate, "SAMPLE", len(train) // 3)
+    sampled, _ = estimate.corpus_lengths(load(CONFIGS / "tiny.json", [*overrides, *folders]).run)
+    assert sampled is not None and 0 < abs(sampled.mean / found["mean"] - 1) < 0.05
+
+
+def test_an_old_gpu_keeps_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    """It cannot run the kernels of attention that keep nothing for pairs of tokens."""
+    old, new = (run_of(capsys, "base.json", "--gpu", gpu, *WITHOUT) for gpu in ("v100", "a100"))
+    assert old["methods"]["online"]["bytes_per_device_total"] > 1.2 * new["methods"]["online"]["bytes_per_device_total"]
+    assert any("but each layer its mask" in line for line in old["assumptions"])
+    assert not any("but each layer its mask" in line for line in new["assumptions"])
 
 
 def test_auto_is_the_named_gpus_precision(capsys: pytest.CaptureFixture[str]) -> None:

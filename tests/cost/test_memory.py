@@ -5,6 +5,7 @@ import torch
 
 from fast_electra import randomness
 from fast_electra.batch import Layout
+from fast_electra.cost.flops import Lengths
 from fast_electra.cost.measure import tensor_memory
 from fast_electra.cost.memory import AT_WORK, MicroBatch, activations, sampler
 from fast_electra.model.encoder import EncoderSettings
@@ -40,24 +41,25 @@ def kept_bytes(model: torch.nn.Module, *inputs: torch.Tensor | None) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@pytest.mark.parametrize("lengths", [[16, 16, 16], [80, 10, 140, 180]])  # each is a rectangle
 @pytest.mark.parametrize("kind", ["rtd", "mlm"])
 @pytest.mark.parametrize(
     "changes", [{}, {"dropout": 0.1, "attention_dropout": 0.2}, {"embedding_size": 8}, {"layers": 1}]
 )
-def test_activations_are_what_torch_keeps(kind: str, changes: dict[str, float]) -> None:
-    settings = EncoderSettings.model_validate(SIZES | changes)
-    tokens_T, layout = torch.arange(3 * 16), Layout.of(torch.tensor([16, 16, 16]))
-    batch = MicroBatch(sequences=3, length=16, masked=2, dtype="fp32", on_gpu=False)
+def test_activations_are_what_torch_keeps(lengths: list[int], kind: str, changes: dict[str, float]) -> None:
+    settings, layout = EncoderSettings.model_validate(SIZES | changes), Layout.of(torch.tensor(lengths))
+    tokens_T = torch.arange(sum(lengths)) % 96
+    batch = MicroBatch(len(lengths), Lengths.of(layout.lengths_B, 0.15), "fp32", on_gpu=False)
     predicted = sum(activations(settings, batch, kind).values())
     if kind == "rtd":
         assert kept_bytes(Discriminator.new(settings), tokens_T, layout) == predicted
     else:
-        positions_M = torch.tensor([1, 2, 18, 19, 33, 40])
+        positions_M = torch.arange(batch.masked)
         assert kept_bytes(MaskedLanguageModel(settings), tokens_T, layout, positions_M) == predicted
 
 
 def test_checkpointing_keeps_one_layer_inside() -> None:
-    batch = MicroBatch(4, 16, 2, "bf16")
+    batch = MicroBatch(4, Lengths(16, 16**2, 2, 16), "bf16")
     whole = activations(EncoderSettings.model_validate(SIZES), batch, "rtd")
     checkpointed = activations(EncoderSettings.model_validate(SIZES | {"activation_checkpointing": True}), batch, "rtd")
     assert checkpointed[AT_WORK] * 3 == whole["activations inside the layers"]
@@ -76,12 +78,12 @@ def test_drawing_holds_what_is_assumed(rows: int, vocabulary: int) -> None:
         lambda: None,
         lambda _: sample_with_statistics(hidden, weight, scale=0.5, keys_M=keys, original_M=original),
     )
-    batch = MicroBatch(sequences=rows, length=1, masked=1, dtype="fp32", on_gpu=False)
+    batch = MicroBatch(rows, Lengths(1, 1, 1, 1), "fp32", on_gpu=False)
     assert memory.peak == pytest.approx(sum(sampler(vocabulary, batch).values()), rel=0.05)
 
 
 def test_the_sampler_never_holds_all_logits() -> None:
-    batch = MicroBatch(sequences=64, length=512, masked=77, dtype="bf16")
-    logits = 2 * batch.masked_positions * 128_000
+    batch = MicroBatch(64, Lengths(512, 512**2, 77, 512), "bf16")
+    logits = 2 * batch.masked * 128_000
     assert sum(sampler(128_000, batch).values()) < logits / 60
     assert sum(sampler(128_000, batch, from_logits=True).values()) < logits

@@ -185,6 +185,8 @@ def test_every_update_is_kept(figures: dict[str, Any]) -> None:
         turns = of_method["seconds"]
         assert [len(turn) for turn in turns] == [8, 8] == [len(turn) for turn in of_method["cpu_seconds"]]
         assert min(min(turn) for turn in turns) > 0 and of_method["skipped_updates"] == 0
+        tokens = of_method["tokens_per_second"] * of_method["seconds_per_update"]["median"]
+        assert tokens == pytest.approx(32 * figures["batch"]["mean_length"])  # predictions are of these very batches
         assert of_method["mfu"] is None and of_method["flops_per_second_and_process"] > 0
     assert figures["machine"]["processes"] == 2 and figures["machine"]["device"] == "cpu"
     assert {"python", "torch", "deepspeed", "fast_electra"} == set(figures["machine"]["versions"])
