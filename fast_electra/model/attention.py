@@ -114,7 +114,7 @@ class _Matmul(torch.autograd.Function):
         mixed, kept, all_parts = [], [], rectangles(layout, qkv_T3Hd.is_cuda)
         bias_HLL, dropped = pair_bias(bias_HR).to(qkv_T3Hd.dtype), _dropping(drop, layout, qkv_T3Hd.shape[2])
         for part in all_parts.parts:
-            qkv = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4).flatten(1, 2)
+            qkv = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous()  # a view would keep it all
             q, k, v = qkv
             p = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
             for bias in part.biases(bias_HLL):

@@ -41,7 +41,7 @@ def kept_bytes(model: torch.nn.Module, *inputs: torch.Tensor | None) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("lengths", [[16, 16, 16], [80, 10, 140, 180]])  # each is a rectangle
+@pytest.mark.parametrize("lengths", [[16, 16, 16], [80, 10, 140, 180], [80, 10, 140, 140]])
 @pytest.mark.parametrize("kind", ["rtd", "mlm"])
 @pytest.mark.parametrize(
     "changes", [{}, {"dropout": 0.1, "attention_dropout": 0.2}, {"embedding_size": 8}, {"layers": 1}]
