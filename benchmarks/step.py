@@ -143,7 +143,7 @@ class Bench:
         given = (masked.tokens_T, batch.layout, masked.positions_M)
         compiled = copy.deepcopy(self.frozen)
         for layer in compiled.encoder.layers:
-            layer.compile(dynamic=False)
+            layer.compile()
         compiled_graphs = engines.inference_engine(compiled, self.dtype)
         hidden_ME, (weight_VE, bias_V) = self.graphs.hidden(*given), self.frozen.head
         keys_M, original_M = masked.keys_M, masked.original_M
@@ -204,7 +204,7 @@ class Bench:
                 layer.backend = "matmul"
         if setting.compiled:
             for layer in model.encoder.layers:
-                layer.compile(dynamic=False)
+                layer.compile()
         masking = Masking(MASK_FRACTION, MASK)
         batches = [self.batch(sequences, seed, setting.full, micro_batches) for seed in range(micro_batches)]
         rtd = RTD(model, Temperature(self.graphs if setting.graphs else self.eager, UNK), CurriculumSettings(), masking)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from fast_electra import randomness
-from fast_electra.batch import CorruptedBatch, Draws, MaskedBatch, TokenBatch, masked_counts
+from fast_electra.batch import CorruptedBatch, Draws, MaskedBatch, TokenBatch, masked_counts, moved
 from fast_electra.replacement.distribution import Distribution
 from fast_electra.settings import Settings
 
@@ -36,7 +36,7 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
     position). Each masked position also gets the key from which its replacement is drawn. `stream` is the
     stream of noise: the auxiliary model is trained with another one than it is used with.
     """
-    layout, device = batch.layout, batch.tokens_T.device
+    layout = batch.layout
     key_T = layout.keys_B[layout.sequence_T]
     noise_T = randomness.key(stream, key_T, layout.position_T)
     noise_T = noise_T.masked_fill(~layout.maskable_T, torch.iinfo(torch.int64).max)  # sorts last
@@ -44,7 +44,7 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
     counts_B = masked_counts(layout.lengths_B, masking.fraction)
     skipped_B = layout.lengths_B - counts_B
     skipped_M = torch.repeat_interleave(skipped_B.cumsum(0) - skipped_B, counts_B)
-    positions_M = layout.order(noise_T)[(torch.arange(len(skipped_M)) + skipped_M).to(device, non_blocking=True)]
+    positions_M = layout.order(noise_T)[moved(torch.arange(len(skipped_M)) + skipped_M, batch.tokens_T.device)]
     return MaskedBatch(
         original=batch,
         tokens_T=batch.tokens_T.index_fill(0, positions_M, masking.mask_id),
