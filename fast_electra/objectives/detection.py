@@ -30,9 +30,9 @@ def judge(forward: Forward, corrupted: CorruptedBatch) -> Judged:
 def detection_sums(judged: Judged, loss_sum: Tensor) -> Sums:
     """Return the additive figures of one micro-batch, whose losses add up to `loss_sum`; nothing waits for the device.
 
-    They are `loss`; `tokens`, and how many are `replaced`, `predicted` to be, and rightly so (`found`);
-    `masked` positions, and there the sums of `entropy` and of `original_probability` (NaN if they are not known); and
-    `logits_2K`, histograms of the logits of original and of replaced tokens.
+    They are `loss`; `tokens`, and how many are `replaced`, `predicted` to be, and rightly so (`found`); `masked` ones,
+    and there the sums of `entropy` and of `original_probability` (NaN if they are not known); and `logits_2K`,
+    histograms of the logits of original and of replaced tokens.
     """
     (corrupted, logits_T), draws = judged, judged.corrupted.draws
     replaced_T, predicted_T = corrupted.replaced_T, logits_T > 0
@@ -80,16 +80,14 @@ def token_counts(corrupted: CorruptedBatch, vocabulary_size: int) -> Sums:
 
     The sum is named after the source of the sequences: `heldout_2V` or `reference_2V`.
     """
-    return {
-        f"{corrupted.masked.original.source}_2V": _counts(corrupted.tokens_T, vocabulary_size, corrupted.replaced_T)
-    }
+    source = corrupted.masked.original.source
+    return {f"{source}_2V": _counts(corrupted.tokens_T, vocabulary_size, corrupted.replaced_T)}
 
 
 def _counts(value_T: Tensor, values: int, replaced_T: Tensor) -> Tensor:
     """Return histograms of integers in [0, values) over original and over replaced tokens: float64 [2, values]."""
     counts = torch.zeros(2 * values, dtype=torch.float64, device=value_T.device)  # bincount would wait for the device
-    index_T = value_T + values * replaced_T
-    return counts.scatter_add_(0, index_T, torch.ones_like(index_T, dtype=torch.float64)).view(2, values)
+    return counts.scatter_add_(0, value_T + values * replaced_T, counts.new_ones(len(value_T))).view(2, values)
 
 
 def auc(negatives: Tensor, positives: Tensor) -> float | None:
