@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="default: 9, after one that warms up")
     parser.add_argument("--shards", type=Path, metavar="FOLDER", help="default: built from the sample corpus")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="the one that made the shards")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all rounds here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add all rounds to this list")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)  # in the process of a tree
     arguments = parser.parse_args()
     if arguments.work:
@@ -67,7 +67,8 @@ def main() -> None:
         print(f"  before / after, {what}: {ratio['median']:.3f} ({ratio['lowest']:.3f} to {ratio['highest']:.3f})")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        earlier = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
+        arguments.json.write_text(json.dumps([*earlier, result], indent=1) + "\n")
 
 
 def compare(trees: dict[str, Path], arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -4,8 +4,8 @@
                                              [--json FILE]
 
 Every contender loads the same batches of real text and has the same sizes, dropout, precision, threads, AdamW and
-clipping. They take turns in each round, so that the machine's other work slows all of them alike. Ratios are computed
-for each round. The steps are in contenders/.
+clipping. They take turns in each round, so that the machine's other work slows all of them alike. With one thread on a
+CPU, the time is that of this process alone. Ratios are computed for each round. The steps are in contenders/.
 """
 
 import argparse
@@ -132,23 +132,25 @@ def mean_length(loader: Loader, size: Sizes) -> float:
 
 def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, Any]:
     """Return each contender's seconds in each round, loading included. All see the same batches; round 0 warms up."""
+    alone = DEVICE.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter  # other processes change the CPU time little
     tokens: list[int] = []
     seconds: list[dict[str, float]] = []
     losses: dict[str, list[float]] = {}
     for round_ in range(size.rounds + 1):
         row, seen = {}, 0
         for name, step in steps.items():
-            began, seen, losses[name] = time.perf_counter(), 0, []
+            began, seen, losses[name] = clock(), 0, []
             for n in range(round_ * size.updates, (round_ + 1) * size.updates):
                 (batch,) = loader.batch(n)
                 losses[name].append(float(step(batch.to(DEVICE))))
                 seen += batch.global_tokens
-            row[name] = time.perf_counter() - began
+            row[name] = clock() - began
         if round_:
             tokens.append(seen)
             seconds.append(row)
     last_losses = {name: statistics.mean(values) for name, values in losses.items()}
-    return {"tokens": tokens, "seconds": seconds, "last_losses": last_losses}
+    return {"tokens": tokens, "seconds": seconds, "clock": clock.__name__, "last_losses": last_losses}
 
 
 def print_settings(settings: dict[str, Any]) -> None:

@@ -15,15 +15,14 @@ from fast_electra_kernels.processor import multiplies_bf16
 OURS = ("fast_electra", "fast_electra, DeepSpeed")
 
 
-def bench(script: str, folder: Path, dtype: str, *arguments: str) -> dict[str, Any]:
+def bench(script: str, folder: Path, dtype: str, *arguments: str) -> Any:
     """Run a benchmark in `folder` and return what it writes."""
     repeats = "--updates" if script == "step.py" else "--rounds"
     command = [sys.executable, str(ROOT / "benchmarks" / script), repeats, "1", "--json", "result.json", *arguments]
     environment = os.environ | {"FAST_ELECTRA_DTYPE": dtype}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+    return json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -57,7 +56,7 @@ def test_the_engine_is_timed_beside_plain_pytorch(tmp_path: Path, tiny_corpus: C
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: there is no commit to compare with")
 def test_a_step_is_timed_in_two_trees(tmp_path: Path, tiny_corpus: Corpus) -> None:
     folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
-    result = bench("before_after.py", tmp_path, "fp32", "HEAD", "--recipe", "tiny", "--full", *folders)
+    (result,) = bench("before_after.py", tmp_path, "fp32", "HEAD", "--recipe", "tiny", "--full", *folders)
     assert result["settings"]["mean_length"] == 64
     (row,) = result["rounds"]
     assert row["before"]["loss"] == pytest.approx(row["after"]["loss"], rel=1e-4)  # the same work
