@@ -1,10 +1,11 @@
 """Tokens per second of a training step: fast_electra compared with Hugging Face's ELECTRA, on this machine.
 
-    python benchmarks/step_vs_huggingface.py [--recipe tiny small] [--threads 1] [--engine] [--json FILE]
+    python benchmarks/step_vs_huggingface.py [--recipe tiny small] [--length N] [--threads 1] [--engine]
+                                             [--json FILE]
 
 Every contender loads the same batches of real text and has the same sizes, dropout, precision, threads, AdamW and
-clipping. They take turns in each round, so that the machine's other work slows all of them alike. Ratios are computed
-for each round. The steps are in contenders/.
+clipping. They take turns in each round, so that the machine's other work slows all of them alike. With one thread on a
+CPU, the time is that of this process alone. Ratios are computed for each round. The steps are in contenders/.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def main() -> None:
     torch.manual_seed(SEED)
     result: dict[str, Any] = {"machine": machine("torch", "transformers", "deepspeed"), "recipes": []}
     print(", ".join(f"{name} {number}" for name, number in result["machine"]["versions"].items()))
-    hardware = f"{result['machine']['cpu']}, {os.cpu_count()} cores, {result['machine']['gpu'] or 'no GPU'}"
+    has = result["machine"]
+    hardware = f"{has['cpu']} ({has['torch_cpu_capability']}), {has['cores']} cores, {has['gpu'] or 'no GPU'}"
     print(f"{hardware}; plain PyTorch with fused AdamW unless named DeepSpeed")
     try:
         for name in arguments.recipe:
@@ -66,6 +68,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--recipe", nargs="+", choices=BATCHES, default=list(BATCHES), help="default: all")
+    parser.add_argument("--length", type=int, metavar="N", help="longest sequence, in tokens; default: the recipe's")
     parser.add_argument("--rounds", type=int, help="default: 15 for tiny, 9 for small")
     parser.add_argument("--threads", type=int, default=1, help="default: 1, like each process of the quickstart")
     parser.add_argument("--engine", action="store_true", help="also run ours through the DeepSpeed engine")
@@ -87,7 +90,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all rounds of a recipe, and their summary, which is also printed."""
     from contenders import huggingface
 
-    size = sizes(name, arguments.tokenizer, arguments.rounds)
+    size = sizes(name, arguments.tokenizer, arguments.rounds, arguments.length)
     dtype = DTYPES[best_dtype()]
     with tempfile.TemporaryDirectory() as folder:
         loader = open_loader(arguments, size, Path(folder))
@@ -100,6 +103,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         settings = asdict(size) | {"discriminator": size.discriminator.model_dump()}
         settings |= {"auxiliary": size.auxiliary.model_dump(), "mask_fraction": MASK_FRACTION}
         settings |= {"recipe": name, "dtype": best_dtype(), "huggingface_attention": attention}
+        settings["mean_length"] = mean_length(loader, size)
         print_settings(settings)
         result = compete(steps, loader, size)
     seconds = result["seconds"]
@@ -120,34 +124,43 @@ def open_loader(arguments: argparse.Namespace, size: Sizes, folder: Path) -> Loa
     return Loader(sequences, Share(size.batch, accumulation=1), SEED, MASK_FRACTION)
 
 
+def mean_length(loader: Loader, size: Sizes) -> float:
+    """Return the tokens of a sequence, on average over the batches that are timed."""
+    timed = range(size.updates, (size.rounds + 1) * size.updates)
+    return statistics.mean(loader.batch(n)[0].global_tokens for n in timed) / size.batch
+
+
 def compete(steps: dict[str, Step], loader: Loader, size: Sizes) -> dict[str, Any]:
     """Return each contender's seconds in each round, loading included. All see the same batches; round 0 warms up."""
+    alone = DEVICE.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter  # other processes change the CPU time little
     tokens: list[int] = []
     seconds: list[dict[str, float]] = []
     losses: dict[str, list[float]] = {}
     for round_ in range(size.rounds + 1):
         row, seen = {}, 0
         for name, step in steps.items():
-            began, seen, losses[name] = time.perf_counter(), 0, []
+            began, seen, losses[name] = clock(), 0, []
             for n in range(round_ * size.updates, (round_ + 1) * size.updates):
                 (batch,) = loader.batch(n)
                 losses[name].append(float(step(batch.to(DEVICE))))
                 seen += batch.global_tokens
-            row[name] = time.perf_counter() - began
+            row[name] = clock() - began
         if round_:
             tokens.append(seen)
             seconds.append(row)
     last_losses = {name: statistics.mean(values) for name, values in losses.items()}
-    return {"tokens": tokens, "seconds": seconds, "last_losses": last_losses}
+    return {"tokens": tokens, "seconds": seconds, "clock": clock.__name__, "last_losses": last_losses}
 
 
 def print_settings(settings: dict[str, Any]) -> None:
     """Print what all contenders have in common."""
     main = settings["discriminator"]
     print(
-        f"\n{settings['recipe']}: {settings['batch']} sequences of up to {settings['length']}, "
-        f"vocabulary {main['vocabulary_size']:,}, hidden size {main['hidden_size']}, "
-        f"{main['layers']} + {settings['auxiliary']['layers']} layers, dropout {main['dropout']}; {settings['dtype']}, "
+        f"\n{settings['recipe']}: {settings['batch']} sequences of up to {settings['length']} "
+        f"(mean {settings['mean_length']:.0f}), vocabulary {main['vocabulary_size']:,}, hidden size "
+        f"{main['hidden_size']}, {main['layers']} + {settings['auxiliary']['layers']} layers, dropout "
+        f"{main['dropout']}; {settings['dtype']}, "
         f"{torch.get_num_threads()} thread(s), {settings['rounds']} rounds of {settings['updates']} update(s); "
         f"Hugging Face's attention: {settings['huggingface_attention']}",
         flush=True,

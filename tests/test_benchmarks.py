@@ -15,24 +15,24 @@ from fast_electra_kernels.processor import multiplies_bf16
 OURS = ("fast_electra", "fast_electra, DeepSpeed")
 
 
-def bench(script: str, folder: Path, dtype: str, *arguments: str) -> dict[str, Any]:
+def bench(script: str, folder: Path, dtype: str, *arguments: str) -> Any:
     """Run a benchmark in `folder` and return what it writes."""
     repeats = "--updates" if script == "step.py" else "--rounds"
     command = [sys.executable, str(ROOT / "benchmarks" / script), repeats, "1", "--json", "result.json", *arguments]
     environment = os.environ | {"FAST_ELECTRA_DTYPE": dtype}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+    return json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_our_steps_train_in_plain_pytorch_and_in_the_engine(tmp_path: Path, tiny_corpus: Corpus, dtype: str) -> None:
     pytest.importorskip("transformers")
     folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
-    choice = ["--recipe", "tiny", "--engine", "--attention", "eager"]
+    choice = ["--recipe", "tiny", "--length", "128", "--engine", "--attention", "eager"]
     (recipe,) = bench("step_vs_huggingface.py", tmp_path, dtype, *choice, *folders)["recipes"]
     assert recipe["settings"]["dtype"] == dtype
+    assert recipe["settings"]["length"] == 128 and 64 < recipe["settings"]["mean_length"] < 128
     losses = recipe["last_losses"]
     assert set(OURS) < set(losses) and len(losses) == 4
     assert all(0.1 < loss < 0.8 for loss in losses.values()), losses
@@ -51,6 +51,16 @@ def test_the_engine_is_timed_beside_plain_pytorch(tmp_path: Path, tiny_corpus: C
     (row,) = bench("engine.py", tmp_path, "fp32", "--recipe", "tiny", *folders)["settings"]
     assert len(row["ratio"]) == 4 and row["metrics_ms"] > 0
     assert all(ms > 0 for parts in row["ms"].values() for ms in parts.values())
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: there is no commit to compare with")
+def test_a_step_is_timed_in_two_trees(tmp_path: Path, tiny_corpus: Corpus) -> None:
+    folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
+    (result,) = bench("before_after.py", tmp_path, "fp32", "HEAD", "--recipe", "tiny", "--full", *folders)
+    assert result["settings"]["mean_length"] == 64
+    (row,) = result["rounds"]
+    assert row["before"]["loss"] == pytest.approx(row["after"]["loss"], rel=1e-4)  # the same work
+    assert all(0.2 < ratio["median"] < 5 for ratio in result["before_over_after"].values())
 
 
 def test_first_contact_says_what_the_machine_has() -> None:

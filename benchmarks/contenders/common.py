@@ -49,13 +49,14 @@ class Sizes:
     rounds: int
 
 
-def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None) -> Sizes:
+def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None, length: int | None = None) -> Sizes:
     """Return the sizes of a recipe.
 
     Args:
         name: a key of BATCHES.
         tokenizer: folder of a tokenizer whose vocabulary replaces the recipe's.
         rounds: number of rounds; by default that of BATCHES.
+        length: longest sequence, in tokens; by default the recipe's.
     """
     batch, updates, default = BATCHES[name]
     main, auxiliary = (recipes.recipe(name, objective) for objective in ("rtd", "mlm"))
@@ -63,7 +64,7 @@ def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None) -
     return Sizes(
         discriminator=EncoderSettings(**main["model"] | vocabulary),
         auxiliary=EncoderSettings(**auxiliary["model"] | vocabulary),
-        length=main["corpus"]["sequence_length"],
+        length=length or main["corpus"]["sequence_length"],
         batch=batch,
         updates=updates,
         rounds=rounds or default,
