@@ -86,7 +86,10 @@ def rectangles(layout: Layout, whole: bool) -> Rectangles:
 
 def pair_bias(bias_HR: Tensor) -> Tensor:
     """Return the bias of every (query, key) pair, [H, L, L], from that of each distance, [H, 2L - 1]."""
-    return bias_HR.unfold(1, bias_HR.shape[1] // 2 + 1, 1).flip(1)  # the last query is L - 1 away from the first key
+    heads_first = (
+        bias_HR.contiguous()
+    )  # else the result is not contiguous either, and adding it takes ten times as long
+    return heads_first.unfold(1, bias_HR.shape[1] // 2 + 1, 1).flip(1)  # L - 1 from the last query to the first key
 
 
 def distance_sums(grad_HLL: Tensor) -> Tensor:
