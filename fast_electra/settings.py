@@ -81,7 +81,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
 
     A field's description says what its value must be. `prefix` is the dotted path of the section that was validated.
     """
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key is also missing
     kind, given, message = first["type"], first["input"], first["msg"].removeprefix("Value error, ")
     names, fields = [prefix] if prefix else [], _fields(model)
     field: FieldInfo | None = None
