@@ -23,7 +23,26 @@ def on_gpu() -> bool:
 
 def this_machine() -> Machine:
     """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
+    _check_ranks()
     return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), on_gpu(), not on_gpu() or runs_triton())
+
+
+def _check_ranks() -> None:
+    """Refuse numbers in the environment that no launcher would set: ranks would fail, or wait for one another."""
+    world, devices = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count() if on_gpu() else 2**20
+    ranks = int(world) if world.isdecimal() else 0
+    for name, allowed in (
+        ("WORLD_SIZE", range(1, 2**20)),
+        ("RANK", range(ranks)),
+        ("LOCAL_RANK", range(devices)),
+        ("MASTER_PORT", range(2**16)),
+    ):
+        value = os.environ.get(name)
+        if value is not None and not (value.isdecimal() and int(value) in allowed):
+            bounds = f"a whole number from {allowed[0]} to {allowed[-1]}"
+            raise UserError(
+                f"{name} in the environment must be {bounds}, not {value!r}: `deepspeed` sets it, so unset it"
+            )
 
 
 def runs_triton() -> bool:
