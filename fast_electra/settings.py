@@ -51,6 +51,14 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
 
 
+def file_argument(text: str) -> Path:
+    """Return a path of the command line to write a file to: a folder is refused before the work, not after it."""
+    path = path_argument(text)
+    if os.path.isdir(path):  # noqa: PTH112 - a Path would raise an OSError for a name that is too long
+        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file in it")
+    return path
+
+
 def one_of(names: Iterable[str]) -> AfterValidator:
     """Return the check of a setting whose values are the names of a table."""
     allowed = tuple(names)
