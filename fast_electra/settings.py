@@ -52,11 +52,16 @@ def path_argument(text: str) -> Path:
 
 
 def file_argument(text: str) -> Path:
-    """Return a path of the command line to write a file to: a folder is refused before the work, not after it."""
+    """Return a path of the command line to write a file to. Where it is a link, the file behind it is meant.
+
+    A folder is refused before the work, not after it. So is a device: a new file would take its place.
+    """
     path = path_argument(text)
     if os.path.isdir(path):  # noqa: PTH112 - a Path would raise an OSError for a name that is too long
         raise argparse.ArgumentTypeError(f"{path} is a folder: name a file in it")
-    return path
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise argparse.ArgumentTypeError(f"{path} is a device or a pipe, which a file would replace: name a file")
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114
 
 
 def one_of(names: Iterable[str]) -> AfterValidator:

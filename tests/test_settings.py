@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,17 @@ def test_other_paths_stay_as_they_are(text: str) -> None:
     assert path_argument(text) == Path(text)
 
 
-def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+def test_a_folder_or_a_device_is_no_file_to_write(tmp_path: Path) -> None:
     for path in (tmp_path / "new.json", tmp_path / ("x" * 300), tmp_path / "absent" / "new.json"):
         assert file_argument(str(path)) == path
     with pytest.raises(argparse.ArgumentTypeError, match=f"^{tmp_path} is a folder: name a file in it$"):
         file_argument(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    for text in ("/dev/full", "/dev/null", str(tmp_path / "pipe")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^{text} is a device or a pipe, .*: name a file$"):
+            file_argument(text)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert file_argument(str(tmp_path / "link")) == tmp_path / "file"
     for flag in ("--json", "--plot", "--save-reference"):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["calibrate", "--config", str(TINY), flag, str(tmp_path)])
