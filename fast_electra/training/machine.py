@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fast_electra_kernels.processor import multiplies_bf16
 
 FORCED_DTYPE = "FAST_ELECTRA_DTYPE"  # environment variable: the precision that `auto` means, whatever the machine is
 SHARED_MEMORY, SHARED_BUFFER = Path("/dev/shm"), "deepspeed_allreduce_buffer"
+LEAST_SHARED = 32 * 2**20  # bytes free in it; with less, ranks were seen to die without a word (docker gives 64 MiB)
 
 
 def on_gpu() -> bool:
@@ -24,6 +26,7 @@ def on_gpu() -> bool:
 def this_machine() -> Machine:
     """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
     _check_ranks()
+    _check_shared_memory()
     return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), on_gpu(), not on_gpu() or runs_triton())
 
 
@@ -43,6 +46,16 @@ def _check_ranks() -> None:
             raise UserError(
                 f"{name} in the environment must be {bounds}, not {value!r}: `deepspeed` sets it, so unset it"
             )
+
+
+def _check_shared_memory() -> None:
+    """Refuse to start several ranks on a CPU where they have no room to exchange gradients."""
+    if on_gpu() or os.environ.get("WORLD_SIZE", "1") == "1" or not SHARED_MEMORY.exists():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.access(SHARED_MEMORY, os.W_OK) else 0
+    if free < LEAST_SHARED:
+        room = f"{SHARED_MEMORY} has room for {free / 1e6:.0f} MB, and ranks on a CPU need 70 MB each"
+        raise UserError(f"{room}: remove old files there, or enlarge it (docker run --shm-size 1g)")
 
 
 def runs_triton() -> bool:

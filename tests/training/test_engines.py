@@ -14,6 +14,7 @@ import pytest
 
 from fast_electra.hosts import operators
 from fast_electra.settings import UserError
+from fast_electra.training import machine
 from fast_electra.training.engines import start_ranks
 from fast_electra.training.machine import numbered_devices, this_machine
 
@@ -46,6 +47,17 @@ def test_numbers_that_no_launcher_sets_are_refused(name: str, value: str, monkey
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"{name} in the environment must be a whole number from . to .*'{value}'"):
+        this_machine()
+
+
+@pytest.mark.skipif(operators.on_gpu(), reason="ranks on GPUs do without")
+def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the ranks die of SIGBUS, or wait for ever."""
+    monkeypatch.setattr(machine, "LEAST_SHARED", 2**60)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    this_machine()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"/dev/shm has room for .* MB, .*: remove old files there, or enlarge it"):
         this_machine()
 
 
