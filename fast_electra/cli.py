@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_electra.settings import UserError, path_argument
+from fast_electra.settings import UserError, file_argument, path_argument
 
 _INPUT = """files (.txt with a blank line between documents; .jsonl, .ndjson or .json with one object a line; .parquet;
 each also .gz, .xz, .zst, .bz2), folders, quoted globs, or `sample`, the corpus that ships"""
@@ -113,7 +113,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", type=path_argument, metavar="RUN", help="run folders, in the order of the page"
     )
     parser.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="default: report.html in the last run's folder"
+        "--output", type=file_argument, metavar="FILE", help="default: report.html in the last run's folder"
     )
 
 
@@ -167,12 +167,12 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
         (default: level with --reference, shape without)"""
     add("--match", choices=("level", "shape"), help=match)
     add("--sequences", type=int, default=512, metavar="N", help="held-out ones to measure on (default: %(default)s)")
-    add("--json", dest="figures", type=path_argument, metavar="FILE", help="write every figure")
-    add("--plot", type=path_argument, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
+    add("--json", dest="figures", type=file_argument, metavar="FILE", help="write every figure")
+    add("--plot", type=file_argument, metavar="FILE", help="draw the curves: .svg, .png or .pdf")
     add(
         "--save-reference",
         dest="curve",
-        type=path_argument,
+        type=file_argument,
         metavar="FILE",
         help="keep the reference's curve as a small file",
     )

@@ -282,6 +282,8 @@ def _merge(preset: Any, own: Any) -> Any:
 
 def _run_config(section: dict[str, Any], where: str) -> RunConfig:
     for key, allowed in (("recipe", recipes.NAMES), ("objective", recipes.OBJECTIVES)):
+        if key not in section and (close := difflib.get_close_matches(key, section, n=1)):
+            raise UserError(f"{where}: unknown key {SECTION}.{close[0]}; did you mean {key}?")
         if section.get(key) not in allowed:
             given = json.dumps(section.get(key))
             raise UserError(f"{where}: {SECTION}.{key} must be one of {', '.join(allowed)}, not {given}")

@@ -51,6 +51,19 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
 
 
+def file_argument(text: str) -> Path:
+    """Return a path of the command line to write a file to. Where it is a link, the file behind it is meant.
+
+    A folder is refused before the work, not after it. So is a device: a new file would take its place.
+    """
+    path = path_argument(text)
+    if os.path.isdir(path):  # noqa: PTH112 - a Path would raise an OSError for a name that is too long
+        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file in it")
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise argparse.ArgumentTypeError(f"{path} is a device or a pipe, which a file would replace: name a file")
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114
+
+
 def one_of(names: Iterable[str]) -> AfterValidator:
     """Return the check of a setting whose values are the names of a table."""
     allowed = tuple(names)
@@ -81,7 +94,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
 
     A field's description says what its value must be. `prefix` is the dotted path of the section that was validated.
     """
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key is also missing
     kind, given, message = first["type"], first["input"], first["msg"].removeprefix("Value error, ")
     names, fields = [prefix] if prefix else [], _fields(model)
     field: FieldInfo | None = None

@@ -10,7 +10,7 @@ auxiliary, as Fast-ELECTRA with its frozen auxiliary (online), and as Fast-ELECT
 import os
 
 from fast_electra.jobs import launcher
-from fast_electra.settings import path_argument
+from fast_electra.settings import file_argument, path_argument
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10, metavar="N", help="measured in each turn; default: 10")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="before them; default: 3")
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="turns of each method; default: 6")
-    parser.add_argument("--json", type=path_argument, metavar="FILE", help="keep every figure here")
+    parser.add_argument("--json", type=file_argument, metavar="FILE", help="keep every figure here")
     parser.add_argument(
         "--trace", type=path_argument, metavar="FOLDER", help="torch.profiler's traces of two updates, here"
     )

@@ -118,6 +118,12 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
             "replacement.store holds what a frozen model drew",
         ),
         ({"fast_electra": None}, 'no section "fast_electra"'),
+        # Misspelt, so that a key which must be there is missing.
+        ({"fast_electra__recipe": None, "fast_electra__recipe ": "tiny"}, r"electra\.recipe ; did you mean recipe\?"),
+        ({"fast_electra__objective": None, "fast_electra__objectiv": "rtd"}, r"objectiv; did you mean objective\?"),
+        ({"fast_electra__run": None, "fast_electra__Run": "x"}, r"electra\.Run; did you mean run\?"),
+        ({"optimizer__type": None, "optimizer__typ": "Adam"}, r"unknown key optimizer\.typ; did you mean type\?"),
+        ({"scheduler__type": None, "scheduler__tpye": "WarmupLR"}, r"unknown key scheduler\.tpye; did you mean type\?"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

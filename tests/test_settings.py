@@ -1,16 +1,18 @@
 """Paths as a user writes them, in a config, by --set and on the command line; and files of odd encodings."""
 
+import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from fast_electra import config
+from fast_electra import cli, config
 from fast_electra.cli import main
 from fast_electra.cost.estimate import check_machine
 from fast_electra.deepspeed_config import Machine
 from fast_electra.jobs import launcher, measure, preprocess
-from fast_electra.settings import UserError, path_argument
+from fast_electra.settings import UserError, file_argument, path_argument
 
 TINY = Path(__file__).parent.parent / "ds_configs/tiny.json"
 PATHS = ("run", "corpus.shards", "corpus.tokenizer", "auxiliary.run", "replacement.store")
@@ -37,6 +39,24 @@ def test_a_path_means_what_a_shell_would_make_of_it(home: Path, key: str, text: 
 def test_other_paths_stay_as_they_are(text: str) -> None:
     assert config.load(TINY, [f"fast_electra.run={text}"]).run.run == text
     assert path_argument(text) == Path(text)
+
+
+def test_a_folder_or_a_device_is_no_file_to_write(tmp_path: Path) -> None:
+    for path in (tmp_path / "new.json", tmp_path / ("x" * 300), tmp_path / "absent" / "new.json"):
+        assert file_argument(str(path)) == path
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{tmp_path} is a folder: name a file in it$"):
+        file_argument(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    for text in ("/dev/full", "/dev/null", str(tmp_path / "pipe")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^{text} is a device or a pipe, .*: name a file$"):
+            file_argument(text)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert file_argument(str(tmp_path / "link")) == tmp_path / "file"
+    for flag in ("--json", "--plot", "--save-reference"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["calibrate", "--config", str(TINY), flag, str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["report", str(tmp_path), "--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize("key", [f"fast_electra.{key}" for key in PATHS] + ["csv_monitor.output_path"])

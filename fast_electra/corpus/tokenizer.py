@@ -49,11 +49,14 @@ class Tokenizer:
         train_one = "train one with `fast-electra tokenizer`"
         try:
             model = file.read_bytes()
-            expected = json.loads(card.read_text())["sha256"]
+            described = json.loads(card.read_text())
+            expected, version = described["sha256"], described["format"]
         except FileNotFoundError as error:
             raise UserError(f"no tokenizer in {folder}: {error.filename} is missing; {train_one}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{card} cannot be read ({error}): train the tokenizer again") from None
+        if version != 1:
+            raise UserError(f"{card} has format {version!r:.20}, and this version of fast_electra reads 1: {train_one}")
         if hashlib.sha256(model).hexdigest() != expected:
             raise UserError(f"{file} was altered (its sha256 is not that of {CARD}): restore or train it again")
         try:

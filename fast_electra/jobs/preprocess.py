@@ -138,7 +138,7 @@ def begin(
     strengths, plan = plan_store(config, corpus, distribution, auxiliary_facts, part)
     begun, passing = folder / PLAN, {folder / launcher.LOCK, *_unfinished(folder)}
     if begun.exists():
-        before = read_settings(begun, StorePlan, f"{begun} is gone", f"remove {folder}, or choose another --output")
+        before = read_settings(begun, StorePlan, f"{begun} is gone", "restore it, or choose another --output")
         check_same(folder, before, plan)
         plan = before
     elif folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - passing):

@@ -36,15 +36,26 @@ FREE = {
     *("comms_logger", "flops_profiler", "checkpoint"),
     *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "allgather_bucket_size", "overlap_comm")),
 }
+_FILES = ("config.json", "status.json", "metrics.jsonl", "examples.json", "report.html")  # of a run folder
+_FOLDERS = ("checkpoints", "model")
 
 
 def main(config: Config) -> None:
     """Join the launcher's process group, train, and leave it."""
     check_machine(config, device_memory())
     with launcher.only_job(Path(config.run.run), f"name another run folder with --set {SECTION}.run=FOLDER"):
+        _check_kinds(Path(config.run.run))
         ranks = launcher.begin(config)
         train(config, ranks)
         stop_ranks()
+
+
+def _check_kinds(folder: Path) -> None:
+    """Refuse a folder in the place of a file that the run writes, or the other way round: now, not at its end."""
+    for path in (folder / name for name in (*_FILES, *_FOLDERS)):
+        if path.exists() and path.is_dir() != (path.name in _FOLDERS):
+            is_now, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise UserError(f"{path} is a {is_now}, and the run writes a {wanted} there: move it away")
 
 
 def train(config: Config, ranks: Ranks) -> None:

@@ -2,17 +2,16 @@
 
 import json
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import SimpleQueue
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import xxhash
@@ -198,14 +197,33 @@ def _tokenising(tokenizer: Tokenizer, folder: Path, workers: int) -> Iterator[_T
     if workers == 1:
         yield lambda items: (_tokenised(tokenizer, item) for item in items)
         return
-    # Start fresh interpreters, because a fork would copy locks that other threads hold.
+    # Start fresh interpreters, because a fork would copy locks that other threads hold. Each process has a pipe of its
+    # own, which ends with it. A ProcessPoolExecutor waits for ever for a result that a killed process half wrote.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(folder,))
+    processes, idle = [], SimpleQueue[Connection]()
+    for _ in range(workers):
+        pipe, other = context.Pipe()
+        processes.append(context.Process(target=_work, args=(folder, other), daemon=True))
+        processes[-1].start()
+        other.close()
+        idle.put(pipe)
+    threads = ThreadPoolExecutor(workers)  # each waits for one process
+
+    def submit(batch: list[Document | Rejected]) -> list[_Tokenised | Rejected]:
+        pipe = idle.get()
+        try:
+            pipe.send(batch)
+            return cast(list[_Tokenised | Rejected], pipe.recv())
+        except (EOFError, OSError):
+            cause = "a tokenising process was killed, most likely because memory ran out: use fewer --workers"
+            raise UserError(cause) from None
+        finally:
+            idle.put(pipe)
 
     def tokenise(items: Iterable[Document | Rejected]) -> Iterator[_Tokenised | Rejected]:
         pending: deque[Future[list[_Tokenised | Rejected]]] = deque()
         for batch in _batches(items):
-            pending.append(pool.submit(_tokenise_batch, batch))
+            pending.append(threads.submit(submit, batch))
             if len(pending) > 2 * workers:  # memory stays bounded, however slow the writer is
                 yield from pending.popleft().result()
         for future in pending:
@@ -213,11 +231,11 @@ def _tokenising(tokenizer: Tokenizer, folder: Path, workers: int) -> Iterator[_T
 
     try:
         yield tokenise
-    except BrokenProcessPool:
-        cause = "a tokenising process was killed, most likely because memory ran out: use fewer --workers"
-        raise UserError(cause) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        threads.shutdown()
 
 
 def _batches(items: Iterable[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
@@ -242,23 +260,10 @@ def _tokenised(tokenizer: Tokenizer, item: Document | Rejected) -> _Tokenised | 
     return _Tokenised(ids, xxhash.xxh3_64_intdigest(text), len(text))
 
 
-_tokenizer: Tokenizer  # a worker's own, set by `_start_worker`
-
-
-def _start_worker(folder: Path) -> None:
-    global _tokenizer
-    _tokenizer = Tokenizer.load(folder)
+def _work(folder: Path, pipe: Connection) -> None:
+    """Tokenise the batches that come through a pipe, until its other end is closed or gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """End this worker if its parent is killed, so that no orphan waits for work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _tokenise_batch(batch: list[Document | Rejected]) -> list[_Tokenised | Rejected]:
-    return [_tokenised(_tokenizer, item) for item in batch]
+    tokenizer = Tokenizer.load(folder)
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send([_tokenised(tokenizer, item) for item in pipe.recv()])

@@ -90,7 +90,9 @@ def _unpacked(stream: BinaryIO, unpacker: Callable[[], Any], size: int) -> Itera
 
 
 def utf8(parts: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Yield the bytes of text in UTF-8, without a byte order mark. Text with the mark of UTF-16 is converted.
+    """Yield the bytes of text in UTF-8, without a byte order mark. UTF-16 with its mark is converted.
+
+    So are the line ends of old Macs, a carriage return alone: the first bytes have some, and no newline.
 
     Raises:
         StreamError: the text is in UTF-32, or ends within a character of UTF-16. `size` is that of the file.
@@ -101,8 +103,9 @@ def utf8(parts: Iterator[bytes], size: int) -> Iterator[bytes]:
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise StreamError("UTF-32 text", "", "convert the file: iconv -f utf-32 -t utf-8", size)
     if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield start.removeprefix(codecs.BOM_UTF8)
-        yield from parts
+        old_mac = b"\r" in start[:-1] and b"\n" not in start
+        for part in chain([start.removeprefix(codecs.BOM_UTF8)], parts):
+            yield part.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if old_mac else part
         return
     decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")  # the readers name surrogates that are alone
     for part in chain([start], parts):

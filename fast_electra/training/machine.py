@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fast_electra_kernels.processor import multiplies_bf16
 
 FORCED_DTYPE = "FAST_ELECTRA_DTYPE"  # environment variable: the precision that `auto` means, whatever the machine is
 SHARED_MEMORY, SHARED_BUFFER = Path("/dev/shm"), "deepspeed_allreduce_buffer"
+LEAST_SHARED = 32 * 2**20  # bytes free in it; with less, ranks were seen to die without a word (docker gives 64 MiB)
 
 
 def on_gpu() -> bool:
@@ -23,7 +25,37 @@ def on_gpu() -> bool:
 
 def this_machine() -> Machine:
     """Return what a config must know of this machine. The launcher's environment gives the number of processes."""
+    _check_ranks()
+    _check_shared_memory()
     return Machine(int(os.environ.get("WORLD_SIZE", "1")), best_dtype(), on_gpu(), not on_gpu() or runs_triton())
+
+
+def _check_ranks() -> None:
+    """Refuse numbers in the environment that no launcher would set: ranks would fail, or wait for one another."""
+    world, devices = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count() if on_gpu() else 2**20
+    ranks = int(world) if world.isdecimal() else 0
+    for name, allowed in (
+        ("WORLD_SIZE", range(1, 2**20)),
+        ("RANK", range(ranks)),
+        ("LOCAL_RANK", range(devices)),
+        ("MASTER_PORT", range(2**16)),
+    ):
+        value = os.environ.get(name)
+        if value is not None and not (value.isdecimal() and int(value) in allowed):
+            bounds = f"a whole number from {allowed[0]} to {allowed[-1]}"
+            raise UserError(
+                f"{name} in the environment must be {bounds}, not {value!r}: `deepspeed` sets it, so unset it"
+            )
+
+
+def _check_shared_memory() -> None:
+    """Refuse to start several ranks on a CPU where they have no room to exchange gradients."""
+    if on_gpu() or os.environ.get("WORLD_SIZE", "1") == "1" or not SHARED_MEMORY.exists():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.access(SHARED_MEMORY, os.W_OK) else 0
+    if free < LEAST_SHARED:
+        room = f"{SHARED_MEMORY} has room for {free / 1e6:.0f} MB, and ranks on a CPU need 70 MB each"
+        raise UserError(f"{room}: remove old files there, or enlarge it (docker run --shm-size 1g)")
 
 
 def runs_triton() -> bool:

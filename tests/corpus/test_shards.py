@@ -1,6 +1,7 @@
 """Shards hold every good document once, whole, in order, for any number of processes; any change to them is found."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -216,6 +217,24 @@ def test_a_failure_leaves_nothing_behind(corpus: Path, tokenizer: Path, tmp_path
         with pytest.raises(KeyboardInterrupt):
             build_shards([corpus], tokenizer, tmp_path / "s", workers=workers, progress=interrupted)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("victims", [1, 2])
+def test_a_killed_process_ends_the_build_even_in_the_middle_of_a_result(
+    tokenizer: Path, tmp_path: Path, victims: int
+) -> None:
+    (tmp_path / "a.txt").write_text("a word and another\n\n" * 400_000)
+
+    def kill(documents: int, size: int) -> None:
+        if documents == 1:  # with luck, others are within a result of several megabytes
+            for process in multiprocessing.active_children()[:victims]:
+                process.kill()
+
+    with pytest.raises(UserError, match=r"a tokenising process was killed.*fewer --workers"):
+        build_shards([tmp_path / "a.txt"], tokenizer, tmp_path / "s", workers=2, progress=kill)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert not multiprocessing.active_children()
 
 
 def test_wrong_shares_and_counts_are_refused(tokenizer: Path, tmp_path: Path) -> None:

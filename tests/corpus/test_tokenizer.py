@@ -190,3 +190,12 @@ def test_a_missing_altered_or_foreign_tokenizer_is_refused(folder: Path, tmp_pat
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [2, "1", None])
+def test_a_tokenizer_of_another_version_is_refused(folder: Path, tmp_path: Path, version: object) -> None:
+    card = json.loads((folder / "tokenizer.json").read_text()) | {"format": version}
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=rf"tokenizer\.json has format {version!r}, .* reads 1"):
+        Tokenizer.load(tmp_path)

@@ -10,6 +10,9 @@ import psutil
 import pytest
 from conftest import Corpus
 
+from fast_electra import config
+from fast_electra.jobs import pretrain
+from fast_electra.settings import UserError
 from fast_electra.training.metrics import read_metrics
 
 Launch = Callable[..., Any]
@@ -116,6 +119,21 @@ def test_a_changed_config_does_not_continue_a_run(
     more = {"fast_electra.auxiliary.run": str(auxiliary), "fast_electra.curriculum.rate": 0.3}
     arguments = ["--deepspeed_config", "ds_configs/tiny.json", *overrides(tiny_corpus, discriminator, **more)]
     assert "fast_electra.curriculum.rate was 0.1 when this run began" in refused(launch, arguments, ranks=2)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    settled = config.load("ds_configs/tiny_auxiliary.json", [f"fast_electra.run={tmp_path}"])
+    for name in ("config.json", "status.json", "metrics.jsonl", "examples.json", "report.html"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=f"{name} is a folder, and the run writes a file there: move it away"):
+            pretrain.main(settled)
+        (tmp_path / name).rmdir()
+    for name in ("checkpoints", "model"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=f"{name} is a file, and the run writes a folder there: move it away"):
+            pretrain.main(settled)
+        (tmp_path / name).unlink()
+    assert not list(tmp_path.iterdir())
 
 
 def test_misspelt_key_is_refused_once_for_all_ranks(launch: Launch) -> None:

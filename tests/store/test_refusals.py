@@ -241,3 +241,14 @@ def test_what_cannot_be_stored_or_continued_is_refused(lab: Lab, tmp_path: Path)
     with pytest.raises(UserError, match=r"holds something else than a store .*choose another --output"):
         lab.write(lab.settings(), tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_the_manifest_of_shards_is_not_taken_for_a_damaged_store(lab: Lab, tiny_corpus: conftest.Corpus) -> None:
+    """Its remedy would be to remove the manifest."""
+    before = sorted(path.name for path in tiny_corpus.shards.iterdir())
+    alone = Ranks(0, 1, CPU)
+    for call in (lambda run, folder: preprocess.write(run, folder, alone), lab.read):
+        with pytest.raises(UserError, match=r"no plan\.json, so it is no store: name another folder") as caught:
+            call(lab.settings(), tiny_corpus.shards)
+        assert "remove" not in str(caught.value)
+    assert sorted(path.name for path in tiny_corpus.shards.iterdir()) == before

@@ -119,6 +119,16 @@ def test_a_byte_order_mark_and_windows_line_ends_are_not_text(tmp_path: Path) ->
     assert read(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + jsonl(["a"])) == (["a"], [])
 
 
+@pytest.mark.parametrize("packer", PACKERS)
+def test_line_ends_of_old_macs_are_line_ends(tmp_path: Path, packer: str) -> None:
+    pack, long = PACKERS[packer], "b" * 3_000_000
+    text = f"\ufeffa\rb\r\r{long}\r \rc\r".encode()
+    assert read(tmp_path / f"a.txt{packer}", pack(text)) == (["a\nb", long, "c"], [])
+    assert read(tmp_path / f"a.jsonl{packer}", pack(jsonl(["a\rb", "c"]).replace(b"\n", b"\r"))) == (["a\rb", "c"], [])
+    # Beside newlines, a carriage return alone is text.
+    assert read(tmp_path / f"b.txt{packer}", pack(b"1%\r\r99%\r\n\r\nb\r\n")) == (["1%\r\r99%", "b"], [])
+
+
 @pytest.mark.parametrize("packer", [".gz", ".xz", ".zst", ".bz2"])
 @pytest.mark.parametrize("kind", [".txt", ".jsonl"])
 def test_a_truncated_archive_gives_what_comes_before_the_cut(tmp_path: Path, kind: str, packer: str) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from fast_electra.hosts import operators
 from fast_electra.settings import UserError
+from fast_electra.training import machine
 from fast_electra.training.engines import start_ranks
-from fast_electra.training.machine import numbered_devices
+from fast_electra.training.machine import numbered_devices, this_machine
 
 SCRIPT = Path(__file__).parent / "started_ranks.py"
 
@@ -29,6 +30,35 @@ def test_several_processes_without_ranks_are_refused(name: str, monkeypatch: pyt
     monkeypatch.setenv(name, "4")
     with pytest.raises(UserError, match=f"{name} says that there are several processes"):
         start_ranks()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("WORLD_SIZE", value) for value in ("0", "two", "-1", "")),
+        *(("RANK", value) for value in ("1", "x", "-1", "0.0")),
+        *(("LOCAL_RANK", value) for value in ("x", "9999999")),
+        *(("MASTER_PORT", value) for value in ("abc", "65536")),
+    ],
+)
+def test_numbers_that_no_launcher_sets_are_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a rank waits for ever for the others, or ends in a traceback."""
+    for other in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name} in the environment must be a whole number from . to .*'{value}'"):
+        this_machine()
+
+
+@pytest.mark.skipif(operators.on_gpu(), reason="ranks on GPUs do without")
+def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the ranks die of SIGBUS, or wait for ever."""
+    monkeypatch.setattr(machine, "LEAST_SHARED", 2**60)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    this_machine()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"/dev/shm has room for .* MB, .*: remove old files there, or enlarge it"):
+        this_machine()
 
 
 @pytest.mark.parametrize(
