@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fast_electra import config
+from fast_electra import config, config_file
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.deepspeed_config import Machine
 from fast_electra.settings import UserError, settings_in
@@ -163,9 +163,9 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) 
 
 def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
     path = tiny(tmp_path)
-    plain = config.read(path)
+    plain = config_file.read(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert config.read(path) == plain
+    assert config_file.read(path) == plain
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

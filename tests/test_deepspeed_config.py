@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fast_electra import config
+from fast_electra import config, config_file
 from fast_electra.deepspeed_config import Machine, resolve
 from fast_electra.deepspeed_schema import SECTIONS
 from fast_electra.settings import UserError, settings_in
@@ -17,7 +17,7 @@ GPU = Machine(processes=2, best_dtype="bf16", on_gpu=True)
 
 def tiny(*overrides: str, machine: Machine = TWO, updates: int = 700) -> dict[str, Any]:
     """DeepSpeed's part of ds_configs/tiny.json, with overrides, resolved for a machine."""
-    tree = config.read(ROOT / "ds_configs/tiny.json", list(overrides))
+    tree = config_file.read(ROOT / "ds_configs/tiny.json", list(overrides))
     del tree[config.SECTION]
     return resolve(tree, updates, machine, "tiny.json")
 

@@ -296,6 +296,5 @@ def test_advice_leaves_a_margin_and_needs_no_model(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--config", str(CONFIGS / "tiny.json"), *arguments]) == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert message in printed.err
