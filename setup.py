@@ -11,7 +11,7 @@ KERNELS = "kernels"
 # NVIDIA's apex is optional and built from its source: the PyPI package named `apex` is an unrelated web toolkit.
 REQUIRES = [
     "torch>=2.10",
-    "deepspeed>=0.19.6",
+    "deepspeed>=0.19.8",
     "megatron-core>=0.16.1,<0.17; python_version < '3.12'",
     "megatron-core>=0.16.1; python_version >= '3.12'",
     "sentencepiece>=0.2",
@@ -25,7 +25,6 @@ REQUIRES = [
     "filelock",
     "psutil",
     "ninja",
-    "filelock",
 ]
 EXTRAS = {
     "parquet": ["pyarrow"],

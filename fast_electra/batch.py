@@ -29,7 +29,7 @@ class Layout:
     """
 
     lengths_B: Tensor  # int64, CPU: number of tokens; [CLS] and [SEP] count
-    longest: int  # no sequence is longer
+    longest: int  # length of the longest sequence, or more
     keys_B: Tensor  # int64: noise key of each sequence, a function of (seed, epoch, sequence)
     starts_B: Tensor  # int32: number of each sequence's first token, as kernels read it
     sizes_B: Tensor  # int32: `lengths_B`, as kernels read it

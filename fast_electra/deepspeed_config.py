@@ -97,7 +97,8 @@ def _check_together(tree: dict[str, Any]) -> None:
 
 def _resolve_scheduler(scheduler: dict[str, Any], updates: int, learning_rate: float) -> None:
     params, schema = scheduler.setdefault("params", {}), SCHEDULER_PARAMS[scheduler["type"]]
-    for name, value in zip(AUTOS, (updates + 1, learning_rate), strict=True):  # 0 comes after the last update
+    end = updates + (2 if scheduler["type"] == "WarmupCosineLR" else 1)  # the rate is at its end after the last update
+    for name, value in zip(AUTOS, (end, learning_rate), strict=True):
         if name in schema.model_fields and params.get(name, "auto") == "auto":
             params[name] = value
     _check(schema, params, "scheduler.params")

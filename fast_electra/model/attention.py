@@ -4,6 +4,7 @@ Sequences lie one after another in T tokens. Triton's kernels read them there. T
 sequences of about the same length (`rectangles.py`). The bias is a number for each distance in all of them.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -95,7 +96,7 @@ def _sdpa(qkv_T3Hd: Tensor, bias_HR: Tensor, layout: Layout, drop: KeyedDropout 
     mixed, all_parts = [], rectangles(layout, qkv_T3Hd.is_cuda)
     for part in all_parts.parts:
         q, k, v = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4)
-        mask = sum(part.biases(bias_HLL), start=bias_HLL.new_zeros(1, 1, 1, 1))
+        mask = functools.reduce(torch.add, part.biases(bias_HLL[None]))
         with sdpa_kernel(TRAINING_KERNELS if trained else FROZEN_KERNELS):
             mixed_bHld = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         mixed.append(mixed_bHld.transpose(1, 2))
@@ -114,7 +115,9 @@ class _Matmul(torch.autograd.Function):
         mixed, kept, all_parts = [], [], rectangles(layout, qkv_T3Hd.is_cuda)
         bias_HLL, dropped = pair_bias(bias_HR).to(qkv_T3Hd.dtype), _dropping(drop, layout, qkv_T3Hd.shape[2])
         for part in all_parts.parts:
-            qkv = part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous()  # a view would keep it all
+            qkv = (
+                part.of(qkv_T3Hd).permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous()
+            )  # a view would keep all of it alive
             q, k, v = qkv
             p = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
             for bias in part.biases(bias_HLL):
@@ -196,8 +199,8 @@ def attention(
     return BACKENDS[backend](qkv_T3Hd, bias_HR, layout, drop)
 
 
-def choose(name: str, x: Tensor, heads: int, drop: KeyedDropout | None) -> str:
-    """Return the backend for hidden states [T, D], if a config's `attention` is `name`.
+def choose(name: str, x: Tensor, head_size: int, drop: KeyedDropout | None) -> str:
+    """Return the backend for tensors like `x`, on its device and in its dtype, if a config's `attention` is `name`.
 
     On a GPU, Triton's kernels are two to three times faster than `sdpa`, whose kernel has to read a mask of pairs. On a
     CPU, `matmul` is the fastest.
@@ -206,7 +209,7 @@ def choose(name: str, x: Tensor, heads: int, drop: KeyedDropout | None) -> str:
         return "matmul"
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    able = x.is_cuda and dtype != torch.float32 and x.shape[-1] // heads in HEAD_SIZES
+    able = x.is_cuda and dtype != torch.float32 and head_size in HEAD_SIZES
     able = able and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
     if name == "triton" and not able:
         need = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"

@@ -17,7 +17,7 @@ from fast_electra import randomness
 from fast_electra.batch import Layout
 from fast_electra_kernels.noise import random_bits
 
-_BLOCK = 2**17  # numbers that are made together: they stay in a CPU's cache
+_BLOCKS = {"cpu": 2**17, "cuda": 2**26}  # numbers that are made together: they stay in a CPU's cache
 _MULTIPLY_1, _MULTIPLY_2, _STEP = 0x2C1B3C6D, 0x297A2D39, 0x9E3779B1 - 2**32  # of the quick hash
 
 
@@ -28,7 +28,7 @@ class KeyedDropout:
     hidden_rate: float = 0.0  # for the embedding's output and each residual branch
     attention_rate: float = 0.0  # for the attention probabilities
     site: int = 0  # number of the layer's first site; a layer has three
-    quick: bool = False  # for training: rates are multiples of 2^-16, and a short hash makes the bits
+    quick: bool = False  # for training: rates are rounded to multiples of 2^-16, and a short hash makes the bits
 
     def of_layer(self, layer: int) -> "KeyedDropout":
         """Return the dropout of one encoder layer: 1, 2, ...; 0 is the embedding."""
@@ -41,7 +41,7 @@ class KeyedDropout:
         """
         if self.hidden_rate == 0.0:
             return x
-        if self.quick and x.is_cuda:  # one kernel, which no arithmetic of ours is as fast as
+        if self.quick and x.is_cuda:  # torch's single kernel is faster than ours
             return F.dropout(x, self.hidden_rate)
         sequence, position = layout.sequence_T, layout.position_T
         if positions_M is not None:
@@ -63,7 +63,7 @@ class KeyedDropout:
         """Drop numbers of the last dimension, each row by its key, int64 [...]."""
         out, make = torch.empty_like(x, memory_format=torch.contiguous_format), _factors[self.quick]
         rows, keys, out_rows = x.flatten(0, -2), keys.flatten(), out.flatten(0, -2)
-        step = max(1, _BLOCK // x.shape[-1])
+        step = max(1, _BLOCKS[x.device.type] // x.shape[-1])
         for start in range(0, len(rows), step):
             block = slice(start, start + step)
             torch.mul(rows[block], make(keys[block], x.shape[-1], rate, x.dtype), out=out_rows[block])
@@ -97,7 +97,7 @@ def _quick_factors(keys: Tensor, width: int, rate: float, dtype: torch.dtype) ->
     bits = keys.to(torch.int32)[:, None] + columns
     bits.mul_(_MULTIPLY_1)
     bits.bitwise_xor_(bits >> 15).mul_(_MULTIPLY_2)
-    dropped = round(rate * 2**16)
+    dropped = min(round(rate * 2**16), 2**16 - 1)
     factors = torch.empty(len(keys), width, dtype=dtype, device=keys.device)
     torch.ge(bits.view(torch.int16)[:, :width], dropped - 2**15, out=factors)
     return factors.mul_(2**16 / (2**16 - dropped))

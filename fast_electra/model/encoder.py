@@ -127,11 +127,12 @@ class Encoder(nn.Module):
         The last layer then computes no others. `drop` says what to drop in eval mode, if an augmentation asks for it.
         """
         settings, x_TD = self.settings, self.embed(tokens_T)
+        head_size = settings.hidden_size // settings.heads
         if self.training:
             drop = KeyedDropout(settings.dropout, settings.attention_dropout, quick=True)
         if drop is not None:
             x_TD = drop.hidden(x_TD, 0, layout)
-        backend, bias_HR = choose(settings.attention, x_TD, settings.heads, drop), self.relative_bias(layout.longest)
+        backend, bias_HR = choose(settings.attention, x_TD, head_size, drop), self.relative_bias(layout.longest)
         checkpoint = self.checkpoint if self.training and torch.is_grad_enabled() else None
         for number, layer in enumerate(self.layers, start=1):
             read_M = positions_M if layer is self.layers[-1] else None

@@ -1,4 +1,4 @@
-"""Rectangles of sequences: what attention without a kernel for unpadded batches computes on.
+"""Padded groups of sequences, for the attention backends that cannot read unpadded batches.
 
 They are private to attention. Everything else works on T tokens; see `batch.Layout`.
 """
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fast_electra.batch import Layout
+from fast_electra.batch import Layout, moved
 
-SPARED = 4096  # pairs of positions: if one more rectangle saves fewer, it costs more than it saves
+SPARED = 4096  # pairs of positions that a rectangle of its own has to save for a sequence
 AREA = 2**18  # pairs of positions of a rectangle on a CPU, so that they stay in its cache
 
 
@@ -31,7 +31,7 @@ class Rectangle(NamedTuple):
 
     def biases(self, bias_HLL: Tensor) -> list[Tensor]:
         """Return what is added to the scores [b, H, l, l]: the bias of each pair, and perhaps a mask of padding."""
-        found = [bias_HLL[:, : self.length, : self.length]]
+        found = [bias_HLL[..., : self.length, : self.length]]
         if self.padding is not None:  # the lowest finite number, because a row of -inf alone would become NaN
             mask = torch.zeros_like(self.padding, dtype=bias_HLL.dtype)
             found.append(mask.masked_fill_(self.padding, torch.finfo(mask.dtype).min)[:, None, None])
@@ -78,17 +78,16 @@ def rectangles(layout: Layout, whole: bool) -> Rectangles:
         padding_bL = position_L >= lengths_b[:, None]
         rows: slice | Tensor = slice(start, start + longest)
         if len(sequence_b) > 1:
-            rows = (starts_B[sequence_b][:, None] + position_L.where(~padding_bL, 0)).flatten().to(device)
-        padding = padding_bL.to(device) if bool(padding_bL.any()) else None
+            rows = moved((starts_B[sequence_b][:, None] + position_L.where(~padding_bL, 0)).flatten(), device)
+        padding = moved(padding_bL, device) if bool(padding_bL.any()) else None
         parts.append(Rectangle(len(sequence_b), longest, rows, padding))
-    return Rectangles(parts, places.to(device)[layout.sequence_T] + layout.position_T)
+    return Rectangles(parts, moved(places, device)[layout.sequence_T] + layout.position_T)
 
 
 def pair_bias(bias_HR: Tensor) -> Tensor:
     """Return the bias of every (query, key) pair, [H, L, L], from that of each distance, [H, 2L - 1]."""
-    heads_first = (
-        bias_HR.contiguous()
-    )  # else the result is not contiguous either, and adding it takes ten times as long
+    # Of another order in memory, the result would be so too, and adding it would take ten times as long.
+    heads_first = bias_HR.contiguous()
     return heads_first.unfold(1, bias_HR.shape[1] // 2 + 1, 1).flip(1)  # L - 1 from the last query to the first key
 
 

@@ -15,7 +15,7 @@ class AuxiliarySettings(Settings):
 
     run: LocalPath | None = None  # a run folder of objective `mlm`
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # `auto` is 16 bit if the device computes in it
-    cuda_graph: bool = True  # on a GPU the model is replayed as CUDA graphs: faster, for some more memory
+    cuda_graph: bool = True  # on a GPU, with Triton's attention, the model is replayed as CUDA graphs
 
 
 class ReplacementSettings(Settings):

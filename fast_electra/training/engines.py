@@ -246,7 +246,7 @@ def training_engine(
         model=model, model_parameters=parameters, optimizer=adam, config=config, dist_init_required=False
     )
     if engine.lr_scheduler is not None:
-        engine.lr_scheduler.step(1)  # DeepSpeed counts from 0, and counts that twice: two updates of learning rate 0
+        engine.lr_scheduler.step(1)  # DeepSpeed begins at 0 and repeats it: two updates of learning rate 0
     limit_waits(limit)
     engine.checkpoint_engine = CheckpointFiles(engine._config)
     engine._copy_recovery_script = lambda folder: None  # DeepSpeed's script, which runs code that a checkpoint holds

@@ -18,10 +18,8 @@ from fast_electra.model.attention import choose
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.heads import MaskedLanguageModel
 
-LIMIT = 8  # graphs; they share their working memory
-ROWS = (
-    256  # tokens and masked positions are padded to a multiple of this, or of about 1/16 of all tokens if that is more
-)
+LIMIT = 16  # graphs; they share their working memory
+ROWS = 256  # numbers of tokens and of masked positions are rounded up to a multiple of this, see `_more`
 LENGTHS = 64  # the longest sequence is taken to have a multiple of this
 WARM_UP = 3  # passes before a capture, in which libraries make their workspaces and modules fill their caches
 
@@ -110,7 +108,7 @@ class ReplayedModel:
 
     def _replays(self) -> bool:
         settings = self.model.encoder.settings
-        return choose(settings.attention, self.head[0], settings.heads, None) == "triton"
+        return choose(settings.attention, self.head[0], settings.hidden_size // settings.heads, None) == "triton"
 
     def _hooked(self) -> bool:
         """Return whether something watches the modules' calls: DeepSpeed's flops profiler, or its engine's timers."""
@@ -139,17 +137,21 @@ class ReplayedModel:
 
 
 def padded(tokens_T: Tensor, layout: Layout, positions_M: Tensor) -> Inputs:
-    """Return the inputs with T, M and the longest length rounded up to a multiple, so that few graphs serve all.
+    """Return the inputs with T, M and the longest length rounded up, so that few graphs serve all.
 
     The new tokens belong to no sequence, and the caller drops the new rows of M. All tokens are separate rows outside
     of attention, so padding costs a little time and changes nothing else.
     """
-    multiple = ROWS * max(1, len(tokens_T) // (16 * ROWS))
-    more = (0, -len(tokens_T) % multiple)
+    more = (0, _more(len(tokens_T)))
     wider = dataclasses.replace(
         layout,
         longest=ceil_div(layout.longest, LENGTHS) * LENGTHS,
         sequence_T=F.pad(layout.sequence_T, more),
         position_T=F.pad(layout.position_T, more),
     )
-    return Inputs(F.pad(tokens_T, more), wider, F.pad(positions_M, (0, -len(positions_M) % multiple)))
+    return Inputs(F.pad(tokens_T, more), wider, F.pad(positions_M, (0, _more(len(positions_M)))))
+
+
+def _more(count: int) -> int:
+    """Return what a count lacks to a multiple of ROWS, or of 1/8 of the power of two below it if that is more."""
+    return -count % max(ROWS, 2 ** (count.bit_length() - 1) // 8)

@@ -53,7 +53,7 @@ class Run:
 
     def update(self, n: int) -> tuple[dict[str, Any], Sums]:
         """Do update n = 1, 2, ..., which reads global batch n - 1; return its row so far, and this rank's sums."""
-        # Only the main model's dropout uses torch's generator. It is reseeded, so that a resumed run draws the same.
+        # On a GPU, dropout in training uses torch's generator. It is reseeded, so that a resumed run draws the same.
         torch.manual_seed(int(randomness.key(self.config.run.seed, n, self.ranks.rank)))
         learning_rate, strength = self.engine.get_lr()[0], self.strength(n)
         batches = self.loader.batch(n - 1)

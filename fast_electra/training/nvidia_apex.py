@@ -19,8 +19,9 @@ def find() -> tuple[Path | None, str]:
     """Return the folder of NVIDIA's apex; or None, and what is the matter. Nothing is imported."""
     spec = importlib.util.find_spec("apex")
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
-    if any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):
-        return folders[0], ""
+    for folder in folders:
+        if (folder / "optimizers" / "fused_adam.py").exists():
+            return folder, ""
     if spec:
         return None, "PyPI's unrelated web toolkit, not NVIDIA's: pip uninstall apex"
     return None, "NVIDIA's is not installed. Never `pip install apex`: the PyPI package of that name is unrelated"
@@ -35,7 +36,7 @@ def load() -> tuple[type[nn.Module], type[Optimizer]]:
     folder, problem = find()
     if folder is None:
         raise UserError(f"{KEY}, but apex is missing: {problem}; or leave the key out")
-    with _one_line():
+    with _errors_as_one_line():
         norm = importlib.import_module("apex.normalization").FusedLayerNorm
         adam = importlib.import_module("apex.optimizers").FusedAdam
         norm(1)  # loads its extension
@@ -58,7 +59,7 @@ def use(model: nn.Module, params: dict[str, Any]) -> Callable[[list[dict[str, An
     options = {key: value for key, value in params.items() if key != "torch_adam"}
 
     def make(groups: list[dict[str, Any]]) -> Optimizer:
-        with _one_line():
+        with _errors_as_one_line():
             return _interchanging(fused_adam)(groups, **options)
 
     return make
@@ -73,11 +74,11 @@ def _interchanging(base: type[Optimizer]) -> Callable[..., Optimizer]:
     class FusedAdam(base):  # type: ignore[misc, valid-type]
         def step(self, closure: Any = None) -> Any:
             states = [[self.state[p] for p in group["params"]] for group in self.param_groups]
-            for group, of_group in zip(self.param_groups, states, strict=True):
-                group["step"] = max(int(state.get("step", 0)) for state in of_group)
+            for group, group_states in zip(self.param_groups, states, strict=True):
+                group["step"] = max(int(state.get("step", 0)) for state in group_states)
             loss = super().step(closure)
-            for group, of_group in zip(self.param_groups, states, strict=True):
-                for state in filter(None, of_group):  # those without gradient have none
+            for group, group_states in zip(self.param_groups, states, strict=True):
+                for state in filter(None, group_states):  # those without gradient have none
                     state["step"] = group["step"]
                 group["step"] = 0
             return loss
@@ -86,7 +87,7 @@ def _interchanging(base: type[Optimizer]) -> Callable[..., Optimizer]:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _errors_as_one_line() -> Iterator[None]:
     """Tell in one line that apex does not work: its errors are of many kinds."""
     try:
         yield

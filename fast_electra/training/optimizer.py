@@ -24,9 +24,7 @@ def spare_reduction(optimizer: Any) -> None:
         hook.remove()
     optimizer._grad_acc_hooks.clear()
 
-    build = optimizer._build_compact_grad_partition_buffer
-    if not optimizer.bit16_groups_flat[0].is_cuda:
-        build = cache(build)  # on a CPU, memory that is asked for anew costs more than what is added up in it
+    build = cache(optimizer._build_compact_grad_partition_buffer)  # new memory would cost more than adding up in it
 
     @torch.no_grad()
     def add_up() -> None:

@@ -180,7 +180,7 @@ class Launcher:
         rows = [tiles.queries for tiles in self.plan[:4]]
         assert rows[0] >= rows[1] >= max(rows[2:]) and self.plan.bias.keys >= rows[3], self.plan
         self.empty = torch.empty if batch.covered else torch.zeros
-        self.threshold = round(batch.dropout * LEVELS)
+        self.threshold = min(round(batch.dropout * LEVELS), LEVELS - 1)
         self.padded = triton.cdiv(batch.longest, ROOM) * ROOM
         self.keep_scale = LEVELS / (LEVELS - self.threshold)
         self.softmax_scale = self.d**-0.5
