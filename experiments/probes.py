@@ -104,7 +104,7 @@ def swap(batch: TokenBatch) -> Labelled:
     pair_T = inner_T & inner_T.roll(-1) & (tokens_T != tokens_T.roll(-1))  # a token and its right neighbour
     pair_T &= position_T % 2 == parity_B[sequence_T]
     noise_T = randomness.key(2, layout.keys_B[sequence_T], position_T)
-    order_T = layout.order(noise_T.masked_fill(~pair_T, torch.iinfo(torch.int64).max))
+    order_T = layout.order(noise_T, pair_T)
     count_B = ((layout.lengths_B - 2) * SWAPPED / 2 + 0.5).floor()
     left_T = torch.zeros_like(pair_T).index_copy(0, order_T, position_T < count_B[sequence_T]) & pair_T
     moved_T = left_T | left_T.roll(1)

@@ -56,9 +56,12 @@ class Layout:
         """Tokens that may be masked, bool: neither [CLS], which is first, nor [SEP], which is last."""
         return (self.position_T > 0) & (self.position_T < (self.sizes_B - 1)[self.sequence_T])
 
-    def order(self, noise_T: Tensor) -> Tensor:
-        """Return the numbers of all tokens, int64 [T], sequence by sequence and in each by growing noise."""
-        order_T = noise_T.argsort(stable=True)
+    def order(self, noise_T: Tensor, eligible_T: Tensor) -> Tensor:
+        """Return the numbers of all tokens, int64 [T], sequence by sequence.
+
+        In each, the eligible ones come first, by growing noise.
+        """
+        order_T = noise_T.masked_fill(~eligible_T, torch.iinfo(torch.int64).max).argsort(stable=True)
         return order_T[self.sequence_T[order_T].argsort(stable=True)]  # which keeps the order of the first
 
     def to(self, device: torch.device) -> Self:

@@ -39,13 +39,13 @@ def mask(batch: TokenBatch, masking: Masking, stream: int = randomness.MASK) -> 
     layout = batch.layout
     key_T = layout.keys_B[layout.sequence_T]
     noise_T = randomness.key(stream, key_T, layout.position_T)
-    noise_T = noise_T.masked_fill(~layout.maskable_T, torch.iinfo(torch.int64).max)  # sorts last
+    order_T = layout.order(noise_T, layout.maskable_T)
     # The first `counts_B` of each sequence are masked. Where they are follows from the lengths, which are on the CPU,
     # so nothing waits for a device.
     counts_B = masked_counts(layout.lengths_B, masking.fraction)
     unmasked_B = layout.lengths_B - counts_B
     unmasked_M = torch.repeat_interleave(unmasked_B.cumsum(0) - unmasked_B, counts_B)
-    positions_M = layout.order(noise_T)[moved(torch.arange(len(unmasked_M)) + unmasked_M, batch.tokens_T.device)]
+    positions_M = order_T[moved(torch.arange(len(unmasked_M)) + unmasked_M, batch.tokens_T.device)]
     return MaskedBatch(
         original=batch,
         tokens_T=batch.tokens_T.index_fill(0, positions_M, masking.mask_id),

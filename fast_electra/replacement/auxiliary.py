@@ -168,7 +168,7 @@ class DropToken(Auxiliary):
         noise_T = randomness.key(randomness.DROP_TOKEN, layout.keys_B[layout.sequence_T], layout.position_T)
         eligible_B = torch.zeros_like(layout.keys_B).index_add(0, layout.sequence_T, eligible_T.long())
         count_B = (eligible_B * strength + 0.5).floor()
-        order_T = layout.order(noise_T.masked_fill(~eligible_T, torch.iinfo(torch.int64).max))
+        order_T = layout.order(noise_T, eligible_T)
         dropped_T = torch.zeros_like(eligible_T)
         dropped_T[order_T] = layout.position_T < count_B[layout.sequence_T]
         return masked.tokens_T.masked_fill(dropped_T, self.unk_id)
