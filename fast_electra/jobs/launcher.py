@@ -121,9 +121,9 @@ def _fail(name: str, error: BaseException) -> NoReturn:
     where = "" if rank == "0" else f" on rank {rank} ({socket.gethostname()})"
     line, code, unexpected = f"error{where}: {error}", 2, False
     if isinstance(error, KeyboardInterrupt):
-        line, code = f"interrupted{where}: {error}; the same command goes on", signals.EXIT_CODE
+        line, code = f"interrupted{where}: {error}; the same command resumes", signals.EXIT_CODE
     elif engines and (lost := engines.lost_rank(error)):
-        line, code = f"error{where}: {lost}; the same command goes on", 1
+        line, code = f"error{where}: {lost}; the same command resumes", 1
     elif not isinstance(error, UserError | OSError):  # OSError: a full disk, a folder that may not be written
         line, code, unexpected = f"error{where}: {type(error).__name__}: {error}", 1, True
     sys.stdout.flush()

@@ -63,7 +63,7 @@ def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict
             described = Description.model_validate(found | facts)
             write_sealed(partial / DESCRIPTION, described.model_dump(exclude_unset=True) | {"hash": described.identity})
     except (OSError, SafetensorError) as error:
-        remedy = "make room, and start the same command again, which goes on from its last checkpoint"
+        remedy = "make room, and start the same command again: it resumes from its last checkpoint"
         raise UserError(f"{folder} cannot be written ({error}): {remedy}") from None
 
 

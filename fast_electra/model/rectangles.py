@@ -94,6 +94,6 @@ def pair_bias(bias_HR: Tensor) -> Tensor:
 def distance_sums(grad_HLL: Tensor) -> Tensor:
     """Return the sum over all pairs of each distance, [H, 2L - 1]: the transpose of `pair_bias`."""
     heads, length, _ = grad_HLL.shape
-    # With L zeros behind each row, and the last row cut short, pairs of one distance stand in one column.
+    # Each row gets L zeros behind it, and the last row is cut short: then all pairs of one distance are in one column.
     skewed = F.pad(grad_HLL.flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
     return skewed.view(heads, length, 2 * length - 1).sum(1)

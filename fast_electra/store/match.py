@@ -45,11 +45,11 @@ def check_store(config: Config, corpus: Corpus, folder: Path, verify: bool) -> S
     """
     path = folder / MANIFEST
     missing = f"there is no store in {folder} ({path} is missing): write one with {COMMAND}"
-    mend = f"{folder} has no {PLAN}, so it is no store: name another folder"  # the manifest may be that of shards
+    advice = f"{folder} has no {PLAN}, so it is no store: name another folder"  # the manifest may be that of shards
     if (folder / PLAN).exists():
-        mend = remedy(folder)
+        advice = remedy(folder)
         missing = f"the store {folder} is not complete: finish it with the command that started it ({COMMAND})"
-    manifest = read_settings(path, StoreManifest, missing, mend)
+    manifest = read_settings(path, StoreManifest, missing, advice)
     plan = manifest.plan
     _check_belongs(folder, plan.facts, _facts_of_run(config, corpus, _known_of_auxiliary(config), plan.kind))
     check_files(folder, manifest.parts, remedy(folder), verify)

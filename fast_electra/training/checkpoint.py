@@ -82,7 +82,7 @@ def save(folder: Path, engine: Engine, ranks: Ranks, update: int, keep: int) -> 
     except SharedError as error:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        remedy = "start the same command again, which goes on from the newest checkpoint"
+        remedy = "start the same command again: it resumes from the newest checkpoint"
         raise SharedError(
             f"checkpoint {folder / name(update)} was not saved: {error}; make room, and {remedy}"
         ) from None

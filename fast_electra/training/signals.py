@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER_GONE = 0xFF  # beside the numbers of signals
 GRACE = 2.0  # seconds in which the main thread may end by itself
@@ -91,7 +91,7 @@ class Watch:
                 if not self._training or _sibling_is_gone():
                     time.sleep(GRACE)
                     if not self._training and os.environ.get("LOCAL_RANK", "0") == "0":
-                        sys.stderr.write(f"interrupted: {reason(number)}; the same command goes on\n")
+                        sys.stderr.write(f"interrupted: {reason(number)}; the same command resumes\n")
                     os._exit(EXIT_CODE)
             if self._limit and time.monotonic() - self._progress > 0.8 * self._limit:
                 self._limit = 0.0

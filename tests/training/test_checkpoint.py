@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def describe(whole: Path, **changes: Any) -> None:
-    """Write complete.json anew, as whoever changes the other files could."""
+    """Write complete.json again, as anyone who changes the other files can."""
     files = {file.name: [file.stat().st_size, file_hash(file)] for file in whole.glob("*.pt")}
     update = int(whole.name.removeprefix("update-"))
     write_sealed(whole / checkpoint.COMPLETE, {"update": update, "ranks": 2, "files": files} | changes)

@@ -1,4 +1,4 @@
-"""Runs on two ranks that may write no more: one line names the file, nothing is lost, and the same command goes on."""
+"""Runs on two ranks that may write no more: one line names the file, nothing is lost, and the same command resumes."""
 
 import json
 import os

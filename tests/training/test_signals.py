@@ -51,7 +51,7 @@ def test_where_nothing_is_trained_a_signal_ends_a_job_at_once(number: signal.Sig
     process.send_signal(number)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == signals.EXIT_CODE
-    assert errors == f"job: interrupted: {number.name}; the same command goes on\n"
+    assert errors == f"job: interrupted: {number.name}; the same command resumes\n"
 
 
 @pytest.mark.drill("signal to a process of a run")
@@ -61,7 +61,7 @@ def test_also_while_no_python_code_runs() -> None:
     process.terminate()
     _, errors = process.communicate(timeout=10)
     assert process.returncode == signals.EXIT_CODE
-    assert errors == "interrupted: SIGTERM; the same command goes on\n"
+    assert errors == "interrupted: SIGTERM; the same command resumes\n"
 
 
 def test_nohup_is_respected() -> None:

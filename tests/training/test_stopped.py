@@ -104,7 +104,7 @@ def test_a_second_run_is_refused_and_a_signal_saves(tiny_corpus: Corpus, tmp_pat
         lines = run.end()
     update = run.status()["update"]
     assert run.runner.returncode == EXIT_CODE
-    assert lines[-1] == f"pretrain: interrupted: SIGTERM, saved after update {update}; the same command goes on"
+    assert lines[-1] == f"pretrain: interrupted: SIGTERM, saved after update {update}; the same command resumes"
     assert run.status()["state"] == "interrupted" and run.status()["message"] == "SIGTERM"
     assert (run.folder / "checkpoints/latest").read_text().strip() == f"update-{update:08d}"
 
