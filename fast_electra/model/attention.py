@@ -199,6 +199,11 @@ def attention(
     return BACKENDS[backend](qkv_T3Hd, bias_HR, layout, drop)
 
 
+def runs_triton(device: torch.device | None = None) -> bool:
+    """Return whether a GPU, by default the current one, runs our Triton kernels."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
+
+
 def choose(name: str, x: Tensor, head_size: int, drop: KeyedDropout | None) -> str:
     """Return the backend for tensors like `x`, on its device and in its dtype, if a config's `attention` is `name`.
 
@@ -210,7 +215,7 @@ def choose(name: str, x: Tensor, head_size: int, drop: KeyedDropout | None) -> s
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     able = x.is_cuda and dtype != torch.float32 and head_size in HEAD_SIZES
-    able = able and torch.cuda.get_device_capability(x.device) >= (8, 0) and find_spec("triton") is not None
+    able = able and runs_triton(x.device)
     if name == "triton" and not able:
         need = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"
         raise UserError(f"fast_electra.model.attention: triton needs {need}; use auto")

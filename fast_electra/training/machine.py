@@ -3,13 +3,13 @@
 import os
 import platform
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import torch
 
 from fast_electra.deepspeed_config import Machine
+from fast_electra.model.attention import runs_triton
 from fast_electra.settings import UserError
 from fast_electra_kernels.processor import multiplies_bf16
 
@@ -56,11 +56,6 @@ def _check_shared_memory() -> None:
     if free < LEAST_SHARED:
         room = f"{SHARED_MEMORY} has room for {free / 1e6:.0f} MB, and ranks on a CPU need 70 MB each"
         raise UserError(f"{room}: remove old files there, or enlarge it (docker run --shm-size 1g)")
-
-
-def runs_triton() -> bool:
-    """Return whether this process's GPU runs our Triton kernels; see `model.attention.runs_triton`."""
-    return torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None
 
 
 def device_memory() -> float:
