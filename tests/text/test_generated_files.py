@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from fast_electra.cli import main
-from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.shards import Manifest
+from fast_electra.files import read_settings
 from fast_electra.text.documents import Document, Rejected
 from fast_electra.text.inputs import JSON_LINES, KINDS, expand
 from fast_electra.text.readers import read_documents
@@ -144,7 +145,7 @@ def test_commands_end_well_or_with_one_line(
             assert error.startswith("fast-electra: error: ")
             assert all(note.startswith("note: ") for note in notes)
         elif command[0] == "corpus":
-            manifest = Shards.open(shards).manifest
+            manifest = read_settings(shards / "manifest.json", Manifest, "", "")  # a split may be empty
             rows = [json.loads(line) for line in (shards / "quarantine.jsonl").read_text().splitlines()]
             assert manifest.rejected.keys() == {row["reason"] for row in rows}
             assert sum(manifest.rejected.values()) == sum(row["documents"] for row in rows)
