@@ -1,6 +1,7 @@
 """What all launch scripts share: their arguments, and how a user's mistake is reported. Imports nothing heavy."""
 
 import argparse
+import importlib
 import importlib.util
 import os
 import socket
@@ -114,15 +115,15 @@ def run(name: str, main: Callable[[], None]) -> None:
 def _fail(name: str, error: BaseException) -> NoReturn:
     """Say why this rank ends, unless another has already said so, and end at once: threads of gloo could abort."""
     signals.watch.stop()
-    engines = sys.modules.get("fast_electra.training.engines")
+    failure = importlib.import_module("fast_electra.training.failure") if "torch" in sys.modules else None
     rank, leads = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     agreed = isinstance(error, signals.Interrupted) and error.agreed
-    speaks = rank == "0" if getattr(error, "agreed", False) else engines.first_to_fail() if engines else leads
+    speaks = rank == "0" if getattr(error, "agreed", False) else failure.first_to_fail() if failure else leads
     where = "" if rank == "0" else f" on rank {rank} ({socket.gethostname()})"
     line, code, unexpected = f"error{where}: {error}", 2, False
     if isinstance(error, KeyboardInterrupt):
         line, code = f"interrupted{where}: {error}; the same command resumes", signals.EXIT_CODE
-    elif engines and (lost := engines.lost_rank(error)):
+    elif failure and (lost := failure.lost_rank(error)):
         line, code = f"error{where}: {lost}; the same command resumes", 1
     elif not isinstance(error, UserError | OSError):  # OSError: a full disk, a folder that may not be written
         line, code, unexpected = f"error{where}: {type(error).__name__}: {error}", 1, True
@@ -132,8 +133,8 @@ def _fail(name: str, error: BaseException) -> NoReturn:
             traceback.print_exception(error)
         sys.stderr.write(f"{name}: {line}\n")  # in one write, because ranks share the pipe
         sys.stderr.flush()
-    if engines and not agreed:
-        engines.abandon_ranks()
+    if failure and not agreed:
+        failure.abandon_ranks()
         if not speaks:
             time.sleep(2.5)  # the launcher passes on the exit code of the rank that ends first
     os._exit(code)

@@ -19,7 +19,8 @@ from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.checkpoint_files import first_line
 from fast_electra.training.console import Monitor
-from fast_electra.training.engines import Ranks, from_rank_0, full_weights, lost_rank, stop_ranks, wait_for_ranks
+from fast_electra.training.engines import Ranks, from_rank_0, full_weights, stop_ranks, wait_for_ranks
+from fast_electra.training.failure import lost_rank
 from fast_electra.training.loop import NotFinite, Run, fit
 from fast_electra.training.machine import device_memory
 from fast_electra.training.metrics import Row, absurd_loss

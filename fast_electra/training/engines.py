@@ -9,21 +9,20 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import deepspeed
 import deepspeed.comm
-import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.profiling.flops_profiler.profiler import FlopsProfiler, get_module_flops
 from deepspeed.utils import groups, safe_get_full_fp32_param
 from torch import Tensor, nn
-from torch.distributed import DistError, DistNetworkError
-from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
+from torch.distributed import DistNetworkError
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
@@ -129,38 +128,6 @@ def _word_about_waiting() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def first_to_fail() -> bool:
-    """Return whether this rank is the first that fails, and so says why all ranks end. Rank 0 keeps the count."""
-    if not torch.distributed.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") == "0"  # all ranks fail alike: one of each machine says so
-    store = _get_default_store()
-    store.set_timeout(timedelta(seconds=5))
-    try:
-        return bool(store.add("fast_electra_failed", 1) == 1)
-    except RuntimeError:
-        return os.environ["LOCAL_RANK"] == "0" or os.environ["RANK"] == "1"  # rank 0 was killed
-
-
-def lost_rank(error: BaseException) -> str:
-    """Return an error of gloo or NCCL in short words; empty if it is another error."""
-    if not isinstance(error, DistError) and "/gloo/" not in str(error):
-        return ""
-    words = str(error).partition("\n")[0].rpartition("] ")[2]
-    return f"another rank is gone or hangs ({words.partition('. ')[0]})"
-
-
-def abandon_ranks() -> None:
-    """Hang up on the other ranks. Rank 0 stays for a moment, because they then ask its store whether to speak."""
-    if not torch.distributed.is_initialized() or os.environ["RANK"] != "0":
-        return
-    store = int(os.environ["MASTER_PORT"])
-    for connection in psutil.Process().net_connections("tcp"):
-        if connection.raddr and store not in (connection.laddr.port, connection.raddr.port):
-            with suppress(OSError), socket.socket(fileno=connection.fd) as end:
-                end.shutdown(socket.SHUT_RDWR)
-    time.sleep(1.5)
 
 
 def _free_port() -> int:

@@ -93,8 +93,9 @@ def training(corpus: Corpus, folder: Path, **more: Any) -> Iterator[Started]:
 
 @pytest.mark.drill("signal to a process of a run")
 def test_a_second_run_is_refused_and_a_signal_saves(tiny_corpus: Corpus, tmp_path: Path) -> None:
-    with training(tiny_corpus, tmp_path / "run") as run:
-        command = [sys.executable, *arguments(tiny_corpus, run.folder)]
+    endless = {"fast_electra.updates": 100_000}
+    with training(tiny_corpus, tmp_path / "run", **endless) as run:
+        command = [sys.executable, *arguments(tiny_corpus, run.folder, **endless)]
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 2 and "Traceback" not in second.stderr
         assert "is being written by another process: name another run folder" in second.stderr
