@@ -88,7 +88,7 @@ def test_auxiliary_is_checked(tiny_corpus: Corpus, tmp_path: Path) -> None:
         open_auxiliary(run_config(tiny_corpus, other), tokenizer)
 
     main = auxiliary_run(tmp_path / "main", Discriminator.new(settings), settings, tokenizer.hash)
-    with pytest.raises(UserError, match="holds a model of objective 'rtd', not 'mlm'"):
+    with pytest.raises(UserError, match="holds a model of kind 'rtd', not 'mlm'"):
         open_auxiliary(run_config(tiny_corpus, main), tokenizer)
 
     damaged = auxiliary_run(tmp_path / "damaged", model, settings, tokenizer.hash)

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from fast_electra.files import atomic_folder, file_hash, grant, read_settings, seal, write_sealed
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.model.heads import Discriminator, MaskedLanguageModel, SequenceClassifier
 from fast_electra.settings import Settings, UserError
 
-KINDS: dict[str, Callable[[EncoderSettings, int], nn.Module]] = {"mlm": MaskedLanguageModel, "rtd": Discriminator.new}
+KINDS: dict[str, Callable[[EncoderSettings, int, int], nn.Module]] = {
+    "mlm": lambda settings, seed, outputs: MaskedLanguageModel(settings, seed),
+    "rtd": lambda settings, seed, outputs: Discriminator.new(settings, seed),
+    "classifier": lambda settings, seed, outputs: SequenceClassifier.new(settings, outputs, seed),
+}
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 
 
@@ -28,17 +32,18 @@ class Description(Settings):
     hash: str  # of the model, see `identity`; in files of older versions that of model.safetensors
     weights: str | None = None  # xxh3-128 of model.safetensors
     tokenizer: str = ""  # its hash
+    labels: list[str] = []  # of a classifier's outputs; none if it has one output, a number
     evaluation: dict[str, Any] = {}  # figures of the last one
 
     @property
     def identity(self) -> str:
         """Hash of all that determines what the model computes: its weights, its settings and its tokenizer."""
-        return seal(self.model_dump(include={"kind", "encoder", "weights", "tokenizer"}, exclude_unset=True))
+        return seal(self.model_dump(include={"kind", "encoder", "weights", "tokenizer", "labels"}, exclude_unset=True))
 
 
-def build_model(kind: str, settings: EncoderSettings, seed: int = 0) -> nn.Module:
-    """Return a new model of a kind of KINDS."""
-    return KINDS[kind](settings, seed)
+def build_model(kind: str, settings: EncoderSettings, seed: int = 0, outputs: int = 1) -> nn.Module:
+    """Return a new model of a kind of KINDS; only a classifier has `outputs`."""
+    return KINDS[kind](settings, seed, outputs)
 
 
 def save_model(folder: Path, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> None:
@@ -99,15 +104,16 @@ def check_model(folder: Path, remedy: str) -> dict[str, Any]:
     return description
 
 
-def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any]]:
+def load_model(folder: Path, kinds: str | tuple[str, ...], remedy: str) -> tuple[Any, dict[str, Any]]:
     """Return the model in fp32 on the CPU, and its description.
 
     Raises:
-        UserError: the folder holds no model of this kind, or a damaged one. The message ends with `remedy`.
+        UserError: the folder holds no model of these kinds, or a damaged one. The message ends with `remedy`.
     """
     description, weights = check_model(folder, remedy), folder / WEIGHTS
-    if description["kind"] != kind:
-        raise UserError(f"{folder} holds a model of objective {description['kind']!r}, not {kind!r}; {remedy}")
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if (kind := description["kind"]) not in kinds:
+        raise UserError(f"{folder} holds a model of kind {kind!r}, not {' or '.join(map(repr, kinds))}; {remedy}")
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
@@ -115,7 +121,9 @@ def load_model(folder: Path, kind: str, remedy: str) -> tuple[Any, dict[str, Any
     _check_finite(tensors, f"weights in {weights}", remedy)
     settings = EncoderSettings(**description["encoder"])
     try:
-        model = build_model(kind, settings.model_copy(update={"initialization": "bert"}))  # no profile: weights follow
+        outputs = max(1, len(description["labels"]))
+        settings = settings.model_copy(update={"initialization": "bert"})  # no profile: weights follow
+        model = build_model(kind, settings, outputs=outputs)
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError):  # torch raises them where sizes do not fit, or are too large to allocate
         raise UserError(f"{folder / DESCRIPTION} gives other sizes than {weights} has; {remedy}") from None

@@ -1,4 +1,4 @@
-"""The two models: an encoder with a masked-language-model head, and one with a replaced-token-detection head."""
+"""The models: an encoder with a head for masked tokens, for replaced tokens, or for whole sequences."""
 
 from typing import Protocol, Self
 
@@ -84,6 +84,37 @@ class Discriminator(nn.Module):
         """Return logits of replacement, [T]."""
         logits_T: Tensor = self.output(F.gelu(self.transform(self.encoder(tokens_T, layout)))).squeeze(-1)
         return logits_T
+
+
+class SequenceClassifier(nn.Module):
+    """The model of fine-tuning (C.1): logits of a sequence's classes, or one number, from the state of [CLS]."""
+
+    def __init__(self, encoder: Encoder, outputs: int) -> None:
+        """Put a new head with C = `outputs` outputs on an encoder, which keeps its weights."""
+        super().__init__()
+        self.encoder = encoder
+        self.transform = nn.Linear(encoder.hidden_size, encoder.hidden_size)
+        self.output = nn.Linear(encoder.hidden_size, outputs)
+
+    @classmethod
+    def new(cls, settings: EncoderSettings, outputs: int, seed: int = 0) -> Self:
+        """Build a new model, whose initial weights the seed determines."""
+        encoder = Encoder(settings)
+        model = cls(encoder, outputs)
+        initialize(model, encoder, seed)
+        return model
+
+    def forward(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return [B, C]. The head drops as the encoder's residual branches do, as if it were one layer more."""
+        first_B, settings = layout.starts_B.long(), self.encoder.settings
+        x_BD = self.encoder(tokens_T, layout, first_B)
+        if not self.training or settings.dropout == 0.0:
+            logits_BC: Tensor = self.output(torch.tanh(self.transform(x_BD)))
+            return logits_BC
+        drop = KeyedDropout(settings.dropout, quick=True).of_layer(settings.layers + 1)
+        x_BD = torch.tanh(self.transform(drop.hidden(x_BD, 0, layout, first_B)))
+        dropped: Tensor = self.output(drop.hidden(x_BD, 1, layout, first_B))
+        return dropped
 
 
 def count_parameters(model: nn.Module) -> int:

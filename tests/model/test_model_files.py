@@ -40,7 +40,7 @@ def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
 @pytest.mark.drill("damaged file")
 def test_another_kind_or_a_damaged_file_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "model", "rtd", SIZES, Discriminator.new(SIZES).state_dict())
-    with pytest.raises(UserError, match="holds a model of objective 'rtd', not 'mlm'; train one"):
+    with pytest.raises(UserError, match="holds a model of kind 'rtd', not 'mlm'; train one"):
         load_model(tmp_path / "model", "mlm", "train one")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
