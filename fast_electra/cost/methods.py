@@ -16,7 +16,7 @@ from fast_electra.cost import flops, memory
 from fast_electra.cost.flops import Lengths, Terms
 from fast_electra.cost.memory import MicroBatch, Zero
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.files import KINDS
+from fast_electra.model.files import build_model
 from fast_electra.model.heads import count_parameters
 from fast_electra.model.joint import JointModel
 
@@ -167,7 +167,7 @@ def parameters(settings: EncoderSettings, kind: str, auxiliary_layers: int = 0, 
     """Return how many parameters a model of `kind` ("rtd", "mlm", or "joint" for both) has. Shared ones count once."""
     plain = settings.model_copy(update={"initialization": "bert"})  # Admin would have to run the model
     with torch.device("meta"):  # shapes without numbers
-        model = JointModel(plain, auxiliary_layers, sharing) if kind == "joint" else KINDS[kind](plain, 0)
+        model = JointModel(plain, auxiliary_layers, sharing) if kind == "joint" else build_model(kind, plain)
     return count_parameters(model)
 
 
