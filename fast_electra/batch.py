@@ -84,6 +84,7 @@ class TokenBatch:
     source: str = "train"  # the endless training stream, or an evaluation set: "heldout", "reference"
     global_tokens: int = 1
     global_masked: int = 1
+    sequences_B: Tensor | None = None  # int64, CPU: number of each sequence in its split; a task's labels go by it
 
     def to(self, device: torch.device) -> Self:
         """Return the batch with its tokens and layout on `device`."""

@@ -12,9 +12,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from fast_electra import config_file, deepspeed_config, deepspeed_schema, recipes
 from fast_electra.corpus.corpus import CorpusSettings
@@ -24,37 +24,17 @@ from fast_electra.deepspeed_config import Machine
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.objectives.joint import JointSettings
 from fast_electra.replacement.settings import AuxiliarySettings, ReplacementSettings
-from fast_electra.settings import LocalPath, Settings, UserError, one_line, one_of, settings_in
+from fast_electra.run_settings import SECTION, ResolvedConfig, RunSettings
+from fast_electra.settings import UserError, one_line, one_of, settings_in
 
-SECTION = "fast_electra"
 ONE_CPU = Machine()
 
 
-class CheckpointSettings(Settings):
-    """When checkpoints are written, and how many are kept. One is always written at the end of a run."""
-
-    every: int = Field(default=5000, ge=1)  # updates
-    keep: int = Field(default=2, ge=1)
-
-
-class EvaluationSettings(Settings):
-    """When a run is evaluated, and on how many held-out sequences. It is always evaluated at its end."""
-
-    every: int = Field(default=5000, ge=1)  # updates
-    sequences: int = Field(default=2048, ge=1)
-
-
-class RunConfig(Settings):
+class RunConfig(RunSettings):
     """The section `fast_electra` of a config, with the recipe's values filled in."""
 
     objective: Annotated[str, one_of(recipes.OBJECTIVES)]
     recipe: Annotated[str, one_of(recipes.NAMES)]
-    run: LocalPath
-    seed: int = Field(default=0, ge=0, lt=2**62)
-    updates: int = Field(ge=1, le=1_000_000_000)
-    log_every: int = Field(default=20, ge=1)
-    wait_minutes: float = Field(default=15, ge=0.1, le=1440)  # that a rank waits for another while they train
-    apex: Literal["auto"] | bool = Field(default="auto", description="true, false or auto")  # NVIDIA's norms and Adam
     model: EncoderSettings
     corpus: CorpusSettings
     corruption: CorruptionSettings = CorruptionSettings()
@@ -62,8 +42,6 @@ class RunConfig(Settings):
     replacement: ReplacementSettings = ReplacementSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
     joint: JointSettings | None = None
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _writes_into_a_folder_of_its_own(self) -> "RunConfig":
@@ -108,38 +86,16 @@ _UNREAD = {"mlm": (*_DRAWING, "joint"), "joint": _DRAWING, "rtd": ("joint",)}  #
 
 
 @dataclass(frozen=True)
-class Config:
-    """A resolved configuration."""
+class Config(ResolvedConfig):
+    """A resolved configuration of a pre-training run."""
 
-    run: RunConfig  # our part
-    deepspeed: dict[str, Any]  # DeepSpeed's part: plain JSON, without `auto`
-    machine: Machine  # the one that it is for
-
-    @property
-    def sequences(self) -> int:
-        """Number of sequences of an update, over all processes."""
-        return int(self.deepspeed["train_batch_size"])
-
-    @property
-    def dtype(self) -> str:
-        """Precision of the model that is trained: fp32, bf16 or fp16."""
-        return next((name for name in ("bf16", "fp16") if self.deepspeed.get(name, {}).get("enabled")), "fp32")
+    run: RunConfig
 
     @property
     def auxiliary_dtype(self) -> str:
         """Precision of the frozen auxiliary."""
         assert self.run.auxiliary is not None
         return self.machine.dtype(self.run.auxiliary.dtype, f"{SECTION}.auxiliary.dtype")
-
-    @property
-    def apex(self) -> bool:
-        """Whether NVIDIA's apex is used. `auto` means no until it has been measured faster on a GPU."""
-        return self.run.apex is True
-
-    @property
-    def fused_adam(self) -> bool:
-        """Whether DeepSpeed's fused Adam is wanted, which is an operator that must be built."""
-        return not self.apex and not self.deepspeed["optimizer"]["params"].get("torch_adam", False)
 
     def u(self, update: int, epoch: int) -> float:
         """Return u at an update, 1 ... updates, for epochs of `epoch` sequences: see `CurriculumSettings.fraction`."""
@@ -168,10 +124,6 @@ class Config:
         elif schedule == "constant" and run.curriculum.rate != CurriculumSettings(schedule=schedule).rate:
             reasons["curriculum.rate"] = "curriculum.schedule constant"
         return reasons
-
-    def to_json(self) -> dict[str, Any]:
-        """Return both parts."""
-        return {SECTION: self.run.model_dump(), "deepspeed": self.deepspeed}
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE_CPU) -> Config:

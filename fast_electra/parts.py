@@ -1,5 +1,6 @@
 """From a resolved config to a `Run`. Every job builds its parts here."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus, open_corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
-from fast_electra.corpus.loader import Loader, Share
+from fast_electra.corpus.loader import Loader, SequenceSource, Share
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
 from fast_electra.model.files import load_model
@@ -20,26 +21,50 @@ from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import AUGMENTATIONS
 from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
+from fast_electra.run_settings import ResolvedConfig
 from fast_electra.settings import UserError
 from fast_electra.store.match import open_for_run
-from fast_electra.training.engines import Ranks, inference_engine, sum_over_ranks, training_engine
+from fast_electra.training.engines import Engine, Ranks, inference_engine, sum_over_ranks, training_engine
 from fast_electra.training.graphs import ReplayedModel
 from fast_electra.training.loop import Run
 
 
-def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Run:
+@dataclass(frozen=True)
+class PretrainingRun(Run):
+    """A run on a corpus."""
+
+    config: Config
+    corpus: Corpus
+
+
+def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> PretrainingRun:
     """Build everything that trains. The corpus is opened unless it is given."""
     corpus = open_run_corpus(config.run, ranks) if corpus is None else corpus
     objective, facts = build_objective(config, corpus, ranks)
+    heldout = corpus.heldout
+    sets: dict[str, SequenceSource] = {}
+    if heldout is not None:
+        sets = {name: heldout if name == "heldout" else corpus.train for name in objective.sources}
+    engine = build_engine(config, objective)
+    loader = Loader(corpus.train, share_of(config, ranks), config.run.seed, config.run.corruption.mask_fraction)
+    facts = {"corpus_hash": corpus.hash, **facts}
+    return PretrainingRun(config, ranks, objective, engine, loader, sets, facts, corpus.tokenizer.hash, corpus)
+
+
+def build_engine(config: ResolvedConfig, objective: Objective) -> Engine:
+    """Give the objective's model to DeepSpeed."""
     limit = timedelta(minutes=config.run.wait_minutes)
     engine = training_engine(objective.model, config.deepspeed, limit, config.apex)
     engine.train()
+    return engine
+
+
+def share_of(config: ResolvedConfig, ranks: Ranks) -> Share:
+    """Return this rank's share of each global batch."""
     micro_batch, steps = (
         config.deepspeed[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     )
-    share = Share(micro_batch, steps, ranks.world, ranks.rank)
-    loader = Loader(corpus.train, share, config.run.seed, config.run.corruption.mask_fraction)
-    return Run(config, ranks, corpus, objective, engine, loader, facts)
+    return Share(micro_batch, steps, ranks.world, ranks.rank)
 
 
 def open_run_corpus(run: RunConfig, ranks: Ranks | None = None) -> Corpus:

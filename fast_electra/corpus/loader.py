@@ -2,13 +2,28 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import Layout, TokenBatch, masked_counts
-from fast_electra.corpus.sequences import Sequences
+
+
+class SequenceSource(Protocol):
+    """Sequences by number, below its length: those of a corpus, or the examples of a task."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self, sequence: Tensor) -> Tensor:
+        """Return the number of tokens of each sequence, int64, [CLS] and [SEP] included."""
+
+    def tokens(self, sequence: Tensor) -> Tensor:
+        """Return the tokens of sequences, one sequence after another: int64 [T]."""
+
+    def order(self, seed: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return sequence and epoch of samples [start, stop) of the endless training stream, int64 each."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Share:
 class Loader:
     """Batches in the order of (seed, epoch). The global batches do not depend on the number of ranks."""
 
-    sequences: Sequences  # to train on
+    sequences: SequenceSource  # to train on
     share: Share
     seed: int  # determines the order, and all noise
     mask_fraction: float  # determines how many positions of the global batch are masked
@@ -53,7 +68,12 @@ class Loader:
 
 
 def read_batch(
-    sequences: Sequences, seed: int, samples_B: Tensor, sequences_B: Tensor, epochs_B: Tensor, source: str = "train"
+    sequences: SequenceSource,
+    seed: int,
+    samples_B: Tensor,
+    sequences_B: Tensor,
+    epochs_B: Tensor,
+    source: str = "train",
 ) -> TokenBatch:
     """Read sequences by their numbers in the corpus; (seed, epoch, sequence) names each in all noise.
 
@@ -61,4 +81,4 @@ def read_batch(
     """
     keys_B = randomness.key(seed, epochs_B, sequences_B)
     layout = Layout.of(sequences.lengths(sequences_B), keys_B)
-    return TokenBatch(sequences.tokens(sequences_B), layout, samples_B, source)
+    return TokenBatch(sequences.tokens(sequences_B), layout, samples_B, source, sequences_B=sequences_B)

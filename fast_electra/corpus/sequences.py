@@ -48,9 +48,9 @@ class Sequences:
         self.dropped = Dropped(int((~kept).sum()), int(lengths[~kept].sum()))
         pieces = np.where(kept, (lengths - 1) // (length - 2) + 1, 0)
         self._first = np.concatenate([[0], np.cumsum(pieces)])  # number of each document's first sequence
-        self._order_block = lru_cache(maxsize=2)(self._compute_order_block)
         if len(self) == 0:
             raise UserError(f"the corpus has no document of at least {minimum} tokens; add text to it")
+        self._order = Order(len(self))
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -77,17 +77,27 @@ class Sequences:
         return torch.from_numpy(np.concatenate(parts, dtype=np.int64, casting="unsafe"))
 
     def order(self, seed: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return sequence and epoch of samples [start, stop) of the endless training stream, int64 each.
+        """Return sequence and epoch of samples [start, stop) of the endless training stream: see `Order`."""
+        return self._order(seed, start, stop)
 
-        Both depend on (seed, sample) alone. Each epoch is a permutation of all sequences.
-        """
+
+class Order:
+    """The endless training stream over `size` sequences. Each epoch is a permutation of all."""
+
+    def __init__(self, size: int) -> None:
+        """Order the numbers below `size`."""
+        self._size = size
+        self._block = lru_cache(maxsize=2)(self._compute_block)
+
+    def __call__(self, seed: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return sequence and epoch of samples [start, stop), int64 each. Both depend on (seed, sample) alone."""
         first = start // ORDER_BLOCK
-        blocks = [self._order_block(seed, block) for block in range(first, (stop - 1) // ORDER_BLOCK + 1)]
+        blocks = [self._block(seed, block) for block in range(first, (stop - 1) // ORDER_BLOCK + 1)]
         within = slice(start - first * ORDER_BLOCK, stop - first * ORDER_BLOCK)
-        return torch.cat(blocks)[within], torch.arange(start, stop) // len(self)
+        return torch.cat(blocks)[within], torch.arange(start, stop) // self._size
 
-    def _compute_order_block(self, seed: int, block: int) -> Tensor:
+    def _compute_block(self, seed: int, block: int) -> Tensor:
         # Many samples at once, kept for the next batches: permuting one costs as much as permuting thousands.
         sample = torch.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)
-        rounds = randomness.key(seed, randomness.ORDER, (sample // len(self))[:, None], torch.arange(4))
-        return randomness.permute(sample % len(self), len(self), rounds)
+        rounds = randomness.key(seed, randomness.ORDER, (sample // self._size)[:, None], torch.arange(4))
+        return randomness.permute(sample % self._size, self._size, rounds)

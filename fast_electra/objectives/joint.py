@@ -13,7 +13,7 @@ from fast_electra.model.joint import SHARINGS, JointModel
 from fast_electra.objectives import detection
 from fast_electra.objectives.detection import Judged
 from fast_electra.objectives.mlm import masked_loss
-from fast_electra.objectives.objective import Export, Forward, Row, Sums
+from fast_electra.objectives.objective import Export, Forward, Row, Sums, export
 from fast_electra.objectives.rtd import replaced_loss
 from fast_electra.settings import Settings, one_of
 from fast_electra_kernels import sample_logits
@@ -95,6 +95,6 @@ class Joint:
         encoder = self.model.main.encoder
         assert isinstance(encoder, Encoder)
         return [
-            Export("model", "rtd", encoder.settings, main),
-            Export("auxiliary/model", "mlm", self.model.auxiliary.encoder.settings, auxiliary),
+            export("model", "rtd", encoder.settings, main),
+            export("auxiliary/model", "mlm", self.model.auxiliary.encoder.settings, auxiliary),
         ]

@@ -8,7 +8,7 @@ from fast_electra import randomness
 from fast_electra.batch import MaskedBatch, TokenBatch
 from fast_electra.corruption import Masking, mask
 from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.objectives.objective import Export, Forward, Row, Sums
+from fast_electra.objectives.objective import Export, Forward, Row, Sums, export
 
 
 class MLM:
@@ -49,7 +49,7 @@ class MLM:
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
         """Return the model."""
-        return [Export("model", "mlm", self.model.encoder.settings, weights)]
+        return [export("model", "mlm", self.model.encoder.settings, weights)]
 
 
 def masked_loss(logits_MV: Tensor, masked: MaskedBatch) -> tuple[Tensor, Sums]:

@@ -1,12 +1,15 @@
 """What the training loop knows of an objective."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from fast_electra.batch import TokenBatch
 from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.files import check_model, save_model
 
 Forward = Callable[..., Tensor]  # the model itself, or the DeepSpeed engine around it
 Sums = dict[str, Tensor]  # float64; they add over micro-batches and ranks
@@ -14,12 +17,17 @@ Row = dict[str, float | None]  # figures under the names that metrics.jsonl has
 
 
 class Export(NamedTuple):
-    """A trained model to be written: its place in the run folder, and the arguments of `model.files.save_model`."""
+    """A trained model to be written, and its place in the run folder."""
 
     folder: str
-    kind: str
-    settings: EncoderSettings
-    weights: dict[str, Tensor]
+    write: Callable[..., None]  # write(folder, **facts), as `model.files.save_model` takes them
+    check: Callable[[Path, str], object]  # check(folder, remedy) raises a UserError if the folder is not whole
+
+
+def export(folder: str, kind: str, settings: EncoderSettings, weights: dict[str, Tensor], **facts: Any) -> Export:
+    """Return one of our own models as an `Export`: see `model.files.save_model` for kind and facts."""
+    write = partial(save_model, kind=kind, settings=settings, weights=weights, **facts)
+    return Export(folder, write, check_model)
 
 
 class Objective(Protocol):
@@ -27,7 +35,7 @@ class Objective(Protocol):
 
     name: str  # in a config
     parameter: str | None  # what the curriculum's strength is called in rows; None if there is no curriculum
-    sources: tuple[str, ...]  # the sets that `evaluate` reads: "heldout", and perhaps "reference" (training sequences)
+    sources: tuple[str, ...]  # the sets that `evaluate` reads: "heldout", "reference" (training sequences), "dev" ...
 
     @property
     def model(self) -> nn.Module:

@@ -10,7 +10,7 @@ from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives import detection
 from fast_electra.objectives.detection import Judged
-from fast_electra.objectives.objective import Export, Forward, Sums
+from fast_electra.objectives.objective import Export, Forward, Sums, export
 from fast_electra.replacement.distribution import Distribution
 
 
@@ -59,7 +59,7 @@ class RTD:
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
         """Return the main model."""
         assert isinstance(self.model.encoder, Encoder)
-        return [Export("model", "rtd", self.model.encoder.settings, weights)]
+        return [export("model", "rtd", self.model.encoder.settings, weights)]
 
 
 def replaced_loss(judged: Judged) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 from fast_electra.files import write_json
 from fast_electra.objectives.joint import Joint
 from fast_electra.objectives.rtd import RTD
-from fast_electra.training.loop import EXAMPLES, Run, evaluation_batch, evaluation_size
+from fast_electra.parts import PretrainingRun
+from fast_electra.training.loop import EXAMPLES, evaluation_batch, evaluation_size
 
 
 @torch.no_grad()
-def write_examples(run: Run, folder: Path) -> None:
+def write_examples(run: PretrainingRun, folder: Path) -> None:
     """Write examples.json after a run: held-out sequences as the main model sees them.
 
     Each token of the corrupted sequence has what it was and the predicted probability. Only detection has such

@@ -1,7 +1,7 @@
 """A run, and the loop that trains it: updates, logging, evaluations and checkpoints."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,9 @@ from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import TokenBatch
-from fast_electra.config import Config
-from fast_electra.corpus.corpus import Corpus
-from fast_electra.corpus.loader import Loader, read_batch
-from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.loader import Loader, SequenceSource, read_batch
 from fast_electra.objectives.objective import Objective, Row, Sums
+from fast_electra.run_settings import ResolvedConfig
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Engine, Ranks, add_over_ranks, highest_over_ranks, skipped
@@ -34,17 +32,18 @@ class NotFinite(RuntimeError):
 class Run:
     """Everything that trains: `fast_electra.parts.build` makes one from a config."""
 
-    config: Config
+    config: ResolvedConfig
     ranks: Ranks
-    corpus: Corpus
     objective: Objective  # model and loss
     engine: Engine  # DeepSpeed's, around the model
     loader: Loader  # this rank's part of each global batch
-    auxiliary_facts: dict[str, Any] = field(default_factory=dict)  # hash, precision and accuracy of the auxiliary
+    sets: dict[str, SequenceSource]  # what is evaluated; empty if nothing is held out
+    facts: dict[str, Any]  # recorded with the run's config: hashes of what it reads
+    tokenizer_hash: str
 
     def strength(self, n: int) -> float | None:
         """Return the curriculum's strength at update n = 1, 2, ...; the last update has u = 1."""
-        return self.objective.strength(self.config.u(n, len(self.corpus.train)))
+        return self.objective.strength(self.config.u(n, len(self.loader.sequences)))
 
     def curriculum(self, n: int) -> dict[str, float]:
         """Return the strength under its own name, temperature or gamma; {} if there is no curriculum."""
@@ -100,11 +99,11 @@ def fit(run: Run, folder: Path, monitor: Monitor | None, start: int = 0) -> Row:
     def evaluate_now(n: int) -> Row:
         row = evaluate(run, n)
         if monitor is not None:
-            repeated = {name: fact for name, fact in run.auxiliary_facts.items() if name == "heldout_mlm_accuracy"}
+            repeated = {name: fact for name, fact in run.facts.items() if name == "heldout_mlm_accuracy"}
             monitor.evaluation({"update": n, "updates": settings.updates, **run.curriculum(n), **repeated, **row})
         return row
 
-    if start == settings.updates and run.corpus.heldout is not None:  # interrupted between last checkpoint and end
+    if start == settings.updates and run.sets:  # interrupted between last checkpoint and end
         return evaluate_now(start)
     for n in range(start + 1, settings.updates + 1):
         update_began = time.perf_counter()
@@ -126,7 +125,7 @@ def fit(run: Run, folder: Path, monitor: Monitor | None, start: int = 0) -> Row:
         last = n == settings.updates
         if last or n % settings.log_every == 0:
             log()
-        if run.corpus.heldout is not None and (last or n % settings.evaluation.every == 0):
+        if run.sets and (last or n % settings.evaluation.every == 0):
             evaluation = evaluate_now(n)
         watch.progressed()
         note = 0 if last else highest_over_ranks(watch.note, run.ranks)  # about 0.1 ms on one host
@@ -145,9 +144,7 @@ def evaluate(run: Run, n: int) -> Row:
     """Return an evaluation row at the strength of update n. All ranks call this and share the work."""
     strength, sums = run.strength(n), Sums()
     run.engine.eval()
-    for source in run.objective.sources:
-        sequences = run.corpus.heldout if source == "heldout" else run.corpus.train
-        assert sequences is not None
+    for source, sequences in run.sets.items():
         samples = torch.arange(evaluation_size(sequences, source, run.config.run.evaluation.sequences))
         parts = samples.split(run.loader.share.micro_batch)
         mine = parts[run.ranks.rank :: run.ranks.world]
@@ -160,12 +157,12 @@ def evaluate(run: Run, n: int) -> Row:
     return run.objective.evaluation(add_over_ranks([sums])[0])
 
 
-def evaluation_size(sequences: Sequences, source: str, count: int) -> int:
+def evaluation_size(sequences: SequenceSource, source: str, count: int) -> int:
     """Return how many of a split's sequences belong to the evaluation set `source`, for `count` held-out ones."""
     return min(count * REFERENCE if source == "reference" else count, len(sequences))
 
 
-def evaluation_batch(sequences: Sequences, source: str, samples_B: Tensor, seed: int) -> TokenBatch:
+def evaluation_batch(sequences: SequenceSource, source: str, samples_B: Tensor, seed: int) -> TokenBatch:
     """Read the members `samples_B`, int64, of the evaluation set `source`, which is spread over a split's documents."""
     rounds = randomness.key(seed, randomness.ORDER, EVALUATION_EPOCH, torch.arange(4))[None]
     which = randomness.permute(samples_B, len(sequences), rounds)

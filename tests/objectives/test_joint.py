@@ -1,6 +1,7 @@
 """Joint training is L_MLM + lambda L_RTD with replacements drawn from the auxiliary itself; sharing is what it says."""
 
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fast_electra.corpus.shards import Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking, corrupt, mask
 from fast_electra.model.encoder import EncoderSettings
+from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel, count_parameters
 from fast_electra.model.joint import SHARINGS, JointModel
 from fast_electra.objectives.joint import Joint, JointSettings
@@ -104,21 +106,18 @@ def test_whose_loss_pulls_on_which_embedding(sizes: EncoderSettings, parts: list
 @pytest.mark.parametrize("sharing", SHARINGS)
 @torch.no_grad()
 def test_exported_models_are_whole_and_compute_the_same(
-    sizes: EncoderSettings, parts: list[TokenBatch], sharing: str
+    sizes: EncoderSettings, parts: list[TokenBatch], sharing: str, tmp_path: Path
 ) -> None:
     objective = joint(sizes, sharing)
     if sharing == "gradient_disentangled":
         objective.model.main.encoder.embedding.weight.normal_(0, 0.1)  # as after training: no longer zero
     weights = {name: parameter.detach() for name, parameter in objective.model.named_parameters()}
-    for (folder, kind, settings, part), model_class, genuine in zip(
-        objective.exports(weights),
-        (Discriminator.new, MaskedLanguageModel),
-        (objective.model.main, objective.model.auxiliary),
-        strict=True,
-    ):
-        assert (folder, kind) in (("model", "rtd"), ("auxiliary/model", "mlm"))
-        model = model_class(settings)
-        model.load_state_dict(part)
+    exports = objective.exports(weights)
+    assert [export.folder for export in exports] == ["model", "auxiliary/model"]
+    kinds, models = ("rtd", "mlm"), (objective.model.main, objective.model.auxiliary)
+    for export, kind, genuine in zip(exports, kinds, models, strict=True):
+        export.write(tmp_path / export.folder)
+        model, _ = load_model(tmp_path / export.folder, kind, "")
         arguments = [parts[0].tokens_T, parts[0].layout]
         arguments += [torch.arange(9)] if kind == "mlm" else []
         assert torch.equal(model(*arguments), genuine(*arguments))

@@ -11,7 +11,7 @@ import torch
 from small import ALONE, Record, every_flipped_bit
 
 from fast_electra.files import file_hash, read_json, write_sealed
-from fast_electra.jobs import pretrain
+from fast_electra.jobs import session
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 
@@ -140,7 +140,7 @@ def test_every_flipped_bit_of_a_runs_config_is_found(tmp_path: Path, record_prop
     path, settled = tmp_path / "config.json", {"fast_electra": {"seed": 0, "run": "é"}, "deepspeed": {"train": 8.5}}
 
     def read() -> Any:
-        pretrain._check_same_run(path, settled)
+        session._check_same_run(path, settled)
         return read_json(path)
 
     write_sealed(path, settled)

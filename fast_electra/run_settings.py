@@ -1,0 +1,75 @@
+"""What the config of every training run holds, whatever it trains; see `config` for pre-training."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fast_electra.deepspeed_config import Machine
+from fast_electra.settings import LocalPath, Settings
+
+SECTION = "fast_electra"  # of a config: our part
+
+
+class CheckpointSettings(Settings):
+    """When checkpoints are written, and how many are kept. One is always written at the end of a run."""
+
+    every: int = Field(default=5000, ge=1)  # updates
+    keep: int = Field(default=2, ge=1)
+
+
+class EvaluationSettings(Settings):
+    """When a run is evaluated, and on how many held-out sequences. It is always evaluated at its end."""
+
+    every: int = Field(default=5000, ge=1)  # updates
+    sequences: int = Field(default=2048, ge=1)
+
+
+class RunSettings(Settings):
+    """What the loop, the checkpoints and the launcher read."""
+
+    run: LocalPath
+    seed: int = Field(default=0, ge=0, lt=2**62)
+    updates: int = Field(ge=1, le=1_000_000_000)
+    log_every: int = Field(default=20, ge=1)
+    wait_minutes: float = Field(default=15, ge=0.1, le=1440)  # that a rank waits for another while they train
+    apex: Literal["auto"] | bool = Field(default="auto", description="true, false or auto")  # NVIDIA's norms and Adam
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A config that was checked and completed for one machine."""
+
+    run: RunSettings  # our part
+    deepspeed: dict[str, Any]  # DeepSpeed's part: plain JSON, without `auto`
+    machine: Machine  # the one that it is for
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences of an update, over all processes."""
+        return int(self.deepspeed["train_batch_size"])
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the model that is trained: fp32, bf16 or fp16."""
+        return next((name for name in ("bf16", "fp16") if self.deepspeed.get(name, {}).get("enabled")), "fp32")
+
+    @property
+    def apex(self) -> bool:
+        """Whether NVIDIA's apex is used. `auto` means no until it has been measured faster on a GPU."""
+        return self.run.apex is True
+
+    @property
+    def fused_adam(self) -> bool:
+        """Whether DeepSpeed's fused Adam is wanted, which is an operator that must be built."""
+        return not self.apex and not self.deepspeed["optimizer"]["params"].get("torch_adam", False)
+
+    def u(self, update: int, epoch: int) -> float:
+        """Return how far the run is at an update, 1 ... updates, in (0, 1]; an epoch has `epoch` sequences."""
+        return update / self.run.updates
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both parts."""
+        return {SECTION: self.run.model_dump(), "deepspeed": self.deepspeed}
