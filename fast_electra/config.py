@@ -141,11 +141,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE
     section = tree.pop(SECTION)
     run = _run_config(section, str(path))
     config = Config(run, deepspeed_config.resolve(tree, run.updates, machine, str(path)), machine)
-    if config.apex and config.deepspeed["optimizer"]["params"].get("torch_adam"):
-        raise UserError(
-            f"{path}: {SECTION}.apex brings its own Adam, and optimizer.params.torch_adam asks for torch's: leave one "
-            "of the two out"
-        )
+    config.check_apex(str(path))
     return config
 
 

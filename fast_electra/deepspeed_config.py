@@ -72,6 +72,10 @@ def _check_together(tree: dict[str, Any]) -> None:
     """Refuse values that are right alone and wrong together. DeepSpeed would find them late, or ignore one of them."""
     optimizer, zero = tree["optimizer"], tree.get("zero_optimization", {})
     adam = optimizer["params"]
+    if optimizer["type"] == "Adamax":
+        for name in ("torch_adam", "adam_w_mode", "bias_correction", "amsgrad"):
+            if name in adam:
+                raise UserError(f"optimizer.params.{name} belongs to Adam, and optimizer.type is Adamax: leave it out")
     if adam.get("amsgrad") and not adam.get("torch_adam"):
         raise UserError(
             "optimizer.params.amsgrad: DeepSpeed's fused Adam has no amsgrad; remove it, or set "

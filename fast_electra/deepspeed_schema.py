@@ -77,9 +77,9 @@ class AdamParams(Settings):
 
 
 class Optimizer(Settings):
-    """Optimizer. DeepSpeed uses its fused Adam for either type."""
+    """Optimizer. DeepSpeed uses its fused Adam for the first two types, and torch's AdaMax."""
 
-    type: Literal["Adam", "AdamW"]
+    type: Literal["Adam", "AdamW", "Adamax"]
     params: AdamParams
     legacy_fusion: Annotated[Literal[False], Field(description="false (ZeRO does not read it)")] = False
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fast_electra.deepspeed_config import Machine
-from fast_electra.settings import LocalPath, Settings
+from fast_electra.settings import LocalPath, Settings, UserError
 
 SECTION = "fast_electra"  # of a config: our part
 
@@ -64,7 +64,18 @@ class ResolvedConfig:
     @property
     def fused_adam(self) -> bool:
         """Whether DeepSpeed's fused Adam is wanted, which is an operator that must be built."""
-        return not self.apex and not self.deepspeed["optimizer"]["params"].get("torch_adam", False)
+        optimizer = self.deepspeed["optimizer"]
+        return not self.apex and optimizer["type"] != "Adamax" and not optimizer["params"].get("torch_adam", False)
+
+    def check_apex(self, where: str) -> None:
+        """Refuse NVIDIA's apex beside another optimizer; `where` is the config's file."""
+        optimizer = self.deepspeed["optimizer"]
+        asks = {"params.torch_adam": optimizer["params"].get("torch_adam"), "type": optimizer["type"] == "Adamax"}
+        for key in (key for key, asked in asks.items() if asked and self.apex):
+            raise UserError(
+                f"{where}: {SECTION}.apex brings its own Adam, and optimizer.{key} asks for torch's: leave one of the "
+                "two out"
+            )
 
     def u(self, update: int, epoch: int) -> float:
         """Return how far the run is at an update, 1 ... updates, in (0, 1]; an epoch has `epoch` sequences."""

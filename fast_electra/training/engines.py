@@ -208,7 +208,8 @@ def training_engine(
     adam = nvidia_apex.use(model, params) if apex else None
     parameters = parameter_groups(model, params.get("weight_decay", 0.0))
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
-    config = config | {"timers": {"throughput": {"enabled": False}}, "zero_allow_untested_optimizer": apex}
+    untested = apex or config["optimizer"]["type"] == "Adamax"  # DeepSpeed then asks for a confirmation
+    config = config | {"timers": {"throughput": {"enabled": False}}, "zero_allow_untested_optimizer": untested}
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=parameters, optimizer=adam, config=config, dist_init_required=False
     )

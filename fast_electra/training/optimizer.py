@@ -6,11 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Tables of relative positions: ours, those of MPNet, LayoutLMv3 and T5, and those of DeBERTa.
+RELATIVE = ("relative_bias", "relative_attention_bias", "rel_pos_bias", "rel_embeddings")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two parameter groups: matrices decay; biases, norms, Admin's scales and the relative bias do not."""
-    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "relative_bias" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() <= 1 or "relative_bias" in name]
+    """Return two parameter groups: matrices decay; biases, norms, Admin's scales and the relative bias do not.
+
+    Frozen parameters are in neither.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = [p.dim() > 1 and not any(part in name for part in RELATIVE) for name, p in trained]
+    decayed = [p for (_, p), does in zip(trained, decays, strict=True) if does]
+    others = [p for (_, p), does in zip(trained, decays, strict=True) if not does]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
