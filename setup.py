@@ -20,6 +20,8 @@ REQUIRES = [
     "rich",
     "jinja2",
     "matplotlib",
+    "scikit-learn",
+    "scipy",
     "safetensors",
     "xxhash>=3",
     "filelock",

@@ -1,0 +1,197 @@
+"""The rows of a task's file: tab- or comma-separated text, JSON lines, or parquet, as values by their column's name.
+
+A row that cannot be read is yielded too, with the reason. Nothing is dropped in silence.
+"""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fast_electra.finetuning.tasks import Task
+from fast_electra.settings import UserError
+
+
+class Row(NamedTuple):
+    """A row of a file: the number of its line (of its row in parquet), and its values or why it has none."""
+
+    number: int
+    values: dict[str, Any] | str
+
+
+def names_of(task: Task, column: str) -> list[str]:
+    """Return the names under which a file may have a column of the task, the task's own first."""
+    return [column, *(alias for alias, meant in task.aliases.items() if meant == column)]
+
+
+def read_rows(path: Path, task: Task) -> Iterator[Row]:
+    """Yield the rows of a file whose format its suffix names, in order.
+
+    Raises:
+        UserError: the file as a whole cannot be read, or does not have the task's columns.
+    """
+    name = path.name.removesuffix(path.suffix) if path.suffix in UNPACK else path.name
+    read = FORMATS[Path(name).suffix]
+    try:
+        yield from read(path, task)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); fetch or write the file again") from None
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, unpacked, with plain line ends. Broken bytes become lone surrogates."""
+    data = path.read_bytes()
+    if unpack := UNPACK.get(path.suffix):
+        try:
+            data = unpack(data)
+        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{path} is damaged or cut short ({error}); fetch the file again") from None
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding, "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-16 as its first bytes say ({error.reason}); save it as UTF-8") from None
+    # A carriage return alone ended lines on old Macs. In other files it is a stray one within a text.
+    text = text.replace("\r\n", "\n").replace("\r", " " if "\n" in text else "\n")
+    return text.rstrip("\n")
+
+
+def _zstd(data: bytes) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError("reading .zst needs zstandard: pip install 'fast_electra[zstd]'") from None
+    parts = []
+    while data:
+        frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        try:
+            parts.append(frame.decompress(data))
+        except zstandard.ZstdError as error:
+            raise ValueError(error) from None
+        if not frame.eof:
+            raise EOFError("the file ends within a packed stream")
+        data = frame.unused_data
+    return b"".join(parts)
+
+
+def _tsv(path: Path, task: Task) -> Iterator[Row]:
+    """Yield the rows of tab-separated text. A quote is a character like any other, as in GLUE's files."""
+    lines = _text(path).split("\n")
+    yield from _cells(path, task, ((number, line.split("\t")) for number, line in enumerate(lines, 1)))
+
+
+def _csv(path: Path, task: Task) -> Iterator[Row]:
+    """Yield the rows of comma-separated text, in which a text may be in quotes and have line ends."""
+    yield from _cells(path, task, _records(path))
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str] | str]]:
+    csv.field_size_limit(sys.maxsize)  # of this process; the default refuses texts over 131,072 characters
+    reader = csv.reader(StringIO(_text(path), newline="\n"), strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            yield first, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise UserError(f"{path}:{first}: a quote opens here and is never closed; close or double it") from None
+            for number in range(first, reader.line_num + 1):
+                yield number, f"the quotes do not match ({error})"
+
+
+def _cells(path: Path, task: Task, records: Iterator[tuple[int, list[str] | str]]) -> Iterator[Row]:
+    """Yield rows from records of cells. The first one has the names of the columns, or `task.header` is used."""
+    first, cells = next(records, (1, []))
+    names = cells if isinstance(cells, list) else []
+    columns = [name.strip() for name in names]
+    if not all(any(name in columns for name in names_of(task, field)) for field in task.fields):
+        if not task.header:
+            wanted, found = ", ".join(task.fields), ", ".join(map(repr, columns))
+            raise UserError(f"{path} must begin with a line of column names, among them {wanted}; it has {found[:200]}")
+        columns = list(task.header)
+        if cells:
+            yield _row(first, cells, columns)
+    for column in (*task.fields, task.label):
+        if columns.count(column) > 1:
+            raise UserError(f"{path} has two columns {column!r}; rename one of them")
+    for number, cells in records:
+        yield _row(number, cells, columns)
+
+
+def _row(number: int, cells: list[str] | str, columns: list[str]) -> Row:
+    if isinstance(cells, str):
+        return Row(number, cells)
+    if len(cells) != len(columns):
+        return Row(number, f"has {len(cells)} columns, not {len(columns)}" if any(cells) else "is blank")
+    return Row(number, dict(zip(columns, cells, strict=True)))
+
+
+def _json_lines(path: Path, task: Task) -> Iterator[Row]:
+    """Yield the rows of JSON lines, one object each."""
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if number == 1 and line.lstrip().startswith("["):
+            raise UserError(f"{path} is one JSON array; write one object a line: jq -c '.[]'")
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            yield Row(number, "is no JSON" if line.strip() else "is blank")
+            continue
+        yield Row(number, value if isinstance(value, dict) else "is no JSON object")
+
+
+def _parquet(path: Path, task: Task) -> Iterator[Row]:
+    """Yield the rows of a parquet file. Strings are read as bytes, so that broken UTF-8 costs one row only."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("reading parquet needs pyarrow: pip install 'fast_electra[parquet]'") from None
+    wanted = {name for column in (*task.fields, task.label, *IDS) for name in names_of(task, column)}
+    try:
+        file = parquet.ParquetFile(path)
+        number = 1
+        for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
+            columns = {
+                name: _values(arrow, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }
+            for row in range(batch.num_rows):
+                yield Row(number, {name: values[row] for name, values in columns.items()})
+                number += 1
+    except (arrow.ArrowException, ValueError) as error:
+        raise UserError(f"{path} is no readable parquet file ({error}); fetch or write the file again") from None
+
+
+def _values(arrow: Any, column: Any) -> list[Any]:
+    if arrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
+        values = column.cast(arrow.large_binary()).to_pylist()
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
+    return list(column.to_pylist())
+
+
+IDS = ("index", "id", "idx")  # columns that name a row
+UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _zstd,
+    ".bz2": bz2.decompress,
+}
+FORMATS: dict[str, Callable[[Path, Task], Iterator[Row]]] = {
+    ".tsv": _tsv,
+    ".txt": _tsv,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_lines,
+    ".parquet": _parquet,
+}
