@@ -1,6 +1,6 @@
 """The rows of a task as token sequences: what the loader reads in fine-tuning, in the place of a corpus."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fast_electra.corpus.sequences import Order
 
-Encode = Callable[[tuple[str, ...], int], tuple[list[int], bool]]  # one or two texts, L -> framed ids, whether cut
+# Rows of one or two texts, and L, to the framed ids of each row, at most L, and whether it was cut.
+Encode = Callable[[list[tuple[str, ...]], int], list[tuple[list[int], bool]]]
 
 
 class Examples:
@@ -18,9 +19,9 @@ class Examples:
         cut: how many of them were longer than allowed, and lost tokens.
     """
 
-    def __init__(self, texts: Sequence[tuple[str, ...]], encode: Encode, length: int) -> None:
+    def __init__(self, texts: list[tuple[str, ...]], encode: Encode, length: int) -> None:
         """Encode each row as a sequence of at most L = `length` tokens."""
-        encoded = [encode(row, length) for row in texts]
+        encoded = encode(texts, length)
         self.cut = sum(cut for _, cut in encoded)
         self._ids = [np.array(ids, dtype=np.int64) for ids, _ in encoded]
         self._lengths = torch.tensor([len(ids) for ids in self._ids])

@@ -18,7 +18,7 @@ from fast_electra.settings import UserError, path_argument
 from fast_electra.training import signals
 
 if TYPE_CHECKING:
-    from fast_electra.config import Config
+    from fast_electra.run_settings import ResolvedConfig
     from fast_electra.training.engines import Ranks
 
 
@@ -48,7 +48,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def begin(config: "Config", trains: bool = True) -> "Ranks":
+def begin(config: "ResolvedConfig", trains: bool = True) -> "Ranks":
     """Build what DeepSpeed compiles, and join the launcher's process group.
 
     If the job trains, the ranks also agree on an Adam that all of them have: `torch_adam` of the config may change.

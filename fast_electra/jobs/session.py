@@ -25,14 +25,15 @@ FREE = {
     "apex",
     *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "apex", "checkpoint", "evaluation")),
     *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
+    *(f"{SECTION}.{key}" for key in ("pretrained", "tokenizer", "data", "task")),
     *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("comms_logger", "flops_profiler", "checkpoint"),
     *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "allgather_bucket_size", "overlap_comm")),
 }
-_FILES = ("config.json", "status.json", "metrics.jsonl", "examples.json", "report.html")  # of a run folder
-_FOLDERS = ("checkpoints", "model")
+_FILES = ("config.json", "status.json", "metrics.jsonl", "examples.json", "scores.json", "report.html")
+_FOLDERS = ("checkpoints", "model", "predictions")
 
 
 def check_kinds(folder: Path) -> None:
