@@ -23,6 +23,7 @@ class Curve:
     """A line from the update rows' `key`, and points from the evaluation rows' `heldout`.
 
     A value that a schedule sets is `exact`: it is drawn without a median. `right` puts the curve on the right axis.
+    Without a key, the points of the evaluation rows are joined by a line.
     """
 
     key: str
@@ -66,12 +67,15 @@ FOUND = (
 FINDING = Panel("Finding the replaced tokens", FOUND, dashed="heldout_auc_token_identity", limits=(0, 1))
 RIGHT = Curve("accuracy", "training", BLUE, "heldout_mlm_accuracy")
 ACCURACY = Panel("Accuracy at masked positions", (RIGHT,), left_format="percent", limits=(0, None))
+LABELLED = Curve("accuracy", "training", BLUE, "heldout_accuracy")
+SCORE = Panel("Dev score", (Curve("", "dev score", ORANGE, "heldout_score"),))
 MLM_LOSS = Curve("mlm_loss", "MLM", BLUE, "heldout_mlm_loss")
 RTD_LOSS = Curve("rtd_loss", "detection (right)", ORANGE, "heldout_loss", right=True)
 PANELS = {
     "rtd": (LOSS, CURRICULUM, HARDNESS, FINDING, SPEED, RATE),
     "joint": (Panel("Losses", (MLM_LOSS, RTD_LOSS)), HARDNESS, FINDING, ACCURACY, SPEED, RATE),
     "mlm": (LOSS, ACCURACY, RATE, SPEED),
+    "finetuning": (LOSS, SCORE, Panel("Accuracy", (LABELLED,), left_format="percent", limits=(0, 1)), RATE, SPEED),
 }
 
 
@@ -84,8 +88,13 @@ def draw_panels(objective: str, updates: list[Row], evaluations: list[Row], pref
         return [
             (panel.title, _svg(_figure(panel, updates, evaluations), f"{prefix}{index}-", panel.title))
             for index, panel in enumerate(PANELS[objective])
-            if any(len(_points(updates, curve.key)[0]) for curve in panel.curves)
+            if any(len(_points(updates, curve.key)[0]) or _alone(curve, evaluations) for curve in panel.curves)
         ]
+
+
+def _alone(curve: Curve, evaluations: list[Row]) -> bool:
+    """Return whether a curve has points from evaluations alone: no update has such a figure."""
+    return not curve.key and len(_points(evaluations, curve.heldout)[0]) > 0
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
@@ -107,6 +116,10 @@ def _figure(panel: Panel, updates: list[Row], evaluations: list[Row]) -> Figure:
     right: Axes | None = None
     for curve in panel.curves:
         x, y = _points(updates, curve.key)
+        if _alone(curve, evaluations):
+            x, y = _points(evaluations, curve.heldout)
+            left.plot(x, y, marker=curve.marker, color=curve.colour, linewidth=1.6, label=curve.label)
+            continue
         if not len(x):
             continue  # a run has a temperature or a gamma: the legend does not name the other one
         if curve.right:

@@ -57,6 +57,8 @@ def _values(run: Path, name: str) -> dict[str, Any]:
     config, status, examples = (_read(run / f"{file}.json", unreadable) for file in ("config", "status", "examples"))
     leaves = dict(_leaves(config))
     objective = leaves.get("fast_electra.objective")
+    if isinstance(leaves.get("fast_electra.task"), str):
+        objective = "finetuning"
     if not isinstance(objective, str):
         objective = "mlm" if "accuracy" in updates[-1] else "rtd"
     return {
@@ -72,6 +74,7 @@ def _values(run: Path, name: str) -> dict[str, Any]:
         "events": events,
         "panels": draw_panels(objective if objective in PANELS else "rtd", updates, evaluations, f"{name}-"),
         "examples": _scalars(examples),
+        "confusions": _confusions(_read(run / "scores.json", unreadable)),
         "sequences": read_sequences(examples.get("sequences", []), unreadable),
         "settings": _settings(leaves),
         "config": config and json.dumps(config, indent=2, ensure_ascii=False),
@@ -98,6 +101,21 @@ def _scalars(row: Row) -> Row:
     """Return the entries of a JSON object that are text, null or finite numbers."""
     numbers = {key: value for key, value in row.items() if type(value) in (int, float) and abs(value) < LARGEST}
     return {key: value for key, value in row.items() if key in numbers or value is None or isinstance(value, str)}
+
+
+def _confusions(scores: dict[str, Any]) -> list[tuple[str, list[str], list[list[int]]]]:
+    """Return name, classes and confusion matrix of each labelled set of a task; [] where they have another shape."""
+    labels, found = scores.get("labels"), scores.get("confusion")
+    if not (isinstance(labels, list) and isinstance(found, dict)):
+        return []
+
+    def fits(matrix: Any) -> bool:
+        rows = matrix if isinstance(matrix, list) and len(matrix) == len(labels) else [None]
+        return all(
+            isinstance(row, list) and len(row) == len(labels) and all(type(n) is int for n in row) for row in rows
+        )
+
+    return [(name, [str(label) for label in labels], matrix) for name, matrix in found.items() if fits(matrix)]
 
 
 def _numbers(rows: list[Row], key: str) -> list[float]:
