@@ -190,8 +190,8 @@ def _parquet(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
                 number += 1
     except UserError:
         raise
-    except (arrow.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        reason = "".join(character if character.isprintable() else " " for character in str(error)).strip()
         raise UserError(f"{path} is no readable parquet file ({reason}); fetch or write the file again") from None
 
 
