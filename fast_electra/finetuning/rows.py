@@ -10,13 +10,15 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fast_electra.finetuning.tasks import Task
 from fast_electra.settings import UserError
+
+LONGEST = 200  # characters of a list of names in a message
 
 
 class Row(NamedTuple):
@@ -31,16 +33,25 @@ def names_of(task: Task, column: str) -> list[str]:
     return [column, *(alias for alias, meant in task.aliases.items() if meant == column)]
 
 
-def read_rows(path: Path, task: Task) -> Iterator[Row]:
-    """Yield the rows of a file whose format its suffix names, in order.
+def format_of(path: Path) -> str:
+    """Return the suffix of a file without that of its compression: .tsv of train.tsv.gz."""
+    return Path(path.stem).suffix if path.suffix in UNPACK else path.suffix
+
+
+def read_rows(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
+    """Yield the rows of a file, in order.
+
+    Args:
+        path: the file; its suffix names the format.
+        task: says which columns the file must have.
+        labelled: whether the label must be among them.
 
     Raises:
-        UserError: the file as a whole cannot be read, or does not have the task's columns.
+        UserError: the file as a whole cannot be read, or lacks a column.
     """
-    name = path.name.removesuffix(path.suffix) if path.suffix in UNPACK else path.name
-    read = FORMATS[Path(name).suffix]
+    read = FORMATS[format_of(path)]
     try:
-        yield from read(path, task)
+        yield from read(path, task, labelled)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); fetch or write the file again") from None
 
@@ -51,6 +62,8 @@ def _text(path: Path) -> str:
     if unpack := UNPACK.get(path.suffix):
         try:
             data = unpack(data)
+        except UserError:
+            raise
         except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
             raise UserError(f"{path} is damaged or cut short ({error}); fetch the file again") from None
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
@@ -60,6 +73,8 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-16 as its first bytes say ({error.reason}); save it as UTF-8") from None
     # A carriage return alone ended lines on old Macs. In other files it is a stray one within a text.
     text = text.replace("\r\n", "\n").replace("\r", " " if "\n" in text else "\n")
+    if not text.strip():
+        raise UserError(f"{path} is empty; fetch or write the file again")
     return text.rstrip("\n")
 
 
@@ -81,15 +96,15 @@ def _zstd(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _tsv(path: Path, task: Task) -> Iterator[Row]:
+def _tsv(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
     """Yield the rows of tab-separated text. A quote is a character like any other, as in GLUE's files."""
     lines = _text(path).split("\n")
-    yield from _cells(path, task, ((number, line.split("\t")) for number, line in enumerate(lines, 1)))
+    yield from _cells(path, task, labelled, ((number, line.split("\t")) for number, line in enumerate(lines, 1)))
 
 
-def _csv(path: Path, task: Task) -> Iterator[Row]:
+def _csv(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
     """Yield the rows of comma-separated text, in which a text may be in quotes and have line ends."""
-    yield from _cells(path, task, _records(path))
+    yield from _cells(path, task, labelled, _records(path))
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str] | str]]:
@@ -108,34 +123,42 @@ def _records(path: Path) -> Iterator[tuple[int, list[str] | str]]:
                 yield number, f"the quotes do not match ({error})"
 
 
-def _cells(path: Path, task: Task, records: Iterator[tuple[int, list[str] | str]]) -> Iterator[Row]:
+def _cells(path: Path, task: Task, labelled: bool, records: Iterator[tuple[int, list[str] | str]]) -> Iterator[Row]:
     """Yield rows from records of cells. The first one has the names of the columns, or `task.header` is used."""
-    first, cells = next(records, (1, []))
-    names = cells if isinstance(cells, list) else []
-    columns = [name.strip() for name in names]
-    if not all(any(name in columns for name in names_of(task, field)) for field in task.fields):
-        if not task.header:
-            wanted, found = ", ".join(task.fields), ", ".join(map(repr, columns))
-            raise UserError(f"{path} must begin with a line of column names, among them {wanted}; it has {found[:200]}")
+    first, cells = next(records)
+    columns = [name.strip() for name in cells] if isinstance(cells, list) else []
+    if task.header and not all(set(names_of(task, field)) & set(columns) for field in task.fields):
         columns = list(task.header)
-        if cells:
-            yield _row(first, cells, columns)
-    for column in (*task.fields, task.label):
-        if columns.count(column) > 1:
-            raise UserError(f"{path} has two columns {column!r}; rename one of them")
+        yield _row(first, cells, columns)
+    _check_columns(path, task, labelled, columns)
     for number, cells in records:
         yield _row(number, cells, columns)
+
+
+def _check_columns(path: Path, task: Task, labelled: bool, columns: list[str]) -> None:
+    for column in (*task.fields, task.label):
+        found = [name for name in columns if name in names_of(task, column)]
+        if not found and (labelled or column != task.label):
+            raise UserError(f"{path} has no column {column!r}, only {shown(columns)}; rename one or correct the task")
+        if len(set(found)) < len(found):
+            raise UserError(f"{path} has two columns {found[0]!r}; rename one of them")
+
+
+def shown(names: Iterable[str]) -> str:
+    """Return names as a message has them: quoted, on one line, and not too long."""
+    text = ", ".join(map(repr, names))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _row(number: int, cells: list[str] | str, columns: list[str]) -> Row:
     if isinstance(cells, str):
         return Row(number, cells)
     if len(cells) != len(columns):
-        return Row(number, f"has {len(cells)} columns, not {len(columns)}" if any(cells) else "is blank")
+        return Row(number, f"the number of columns is {len(cells)}, not {len(columns)}" if any(cells) else "is blank")
     return Row(number, dict(zip(columns, cells, strict=True)))
 
 
-def _json_lines(path: Path, task: Task) -> Iterator[Row]:
+def _json_lines(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
     """Yield the rows of JSON lines, one object each."""
     for number, line in enumerate(_text(path).split("\n"), 1):
         if number == 1 and line.lstrip().startswith("["):
@@ -148,7 +171,7 @@ def _json_lines(path: Path, task: Task) -> Iterator[Row]:
         yield Row(number, value if isinstance(value, dict) else "is no JSON object")
 
 
-def _parquet(path: Path, task: Task) -> Iterator[Row]:
+def _parquet(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
     """Yield the rows of a parquet file. Strings are read as bytes, so that broken UTF-8 costs one row only."""
     try:
         import pyarrow as arrow
@@ -158,16 +181,18 @@ def _parquet(path: Path, task: Task) -> Iterator[Row]:
     wanted = {name for column in (*task.fields, task.label, *IDS) for name in names_of(task, column)}
     try:
         file = parquet.ParquetFile(path)
+        _check_columns(path, task, labelled, file.schema_arrow.names)
         number = 1
         for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
-            columns = {
-                name: _values(arrow, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
-            }
-            for row in range(batch.num_rows):
-                yield Row(number, {name: values[row] for name, values in columns.items()})
+            columns = [_values(arrow, column) for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                yield Row(number, dict(zip(batch.schema.names, values, strict=True)))
                 number += 1
-    except (arrow.ArrowException, ValueError) as error:
-        raise UserError(f"{path} is no readable parquet file ({error}); fetch or write the file again") from None
+    except UserError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        reason = "".join(character if character.isprintable() else " " for character in str(error)).strip()
+        raise UserError(f"{path} is no readable parquet file ({reason}); fetch or write the file again") from None
 
 
 def _values(arrow: Any, column: Any) -> list[Any]:
@@ -186,7 +211,7 @@ UNPACK: dict[str, Callable[[bytes], bytes]] = {
     ".zst": _zstd,
     ".bz2": bz2.decompress,
 }
-FORMATS: dict[str, Callable[[Path, Task], Iterator[Row]]] = {
+FORMATS: dict[str, Callable[[Path, Task, bool], Iterator[Row]]] = {
     ".tsv": _tsv,
     ".txt": _tsv,
     ".csv": _csv,

@@ -1,6 +1,7 @@
 """The data of a task: texts, labels and ids of each split, read from a folder in GLUE's layout or a similar one."""
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fast_electra.finetuning.rows import FORMATS, IDS, UNPACK, names_of, read_rows
+from fast_electra.finetuning.rows import FORMATS, IDS, UNPACK, format_of, names_of, read_rows, shown
 from fast_electra.finetuning.tasks import Task
 from fast_electra.settings import UserError
 
@@ -17,6 +18,7 @@ SHOWN = 3  # malformed rows that a message names
 ALLOWED, ALLOWED_SHARE = 10, 0.01  # malformed rows of a split: more than both are an error
 _ORIGINAL_MRPC = "msr_paraphrase_train.txt"  # holds train and dev
 _MRPC_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
+_PART = r"%s-\d+-of-\d+\.parquet"  # of a file that Hugging Face's copy has in parts
 _BROKEN = re.compile("[\ud800-\udfff]")
 
 
@@ -94,20 +96,16 @@ def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
         UserError: there are two files of one name, or a part is missing.
     """
     for name in names:
-        found = [folder / f"{name}{end}{pack}" for end in ("", *FORMATS) for pack in ("", *UNPACK)]
-        found = [path for path in found if _format(path) and path.is_file()]
-        parts = sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*.parquet"))
-        if len(found) + bool(parts) > 1:
-            raise UserError(f"{folder} has {' and '.join(path.name for path in (*found, *parts))}: keep one of them")
+        found = [f"{folder / name}{end}{pack}" for end in ("", *FORMATS) for pack in ("", *UNPACK)]
+        files = [Path(file) for file in found if format_of(Path(file)) in FORMATS and os.path.isfile(file)]  # noqa: PTH113
+        parts = [path for path in folder.glob("*.parquet") if re.fullmatch(_PART % re.escape(name), path.name)]
+        if len(files) + bool(parts) > 1:
+            raise UserError(f"{folder} has {' and '.join(path.name for path in (*files, *parts))}: keep one of them")
         if parts and len(parts) != int(parts[0].stem.split("-")[-1]):
-            raise UserError(f"{folder} has {len(parts)} parts like {parts[0].name}: fetch those that are missing")
-        if found or parts:
-            return found or parts
+            raise UserError(f"{folder} has only {len(parts)} parts like {parts[0].name}: fetch the others")
+        if files or parts:
+            return files or sorted(parts)
     return []
-
-
-def _format(path: Path) -> bool:
-    return Path(path.name.removesuffix(path.suffix) if path.suffix in UNPACK else path.name).suffix in FORMATS
 
 
 def _read(task: Task, split: str, paths: list[Path]) -> Table:
@@ -116,7 +114,7 @@ def _read(task: Task, split: str, paths: list[Path]) -> Table:
     test = split.startswith("test")
     keep = _mrpc_part(paths[0], split) if paths[0].name == _ORIGINAL_MRPC else None
     for path in paths:
-        for number, values in read_rows(path, task):
+        for number, values in read_rows(path, task, labelled=not test):
             if keep and isinstance(values, dict) and not keep(values):
                 continue
             try:
@@ -133,15 +131,15 @@ def _read(task: Task, split: str, paths: list[Path]) -> Table:
             table.ids.append(" ".join(str(index).split()))
     known = [label for label in labels if label is not None]
     if known and len(known) < len(labels):
-        raise UserError(f"{table.source}: {len(labels) - len(known):,} rows have no label and the others have one")
+        missing = len(labels) - len(known)
+        raise UserError(f"{paths[0]} has {len(known):,} rows with a label and {missing:,} without; label all or none")
     table.labels = np.array(known, dtype=np.float64)
     rows, bad = len(table) + len(table.skipped), len(table.skipped)
-    if not len(table):
-        why = f": {bad:,} malformed, the first is {table.skipped[0]}" if bad else ""
-        raise UserError(f"the {split} set has no usable row in {' '.join(map(str, paths))}{why}")
-    if bad > max(ALLOWED, ALLOWED_SHARE * rows):
-        first = f"{bad:,} of {rows:,} rows of the {split} set are malformed, the first is {table.skipped[0]}"
-        raise UserError(f"{first}; correct or remove these rows, or describe the file's columns and labels in the task")
+    if not rows:
+        raise UserError(f"{' '.join(map(str, paths))} has no rows for the {split} set; fetch or write the file again")
+    if bad == rows or bad > max(ALLOWED, ALLOWED_SHARE * rows):
+        which = f"{bad:,} of {rows:,} rows of the {split} set are malformed, the first is {table.skipped[0]}"
+        raise UserError(f"{which}; correct these rows, or the columns and labels that the task names")
     return table
 
 
@@ -167,7 +165,7 @@ def _text(task: Task, values: dict[str, Any], column: str, empty: bool) -> str:
     if "\0" in text:
         raise _Malformed(f"{column} has a NUL character")
     if not text.isascii() and _BROKEN.search(text):
-        raise _Malformed(f"{column} is broken UTF-8 or has a lone surrogate")
+        raise _Malformed(f"{column} is not UTF-8 or has a lone surrogate")
     return text
 
 
@@ -175,7 +173,7 @@ def _value(task: Task, values: dict[str, Any], column: str) -> Any:
     for name in names_of(task, column):
         if name in values:
             return values[name]
-    raise _Malformed(f"has no {column}, only {', '.join(values)}"[:200])
+    raise _Malformed(f"has no {column!r}, only {shown(values)}")
 
 
 def _label(task: Task, values: dict[str, Any], optional: bool) -> float | None:
@@ -203,7 +201,7 @@ def _class(task: Task, value: Any) -> float | None:
     named = not any(label.isdecimal() for label in task.labels)
     if named and text.isdecimal() and int(text) < len(task.labels):
         return float(text)
-    raise _Malformed(f"{task.label} {text[:40]!r} is none of {', '.join(task.labels)}")
+    raise _Malformed(f"{task.label} {text[:40]!r} is none of {shown(task.labels)}")
 
 
 def _number(task: Task, value: Any) -> float | None:

@@ -1,10 +1,12 @@
 """What a task is: columns, classes, metrics and file names. The eight tasks of Table 5, and a user's own in JSON."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fast_electra import config_file
 from fast_electra.settings import Settings, UserError, nearest, one_line
@@ -12,14 +14,28 @@ from fast_electra.settings import Settings, UserError, nearest, one_line
 Metric = Literal["accuracy", "f1", "matthews", "spearman", "pearson"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 CORRELATIONS = ("spearman", "pearson")  # the metrics of a regression
-Text = Annotated[str, Field(min_length=1)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+def _text(value: str) -> str:
+    if not value or not value.isprintable():
+        raise ValueError("must be printable text")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError("must be at most 100 letters, digits, dots and dashes")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class Task(Settings):
     """A classification or a regression of one text or of a pair of texts."""
 
-    name: FileName
+    name: FileName = Field(description="text: the name of the task")
     fields: tuple[Text, ...] = Field(
         min_length=1, max_length=2, description="a list of one or two names of columns, each with a text"
     )
@@ -39,8 +55,8 @@ class Task(Settings):
     header: tuple[Text, ...] = Field(
         default=(), description="a list of the names of all columns, for text files that do not begin with them"
     )
-    aliases: dict[str, str] = Field(default={}, description="a section: another name of a column, and its name")
-    title: FileName | None = None
+    aliases: dict[str, Text] = Field(default={}, description="a section: another name of a column, and its name")
+    title: FileName | None = Field(default=None, description="a name to show and to write files with, or null")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -57,7 +73,7 @@ class Task(Settings):
                 raise ValueError(f"{metric} is no metric of a {kind}")
         if self.range and not (self.regression and self.range[0] < self.range[1]):
             raise ValueError("range must be [lowest, highest], and only for a regression")
-        if self.header and not set(columns[:-1]) <= set(self.header):
+        if self.header and not set(columns) <= set(self.header):
             raise ValueError(f"header must name all columns, among them {', '.join(columns)}")
         if "train" not in self.files or not self.dev or not all(self.files.values()):
             raise ValueError("files must name train and dev, and no list may be empty")
@@ -172,12 +188,13 @@ def open_task(name_or_path: str) -> Task:
     if known in TASKS:
         return TASKS[known]
     path = Path(name_or_path)
-    if path.suffix != ".json" and not path.is_file():
-        own = "; a task of your own is a JSON file, see docs/finetuning.md"
-        raise UserError(f"unknown task {name_or_path!r}{nearest(known, TASKS)}{own}")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; a task of your own is a JSON file, see docs/finetuning.md")
+    if not os.path.isfile(path):  # noqa: PTH113 - a Path would raise an OSError for a name that is too long
+        file = path.suffix == ".json" or len(path.parts) > 1
+        what = f"there is no file {path}" if file else f"unknown task {name_or_path!r}{nearest(known, TASKS)}"
+        raise UserError(f"{what}; a task of your own is a JSON file, see docs/finetuning.md")
     try:
-        return Task.model_validate_json(json.dumps(config_file.read(path)))
+        return Task.model_validate_json(json.dumps(config_file.read(path), ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise UserError(f"{path} holds a lone surrogate, which is no text; remove it") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {one_line(error, Task)}") from None
+        raise UserError(f"{path}: {one_line(error, Task).removeprefix(': ')}") from None
