@@ -20,7 +20,7 @@ EVERY_SEQUENCE = 1_000_000_000  # a dev set is evaluated as a whole
 class FineTuningSettings(RunSettings):
     """The section `fast_electra` of a config of fine-tuning. Table 4 has the values that the paper tried."""
 
-    run: LocalPath = "runs/finetuned"
+    run: LocalPath = ""  # by default runs/finetuned/TASK
     updates: int = Field(default=1, ge=1, le=1_000_000_000)  # follows from the epochs
     task: str  # a name of `tasks.TASKS`, or a JSON file
     data: LocalPath  # folder with the task's files

@@ -49,29 +49,37 @@ class Work:
         return seal([self.task.model_dump(), rows])
 
 
-def main(
-    path: Path, overrides: Sequence[str], grid: dict[str, tuple[float, ...]] | None = None, seeds: int = 1
-) -> None:
+def main(path: Path, overrides: Sequence[str], grid: sweep.Grid | None = None, seeds: int = 1) -> None:
     """Join the launcher's process group, train every member of the search that is not complete, and leave it."""
-    settings, _ = config.read(path, overrides)
-    folder = Path(settings.run)
+    task, folder = open_search(path, overrides)
     with launcher.only_job(folder, f"name another run folder with --set {SECTION}.run=FOLDER"):
-        task = open_task(settings.task)
-        work = Work(task, read_data(task, Path(settings.data)))
-        configs = {
-            member: config.load(
-                path,
-                [*overrides, *member.overrides, f"{SECTION}.run={folder / member.folder}"],
-                len(work.data["train"]),
-                this_machine(),
-            )
-            for member in sweep.members(grid, seeds, settings.seed)
-        }
+        session.check_kinds(folder)
+        work, configs = prepare(path, overrides, task, folder, grid, seeds)
         ranks = launcher.begin(next(iter(configs.values())))
         if ranks.rank == 0:
             print("\n".join(summary(work.data)), flush=True)
         search(folder, work, configs, ranks)
         stop_ranks()
+
+
+def open_search(path: Path, overrides: Sequence[str]) -> tuple[Task, Path]:
+    """Return the task of a config, and the folder of its run or search."""
+    settings, _ = config.read(path, overrides)
+    task = open_task(settings.task)
+    return task, Path(settings.run or f"runs/finetuned/{task.name}")
+
+
+def prepare(
+    path: Path, overrides: Sequence[str], task: Task, folder: Path, grid: sweep.Grid | None = None, seeds: int = 1
+) -> tuple[Work, dict[Member, FineTuningConfig]]:
+    """Read the data, and check the config of every member of the search before the first one trains."""
+    settings, _ = config.read(path, overrides)
+    work = Work(task, read_data(task, Path(settings.data)))
+    configs = {}
+    for member in sweep.members(grid, seeds, settings.seed):
+        own = [*overrides, *member.overrides, f"{SECTION}.run={folder / member.folder}"]
+        configs[member] = config.load(path, own, len(work.data["train"]), this_machine())
+    return work, configs
 
 
 def search(folder: Path, work: Work, configs: dict[Member, FineTuningConfig], ranks: Ranks) -> None:

@@ -15,7 +15,10 @@ Scores = Callable[[str, np.ndarray], Mapping[str, float]]  # a set's name and it
 
 
 class FineTuning:
-    """Mean cross-entropy over the sequences of a batch; for a regression, the mean squared error."""
+    """Mean cross-entropy over the sequences of a batch; for a regression, the mean squared error over the variance.
+
+    A regression's loss is then the share of the training labels' variance that is not explained: 1 for their mean.
+    """
 
     name = "finetuning"
     parameter: str | None = None
@@ -44,6 +47,11 @@ class FineTuning:
         self.model, self.labels, self.sizes, self.regression = model, labels, sizes, regression
         self.batch, self.scores, self.exports = batch, scores, exports
         self.sources: tuple[str, ...] = tuple(name for name in sizes if name in labels)
+        self.variance = 1.0
+        if regression:
+            values = labels["train"]
+            self.variance = float(values.var(correction=0)) or 1.0
+            _start_at(model, float(values.mean()))
         self.outputs: dict[str, np.ndarray[Any, Any]] = {}  # of each set, [n, C], as of its last evaluation
 
     def strength(self, u: float) -> None:
@@ -60,7 +68,7 @@ class FineTuning:
         labels_B = self.labels[batch.source][batch.sequences_B].to(outputs_BC.device)
         count = torch.full((), len(labels_B), dtype=torch.float64, device=outputs_BC.device)
         if self.regression:
-            loss_sum = F.mse_loss(outputs_BC[:, 0], labels_B.float(), reduction="sum")
+            loss_sum = F.mse_loss(outputs_BC[:, 0], labels_B.float(), reduction="sum") / self.variance
             return loss_sum, {"loss": loss_sum.detach().double(), "sequences": count}
         loss_sum = F.cross_entropy(outputs_BC, labels_B.long(), reduction="sum")
         correct = (outputs_BC.argmax(1) == labels_B.long()).sum().double()
@@ -103,3 +111,11 @@ class FineTuning:
             row |= {f"{prefix}_{name}": value for name, value in measured.items()}
             firsts.append(next(iter(measured.values())))
         return row | ({"heldout_score": float(np.mean(firsts))} if firsts else {})
+
+
+@torch.no_grad()
+def _start_at(model: nn.Module, value: float) -> None:
+    """Let the last layer, whose one output is the prediction, begin near a value: no update is spent on the mean."""
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    if heads and heads[-1].bias is not None:
+        heads[-1].bias.fill_(value)
