@@ -166,7 +166,10 @@ def _check_weights(folder: Path, model: "PreTrainedModel", info: dict[str, Any])
 def _check_tokenizer(folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     weight: Any = model.get_input_embeddings().weight
     rows = weight.shape[0]
-    if not len(tokenizer) or len(tokenizer) > rows:
+    if not any((folder / name).exists() for name in tokenizer.vocab_files_names.values()):
+        files = " or ".join(sorted(set(tokenizer.vocab_files_names.values())))
+        raise UserError(f"{folder} holds no tokenizer ({files}): put the files of the model's own tokenizer there")
+    if len(tokenizer) > rows:
         raise UserError(
             f"{folder}: its tokenizer has {len(tokenizer):,} tokens and its model {rows:,}: put the files of the "
             "model's own tokenizer there"

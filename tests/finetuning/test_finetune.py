@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Corpus
 from finetuning.glue_files import write_glue
-from finetuning.tuned import overrides, pretrained, tune, tune_all
+from finetuning.tuned import hugging_face, overrides, pretrained, tune, tune_all
 from ranks import Pool
 from safetensors.torch import load_file
 
@@ -179,17 +179,4 @@ def test_a_search_of_a_hugging_face_encoder_under_the_launcher(
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of transformers that no training has seen, with a WordPiece tokenizer."""
-    transformers = pytest.importorskip("transformers")
-    from finetuning.glue_files import CLUES, ENDS, SUBJECTS, VERBS
-
-    folder = tmp_path_factory.mktemp("bert")
-    words = sorted({word for text in (*CLUES, *SUBJECTS, *VERBS, *ENDS) for word in text.split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    settings = transformers.BertConfig(vocab_size=len(vocabulary), initializer_range=0.2, **sizes)
-    transformers.BertModel(settings).save_pretrained(folder)
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
+    return hugging_face(tmp_path_factory.mktemp("bert"))

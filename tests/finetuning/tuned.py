@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from conftest import ROOT, Corpus
 from small import sizes
 
@@ -21,6 +22,22 @@ def pretrained(folder: Path, corpus: Corpus, **changes: Any) -> Path:
     settings = sizes(**{"initial_std": 0.1, "initialization": "bert"} | changes)
     weights = build_model("rtd", settings, seed=3).state_dict()
     save_model(folder / "model", "rtd", settings, weights, tokenizer=Tokenizer.load(corpus.tokenizer).hash)
+    return folder
+
+
+def hugging_face(folder: Path) -> Path:
+    """Write a BERT of transformers that no training has seen, with a WordPiece tokenizer."""
+    import transformers
+    from finetuning.glue_files import CLUES, ENDS, SUBJECTS, VERBS
+
+    words = sorted({word for text in (*CLUES, *SUBJECTS, *VERBS, *ENDS) for word in text.split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    settings = transformers.BertConfig(vocab_size=len(vocabulary), initializer_range=0.2, **sizes)
+    transformers.BertModel(settings).save_pretrained(folder)
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
