@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-from fast_electra.finetuning.tasks import TASKS, Metric, Task
+from fast_electra.finetuning.tasks import CORRELATIONS, TASKS, Metric, Task
 from fast_electra.settings import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,10 +49,11 @@ def scores(task: Task, outputs: Array, labels: Array) -> dict[str, float]:
     if not np.isfinite(outputs).all():
         return dict.fromkeys(wanted, 0.0)
     guesses = predicted(task, outputs)
-    if task.regression and (_constant(guesses) or _constant(labels)):
-        return dict.fromkeys(wanted, 0.0)
     truth = labels if task.regression else labels.astype(np.int64)
-    return {metric: _FORMULAS[metric](truth, guesses, task.outputs) for metric in wanted}
+    undefined = (*CORRELATIONS, "matthews") if _constant(guesses) or _constant(labels) else ()
+    return {
+        metric: 0.0 if metric in undefined else _FORMULAS[metric](truth, guesses, task.outputs) for metric in wanted
+    }
 
 
 def note(task: Task, outputs: Array, labels: Array) -> str | None:

@@ -127,7 +127,8 @@ def _read(task: Task, split: str, paths: list[Path]) -> Table:
                 continue
             table.texts.append(texts)
             labels.append(label)
-            index = next((values[name] for name in IDS if name in values), len(table.ids) + len(table.skipped))
+            number_from_0 = len(table.ids) + len(table.skipped)
+            index = next((values[name] for name in IDS if values.get(name) is not None), number_from_0)
             table.ids.append(" ".join(str(index).split()))
     known = [label for label in labels if label is not None]
     if known and len(known) < len(labels):
@@ -199,7 +200,7 @@ def _class(task: Task, value: Any) -> float | None:
     if text in ("", "-1"):
         return None
     named = not any(label.isdecimal() for label in task.labels)
-    if named and text.isdecimal() and int(text) < len(task.labels):
+    if named and text in map(str, range(len(task.labels))):
         return float(text)
     raise _Malformed(f"{task.label} {text[:40]!r} is none of {shown(task.labels)}")
 

@@ -48,7 +48,7 @@ class Task(Settings):
     )
     metric: Metric = Field(description=f"one of {', '.join(METRICS)}")
     also: tuple[Metric, ...] = Field(default=(), description=f"a list of further metrics: {', '.join(METRICS)}")
-    files: dict[str, tuple[Text, ...]] = Field(
+    files: dict[FileName, tuple[Text, ...]] = Field(
         default={"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)},
         description="a section of lists: possible names of the files of train, dev and test, with or without suffix",
     )
