@@ -153,6 +153,7 @@ def pretrain(folder: Path, name: str) -> None:
     deepspeed = {
         "train_batch_size": 64,
         "optimizer.params.lr": rate,
+        "optimizer.params.torch_adam": "false",  # but DeepSpeed's, compiled for the processor
         "scheduler.params.warmup_num_steps": updates // 10,
         "bf16.enabled": "true",
         "fp16.enabled": "false",
