@@ -202,6 +202,26 @@ def _calibrate(
         fit.save_reference(wanted, curve)
 
 
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=path_argument, metavar="RUN", help="completed run of objective rtd or joint, or a model folder")
+    add("texts", nargs="*", metavar="TEXT", help="text to judge (default: standard input)")
+    add("--threshold", type=float, default=0.5, metavar="P", help="mark tokens from here on (default: %(default)s)")
+    add("--json", dest="as_json", action="store_true", help="print one JSON object a line for each text")
+    add("--tokenizer", type=path_argument, metavar="FOLDER", help="default: the one that the run's config.json names")
+    add("--sequence-length", type=int, metavar="N", help="cut longer texts to it (default: the run's)")
+    corrupt = "corrupt the text first with this run's masked language model, and show both"
+    add("--auxiliary", type=path_argument, metavar="RUN", help=corrupt)
+    add("--temperature", type=float, metavar="T", help="of the auxiliary's draws (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="of masks and draws (default: %(default)s)")
+
+
+def _detect(**options: Any) -> None:
+    from fast_electra.detect import terminal
+
+    terminal.main(**options)
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -215,6 +235,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "report": ("write one HTML page on one or more runs", _add_report, _report),
     "estimate": ("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _estimate),
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
+    "detect": ("mark the tokens of a text that look replaced", _add_detect, _detect),
     "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }
 
@@ -226,7 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (line, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=line, description=line))
-    options = vars(parser.parse_args(arguments))
+    parsed, rest = parser.parse_known_args(arguments)
+    options = vars(parsed)
+    if rest and ("texts" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.get("texts", []).extend(rest)  # those after a flag; argparse itself takes them only right after RUN
     # What a command cleans up on Ctrl-C it also cleans up when it is terminated.
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
