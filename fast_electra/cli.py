@@ -222,6 +222,24 @@ def _detect(**options: Any) -> None:
     terminal.main(**options)
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    kinds = "run, checkpoint, model, auxiliary, store, shards, tokenizer, config or metrics: a folder or a file in it"
+    add("path", type=path_argument, metavar="PATH", help=kinds)
+    add("--verify", action="store_true", help="hash all contents (default: sizes, headers and seals)")
+    add("--json", dest="as_json", action="store_true", help="print every fact in full")
+
+
+def _inspect(path: Path, verify: bool, as_json: bool) -> int:
+    from fast_electra.inspection.lines import to_text
+    from fast_electra.inspection.look import inspect
+
+    found = inspect(path, verify)
+    as_dict = {"path": str(path), "kind": found.kind, **found.facts, "problems": found.problems}
+    print(json.dumps(as_dict, indent=2) if as_json else to_text(path, found, verify))
+    return 1 if found.problems else 0
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -236,6 +254,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "estimate": ("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _estimate),
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
     "detect": ("mark the tokens of a text that look replaced", _add_detect, _detect),
+    "inspect": ("say what a file or folder is, what it was made from, and whether it is whole", _add_inspect, _inspect),
     "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }
 

@@ -105,7 +105,7 @@ def _check(text: str) -> None:
 
 
 def _print(parts: list[Part], console: Console) -> None:
-    colours, shown = console.color_system is not None and not console.no_color, Text()
+    colours, shown = console.color_system in ("256", "truecolor") and not console.no_color, Text()
     for text, name, probability in parts:
         number, mark = "" if probability is None else f" {probability:.2f}", MARKS.get(name)
         if mark and colours:
