@@ -75,7 +75,8 @@ class RunFolder(NamedTuple):
 
         A relative path counts from where the run was started, and whole experiments are moved.
         """
-        beside, here = (self.folder.resolve() / os.path.relpath(named, self.record.run)).resolve(), Path.cwd()
+        beside = Path(os.path.realpath(self.folder.resolve() / os.path.relpath(named, self.record.run)))
+        here = Path.cwd()
         if not beside.exists():
             return Path(named)
         return beside.relative_to(here) if beside.is_relative_to(here) else beside

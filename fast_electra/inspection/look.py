@@ -1,33 +1,16 @@
-"""Find out what a path is, from its files.
+"""Find out what a path is: the kind of a folder, or of a file in it, shows in the names of its files."""
 
-Only JSON and headers are read; with `verify`, all bytes are hashed too. No tensor is loaded, and no pickle.
-"""
-
-import contextlib
-import io
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
-from fast_electra import config_file
-from fast_electra.corpus.shards import MANIFEST, Manifest
-from fast_electra.corpus.tokenizer import CARD, MODEL, Tokenizer
-from fast_electra.files import check_files, read_json, read_settings, seal
-from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
-from fast_electra.run_folder import CONFIG, RunFolder, run_above
+from fast_electra.corpus.shards import MANIFEST
+from fast_electra.corpus.tokenizer import CARD, MODEL
+from fast_electra.inspection.facts import COMPLETE, LATEST, METRICS, STATUS, Facts, Inspection
+from fast_electra.model.files import DESCRIPTION
+from fast_electra.run_folder import CONFIG
 from fast_electra.settings import UserError
-from fast_electra.store.format import PLAN, StoreManifest, StorePlan
-from fast_electra.training.metrics import read_metrics
-
-COMPLETE, LATEST, METRICS, STATUS = "complete.json", "latest", "metrics.jsonl", "status.json"
-_REMEDY = "restore it, or write it again"
-_SIZES = ("layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
-_HOLDS = {"rtd": "discriminator", "mlm": "masked language model: an auxiliary", "classifier": "fine-tuned classifier"}
-Facts = dict[str, Any]
+from fast_electra.store.format import PLAN
 
 
 class Inspected(NamedTuple):
@@ -38,215 +21,17 @@ class Inspected(NamedTuple):
     problems: list[str]  # a line for each thing that is damaged, or not the one that was meant
 
 
-class _Inspection:
-    """One look at a path. Its methods take a folder and return facts. They raise a UserError if it is damaged."""
-
-    def __init__(self, verify: bool) -> None:
-        self.verify = verify
-        self.problems: list[str] = []
-
-    def part(self, look: Callable[[Path], Facts], folder: Path) -> Facts | None:
-        """Return the facts of a part; None if it is damaged, which is then a problem of the whole."""
-        try:
-            return look(folder)
-        except (UserError, OSError) as error:
-            self.problems.append(str(error))
-            return None
-
-    def link(self, what: str, expected: str | None, path: Path) -> Facts:
-        """Return the hash of what something was made from, and whether it is still at a path."""
-        found: str | None = None
-        state = "not there"
-        if path.exists():
-            found = (self.part(lambda path: {"hash": HASHES[what](path)}, path) or {}).get("hash")
-            state = "the same" if found == expected else "there"
-            if found is None:
-                state = "damaged"
-            elif expected not in (found, None):
-                state = "another one"
-                self.problems.append(f"{path} is another {what} ({found[:12]}) than the one that was meant")
-        return {"hash": expected or found, "path": str(path), "state": state}
-
-    def model(self, folder: Path) -> Facts:
-        described, weights = (
-            check_model(folder, _REMEDY) if self.verify else describe(folder, _REMEDY),
-            folder / WEIGHTS,
-        )
-        assert described is not None
-        try:
-            with safe_open(weights, framework="numpy") as file:  # which compares the header with the size
-                parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{weights} cannot be read ({error}); {_REMEDY}") from None
-        facts = {
-            "holds": _HOLDS.get(described["kind"], described["kind"]),
-            "encoder": {name: described["encoder"][name] for name in _SIZES},
-            "parameters": parameters,
-            "bytes": weights.stat().st_size,
-            "hash": described["hash"],
-            "weights": described["weights"],
-        }
-        run, beside = run_above(folder), folder.resolve().parent / "tokenizer"
-        if run is not None and run.record.corpus is not None:
-            beside = run.found(run.record.corpus.tokenizer)
-        facts |= {"tokenizer": self.link("tokenizer", described["tokenizer"], beside)}
-        facts |= {"run": str(run.folder)} if run is not None else {}
-        facts |= {"labels": described["labels"]} if described["labels"] else {}
-        return facts | {"evaluation": described["evaluation"]}
-
-    def checkpoint(self, folder: Path) -> Facts:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # DeepSpeed's
-            from fast_electra.training.checkpoint import Complete, name
-        complete = read_settings(folder / COMPLETE, Complete, f"{folder / COMPLETE} is missing", _REMEDY)
-        if name(complete.update) != folder.resolve().name:
-            raise UserError(f"{folder / COMPLETE} describes update {complete.update}: the folder was renamed")
-        check_files(folder, complete.records, _REMEDY, self.verify)
-        above = folder.resolve().parent
-        return {
-            "update": complete.update,
-            "processes": complete.ranks,
-            "bytes": sum(record.size for record in complete.records),
-            "files": [record.model_dump() for record in complete.records],
-            "latest": _first_line(above / LATEST) == folder.resolve().name,
-            "run": str(above.parent) if (above.parent / CONFIG).is_file() else None,
-        }
-
-    def checkpoints(self, folder: Path) -> Facts:
-        found = {path.name: self.part(self.checkpoint, path) for path in sorted(folder.glob("update-*"))}
-        latest = _first_line(folder / LATEST)
-        if latest not in found:
-            self.problems.append(f"{folder / LATEST} names {latest!r:.80}, which is not there")
-        whole = {name: {key: facts[key] for key in ("bytes", "processes")} for name, facts in found.items() if facts}
-        return {"checkpoints": whole, "latest": latest}
-
-    def shards(self, folder: Path) -> Facts:
-        path = folder / MANIFEST
-        manifest = read_settings(path, Manifest, f"{path} is missing", _REMEDY)
-        records = [file for shards in manifest.splits.values() for shard in shards for file in (shard.bin, shard.idx)]
-        check_files(folder, records, _REMEDY, self.verify)
-        splits: Facts = {
-            name: {key: sum(getattr(shard, key) for shard in shards) for key in ("documents", "tokens")}
-            | {"shards": len(shards)}
-            for name, shards in manifest.splits.items()
-        }
-        return {
-            "hash": seal(read_json(path)),
-            **splits,
-            "bytes": sum(record.size for record in records),
-            "text": {"bytes": manifest.bytes, "documents": manifest.documents, "tokens": manifest.tokens},
-            "rejected": manifest.rejected,
-            "tokenizer": self.link("tokenizer", manifest.tokenizer, folder.resolve().parent / "tokenizer"),
-            "inputs": [file.path for file in manifest.inputs],
-        }
-
-    def store(self, folder: Path) -> Facts:
-        plan = read_settings(folder / PLAN, StorePlan, f"{folder / PLAN} is missing", _REMEDY)
-        parts = [part.name for part in plan.parts()]
-        facts: Facts = {"written": f"{sum((folder / part).is_file() for part in parts)} of {len(parts)} parts"}
-        if (folder / MANIFEST).exists():
-            manifest = read_settings(folder / MANIFEST, StoreManifest, f"{folder / MANIFEST} is missing", _REMEDY)
-            if manifest.plan != plan:
-                raise UserError(f"{folder / MANIFEST} has another plan than {folder / PLAN}; {_REMEDY}")
-            check_files(folder, manifest.parts, _REMEDY, self.verify)
-            facts |= {"positions": manifest.positions, "pieces": manifest.pieces, "bytes": manifest.bytes}
-        else:
-            facts["written"] += ": not complete; start its command again, which resumes"
-        return facts | {
-            "draws": f"every {plan.parameter}" if plan.kind == "axis" and plan.parameter else plan.kind,
-            "sequences": {record.name: record.sequences for record in plan.sets},
-            "hash": plan.fingerprint,
-            "made for": plan.facts.exact,
-            "up to": plan.facts.most,
-        }
-
-    def tokenizer(self, folder: Path) -> Facts:
-        tokenizer, card = Tokenizer.load(folder), json.loads((folder / CARD).read_text())
-        facts = {"entries": tokenizer.vocabulary_size, "bytes": (folder / MODEL).stat().st_size}
-        return facts | {"hash": tokenizer.hash, "options": card.get("options"), "inputs": card.get("inputs")}
-
-    def metrics(self, folder: Path) -> Facts:
-        updates, evaluations, events = read_metrics(folder)
-        if not updates and not events and (folder / METRICS).stat().st_size:
-            raise UserError(f"{folder / METRICS} holds no row of a run")
-        facts: Facts = {"rows": {"updates": len(updates), "evaluations": len(evaluations)}}
-        facts |= {"last": {key: updates[-1].get(key) for key in ("update", "updates", "loss")}} if updates else {}
-        figures = evaluations[-1].items() if evaluations else ()
-        facts |= {"evaluation": {key: value for key, value in figures if key.startswith("heldout_")}}
-        return facts | {"events": [f"update {row['update']}: {row['event']}, {row.get('message')}" for row in events]}
-
-    def run(self, folder: Path) -> Facts:
-        run = RunFolder.open(folder)
-        record, facts = run.record, dict[str, Any]()
-        facts |= {key: getattr(record, key) for key in ("objective", "recipe", "task", "seed", "updates")}
-        facts["status"] = self.part(_status, folder) or "unknown"
-        models = {part: folder / part for part in ("model", "auxiliary/model") if (folder / part).exists()}
-        found = {part: self.part(self.model, path) or {} for part, path in models.items()}
-        facts |= {part: {key: of.get(key) for key in ("hash", "parameters", "bytes")} for part, of in found.items()}
-        if record.corpus is not None:
-            facts["corpus"] = self.link("corpus", run.corpus_hash, run.found(record.corpus.shards))
-            own = found.get("model", {}).get("tokenizer") or {}
-            facts["tokenizer"] = own or self.link("tokenizer", None, run.found(record.corpus.tokenizer))
-        if record.auxiliary is not None and record.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", run.auxiliary_hash, run.found(record.auxiliary.run))
-        facts |= {"store": str(run.found(record.replacement.store))} if record.replacement.store else {}
-        facts |= {"pretrained": str(run.found(record.pretrained))} if record.pretrained else {}
-        if (folder / "checkpoints").is_dir():
-            facts |= self.part(self.checkpoints, folder / "checkpoints") or {}
-        return facts | ((self.part(self.metrics, folder) or {}) if (folder / METRICS).is_file() else {})
-
-    def config(self, path: Path) -> Facts:
-        section = config_file.read(path).get("fast_electra")
-        if not isinstance(section, dict):
-            raise UserError(f'{path} is no config of a run (it has no section "fast_electra"), and no other known file')
-        if "objective" not in section:  # of fine-tuning, which the command line completes
-            return {"section": section}
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # DeepSpeed's
-            from fast_electra import config
-        loaded = config.load(path)
-        run = loaded.run
-        facts = {
-            "objective": f"{run.objective}, {run.recipe}",
-            "updates": f"{run.updates:,} of {loaded.sequences:,} sequences, at most {run.corpus.sequence_length} long",
-            "encoder": {name: getattr(run.model, name) for name in _SIZES},
-            "run": f"{run.run} ({'begun' if (Path(run.run) / CONFIG).exists() else 'not begun'})",
-            "corpus": self.link("corpus", None, Path(run.corpus.shards)),
-            "tokenizer": self.link("tokenizer", None, Path(run.corpus.tokenizer)),
-        }
-        if run.auxiliary is not None and run.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", None, Path(run.auxiliary.run))
-        return facts | ({"store": run.replacement.store} if run.replacement.store else {})
-
-
 # Files by which a folder of each kind is known, and what looks at it.
-KINDS: dict[str, tuple[tuple[str, ...], Callable[[_Inspection, Path], Facts]]] = {
-    "checkpoint": ((COMPLETE,), _Inspection.checkpoint),
-    "model": ((DESCRIPTION,), _Inspection.model),
-    "store": ((PLAN,), _Inspection.store),
-    "shards": ((MANIFEST,), _Inspection.shards),
-    "tokenizer": ((MODEL, CARD), _Inspection.tokenizer),
-    "run": ((CONFIG, STATUS, METRICS), _Inspection.run),
-    "checkpoints": ((LATEST,), _Inspection.checkpoints),
+KINDS: dict[str, tuple[tuple[str, ...], Callable[[Inspection, Path], Facts]]] = {
+    "checkpoint": ((COMPLETE,), Inspection.checkpoint),
+    "model": ((DESCRIPTION,), Inspection.model),
+    "store": ((PLAN,), Inspection.store),
+    "shards": ((MANIFEST,), Inspection.shards),
+    "tokenizer": ((MODEL, CARD), Inspection.tokenizer),
+    "run": ((CONFIG, STATUS, METRICS), Inspection.run),
+    "checkpoints": ((LATEST,), Inspection.checkpoints),
 }
 _PARTS = (".safetensors", ".pt", ".bin", ".idx")  # files that a folder's JSON describes
-
-
-def _corpus_hash(folder: Path) -> str:
-    read_settings(folder / MANIFEST, Manifest, f"no shards in {folder}: {folder / MANIFEST} is missing", _REMEDY)
-    return seal(read_json(folder / MANIFEST))
-
-
-def _auxiliary_hash(folder: Path) -> str:
-    described = describe(folder if (folder / DESCRIPTION).exists() else folder / "model", _REMEDY)
-    if described is None:
-        raise UserError(f"{folder} holds no trained model; {_REMEDY}")
-    return str(described["hash"])
-
-
-HASHES: dict[str, Callable[[Path], str]] = {
-    "tokenizer": lambda folder: Tokenizer.load(folder).hash,
-    "corpus": _corpus_hash,
-    "auxiliary": _auxiliary_hash,
-}
 
 
 def inspect(path: Path, verify: bool = False) -> Inspected:
@@ -260,7 +45,7 @@ def inspect(path: Path, verify: bool = False) -> Inspected:
         path.stat()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a file or folder that exists") from None
-    look, folder = _Inspection(verify), path if path.is_dir() else path.parent
+    look, folder = Inspection(verify), path if path.is_dir() else path.parent
     kind = next((kind for kind, (names, _) in KINDS.items() if any((folder / name).is_file() for name in names)), "")
     if folder != path:
         if path.name == METRICS:
@@ -282,16 +67,3 @@ def _inside(folder: Path) -> str:
         path.parent.name for names, _ in KINDS.values() for name in names for path in folder.glob(f"*/{name}")
     )
     return f"; look at {', '.join(dict.fromkeys(inside))} in it" if inside else ""
-
-
-def _first_line(path: Path) -> str:
-    """Return what a file of one line holds; "" if there is none."""
-    return path.read_text(encoding="utf-8", errors="replace").strip()[:80] if path.is_file() else ""
-
-
-def _status(folder: Path) -> Facts:
-    try:
-        status = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder / STATUS} cannot be read ({error}); {_REMEDY}") from None
-    return {key: status.get(key) for key in ("state", "update", "message")} if isinstance(status, dict) else {}
