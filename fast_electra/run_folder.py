@@ -76,13 +76,15 @@ class RunFolder(NamedTuple):
         A relative path counts from where the run was started, and whole experiments are moved.
         """
         beside = Path(os.path.realpath(self.folder.resolve() / os.path.relpath(named, self.record.run)))
-        here = Path.cwd()
-        if not beside.exists():
-            return Path(named)
-        return beside.relative_to(here) if beside.is_relative_to(here) else beside
+        return _from_here(beside) if beside.exists() else Path(named)
 
 
 def run_above(folder: Path) -> RunFolder | None:
     """Return the run that a part of it belongs to, such as its model; None if the folder above is no run folder."""
-    above = folder.resolve().parent
+    above = _from_here(folder.resolve().parent)
     return RunFolder.open(above) if (above / CONFIG).is_file() else None
+
+
+def _from_here(path: Path) -> Path:
+    """Return a path, relative if it is below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

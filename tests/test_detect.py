@@ -256,7 +256,7 @@ def test_the_command_corrupts_first(runs: Path, capsys: pytest.CaptureFixture[st
         ([" \n"], "the text is empty"),
         ([], "the text is empty"),
         (["a", "\udcff"], "text 2: character 1 of the text is a lone surrogate"),
-        (["a" * (2**24 + 1)], "more than 16,777,216: give it in parts"),
+        (["a" * (2**22 + 1)], "more than 4,194,304: give it in parts"),
         (["--threshold", "2", "a"], "--threshold must be a number from 0 to 1, not 2"),
         (["--threshold", "nan", "a"], "not nan"),
         (["--temperature", "2", "a"], "name its run with --auxiliary"),

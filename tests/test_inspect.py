@@ -190,6 +190,14 @@ def test_a_damaged_part_is_a_problem_of_its_run(kind: str, lab: Path, capsys: py
     assert len(problems) == 1 and says in problems[0] and lines[0] == f"run          {lab}/plain"
 
 
+def test_a_model_is_described_although_its_run_is_damaged(lab: Path) -> None:
+    altered(lab / "plain/config.json", corpus_hash="a")
+    for path in (lab / "plain/model", lab / UPDATE):
+        found = inspect(path)
+        assert len(found.problems) == 1 and "config.json cannot be read (it was altered" in found.problems[0]
+        assert found.facts["run"] is None and found.facts["bytes"] > 0
+
+
 def test_what_is_gone_is_no_damage(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tokenizer", "shards", "auxiliary", "plain/model", "plain/checkpoints"):
         shutil.rmtree(lab / name)

@@ -13,7 +13,7 @@ from rich.text import Text
 from fast_electra.detect.detector import Corrupted, Span, Token, load_auxiliary, load_discriminator
 from fast_electra.settings import UserError
 
-MOST = 2**24  # characters of a text
+MOST = 2**22  # characters of a text
 
 
 class Mark(NamedTuple):

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -29,6 +29,7 @@ _REMEDY = "restore it, or write it again"
 _SIZES = ("layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
 _HOLDS = {"rtd": "discriminator", "mlm": "masked language model: an auxiliary", "classifier": "fine-tuned classifier"}
 Facts = dict[str, Any]
+T = TypeVar("T")
 
 
 class Inspection:
@@ -39,8 +40,8 @@ class Inspection:
         self.verify = verify
         self.problems: list[str] = []
 
-    def part(self, look: Callable[[Path], Facts], folder: Path) -> Facts | None:
-        """Return the facts of a part; None if it is damaged, which is then a problem of the whole."""
+    def part(self, look: Callable[[Path], T], folder: Path) -> T | None:
+        """Return what `look` finds; None if the part is damaged, which is then a problem of the whole."""
         try:
             return look(folder)
         except (UserError, OSError) as error:
@@ -52,7 +53,7 @@ class Inspection:
         found: str | None = None
         state = "not there"
         if path.exists():
-            found = (self.part(lambda path: {"hash": HASHES[what](path)}, path) or {}).get("hash")
+            found = self.part(HASHES[what], path)
             state = "the same" if found == expected else "there"
             if found is None:
                 state = "damaged"
@@ -79,7 +80,7 @@ class Inspection:
             "hash": described["hash"],
             "weights": described["weights"],
         }
-        run, beside = run_above(folder), folder.resolve().parent / "tokenizer"
+        run, beside = self.part(run_above, folder), folder.resolve().parent / "tokenizer"
         if run is not None and run.record.corpus is not None:
             beside = run.found(run.record.corpus.tokenizer)
         facts["tokenizer"] = self.link("tokenizer", described["tokenizer"], beside)
@@ -101,7 +102,7 @@ class Inspection:
             "bytes": sum(record.size for record in complete.records),
             "files": [record.model_dump() for record in complete.records],
             "latest": _first_line(above / LATEST) == folder.resolve().name,
-            "run": str(above.parent) if (above.parent / CONFIG).is_file() else None,
+            "run": None if (run := self.part(run_above, above)) is None else str(run.folder),
         }
 
     def checkpoints(self, folder: Path) -> Facts:
