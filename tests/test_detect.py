@@ -182,6 +182,7 @@ def test_a_mistake_in_a_notebook_is_one_line(
         (lambda: detector.encode("text"), "encode takes a list"),
         (lambda: detector.corrupt("a", auxiliary, 0.0), "at least 0.01, not 0"),
         (lambda: detector.corrupt("a", auxiliary, float("nan")), "not nan"),
+        (lambda: detector.corrupt("a", auxiliary, 1.0, seed=2**62), "the seed must be"),
         (lambda: load_discriminator(runs / "auxiliary"), "a model of kind 'mlm', not 'rtd'; name a completed run"),
         (lambda: load_auxiliary(runs / "plain", detector), "a model of kind 'rtd', not 'mlm'"),
         (lambda: load_discriminator(runs), f"{runs}/model holds no trained model; name a completed run"),
@@ -276,6 +277,13 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert main(["detect", str(runs / "plain"), *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and error.startswith("fast-electra: error: ") and error.count("\n") == 1
+
+
+def test_words_after_a_flag_are_texts_of_detect_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["detect", "run", "--nonsense", "a"], ["inspect", "a", "b"], ["doctor", "a"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "unrecognized arguments: " in capsys.readouterr().err
 
 
 def test_what_is_piped_must_be_text(

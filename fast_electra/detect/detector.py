@@ -131,10 +131,12 @@ class Detector:
             seed: seed of the noise.
 
         Raises:
-            UserError: see `detect`; or the temperature is out of range.
+            UserError: see `detect`; or temperature or seed is out of range.
         """
         if not 0.01 <= temperature < math.inf:
             raise UserError(f"the temperature must be a number of at least 0.01, not {temperature:g}")
+        if not 0 <= seed < 2**62:
+            raise UserError(f"the seed must be a whole number from 0 to 2^62 - 1, not {seed}")
         original = self._ids(text)
         masking, corrupted_ids = Masking(self.mask_fraction, self.tokenizer.mask_id), list[int]()
         for batch in self._batches([original], seed):
