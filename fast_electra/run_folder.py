@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import ConfigDict
 
@@ -42,13 +42,15 @@ class RunRecord(_Section):
     corruption: CorruptionSettings = CorruptionSettings()
     auxiliary: _Auxiliary | None = None
     replacement: _Replacement = _Replacement()
-    pretrained: LocalPath | None = None
+    pretrained: LocalPath | None = None  # what was fine-tuned
+    tokenizer: LocalPath | None = None  # in fine-tuning; by default that of what was fine-tuned
 
 
 class _Config(_Section):
     fast_electra: RunRecord
     corpus_hash: str | None = None
     auxiliary_hash: str | None = None
+    model_hash: Any = None
 
 
 class RunFolder(NamedTuple):
@@ -58,6 +60,7 @@ class RunFolder(NamedTuple):
     record: RunRecord
     corpus_hash: str | None  # of the shards that the run began with; None in fine-tuning
     auxiliary_hash: str | None  # None if no auxiliary model drew the replacements
+    model_hash: str | None  # of our model that was fine-tuned; None if it is not ours, or in pre-training
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -68,7 +71,14 @@ class RunFolder(NamedTuple):
         """
         path = folder / CONFIG
         config = read_settings(path, _Config, f"{folder} is no run folder: {path} is missing", _REMEDY)
-        return cls(folder, config.fast_electra, config.corpus_hash, config.auxiliary_hash)
+        own = config.model_hash if isinstance(config.model_hash, str) else None
+        return cls(folder, config.fast_electra, config.corpus_hash, config.auxiliary_hash, own)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Folder of the run's tokenizer, as `found` finds it; None if the config names none."""
+        named = self.record.tokenizer if self.record.corpus is None else self.record.corpus.tokenizer
+        return None if named is None else self.found(named)
 
     def found(self, named: str) -> Path:
         """Return where a path of the config lies now: where it lay beside the run, or else where the config says.

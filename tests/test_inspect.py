@@ -107,6 +107,22 @@ def test_a_joint_run_has_two_models_and_a_store_says_what_it_was_made_for(scenar
     assert inspect(folder / "offline/exponential_offline").facts["store"] == str(folder / "store")
 
 
+def test_a_fine_tuned_run_names_what_it_was_made_from(lab: Path) -> None:
+    """Its section has no corpus, and its model may be ours or one of Hugging Face."""
+    shutil.copytree(lab / "plain/model", lab / "tuned/model")
+    section = {"run": "tuned", "updates": 5, "task": "mnli", "pretrained": "plain", "tokenizer": "tokenizer"}
+    before = (describe(lab / "plain/model") or {})["hash"]
+    write_sealed(lab / "tuned/config.json", {"fast_electra": section, "model_hash": before})
+    found = inspect(lab / "tuned")
+    assert found.problems == [] and found.facts["task"] == "mnli"
+    assert found.facts["pretrained"] == {"hash": before, "path": str(lab / "plain"), "state": "the same"}
+    assert found.facts["tokenizer"]["state"] == "the same" and found.facts["model"]["parameters"]
+    write_sealed(lab / "tuned/config.json", {"fast_electra": section, "model_hash": {"config.json": "a"}})
+    (lab / "tuned/model/model.json").rename(lab / "tuned/model/config.json")
+    (lab / "tuned/status.json").write_text('{"state": "completed"}')
+    assert inspect(lab / "tuned").problems == [] and inspect(lab / "tuned").facts["pretrained"] == str(lab / "plain")
+
+
 def test_an_unfinished_store_is_told_apart(scenario: Scenario, tmp_path: Path) -> None:
     shutil.copytree(scenario("offline") / "store", tmp_path / "store")
     whole = inspect(tmp_path / "store").facts["written"]

@@ -243,7 +243,7 @@ def load_discriminator(
     model, described, run = _load(path, "rtd", "a completed run of objective rtd or joint")
     corpus = None if run is None else run.record.corpus
     if run is not None and corpus is not None:
-        tokenizer = tokenizer or run.found(corpus.tokenizer)
+        tokenizer = tokenizer or run.tokenizer
         sequence_length = sequence_length or corpus.sequence_length
     if tokenizer is None or sequence_length is None:
         raise UserError(

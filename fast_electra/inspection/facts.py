@@ -64,9 +64,12 @@ class Inspection:
 
     def model(self, folder: Path) -> Facts:
         """Describe a trained model, from its description and the header of its weights."""
-        described, weights = describe(folder, _REMEDY) or {}, folder / WEIGHTS
-        if self.verify:
-            check_model(folder, _REMEDY)
+        weights, described = (
+            folder / WEIGHTS,
+            check_model(folder, _REMEDY) if self.verify else describe(folder, _REMEDY),
+        )
+        if described is None:
+            raise UserError(f"{folder / DESCRIPTION} is missing; {_REMEDY}")
         try:
             with safe_open(weights, framework="numpy") as file:  # which compares the header with the size
                 parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -81,9 +84,8 @@ class Inspection:
             "weights": described["weights"],
         }
         run, beside = self.part(run_above, folder), folder.resolve().parent / "tokenizer"
-        if run is not None and run.record.corpus is not None:
-            beside = run.found(run.record.corpus.tokenizer)
-        facts["tokenizer"] = self.link("tokenizer", described["tokenizer"], beside)
+        place = beside if run is None else run.tokenizer or beside
+        facts["tokenizer"] = self.link("tokenizer", described["tokenizer"], place)
         facts["run"] = None if run is None else str(run.folder)
         return facts | {name: described[name] for name in ("labels", "evaluation")}
 
@@ -181,19 +183,24 @@ class Inspection:
         record, facts = run.record, dict[str, Any]()
         facts |= {key: getattr(record, key) for key in ("objective", "recipe", "task", "seed", "updates")}
         facts["status"] = status = self.part(_status, folder)
-        models = {part: folder / part for part in ("model", "auxiliary/model") if (folder / part).exists()}
-        if not models and status and status["state"] == "completed":
+        parts = ("model", "auxiliary/model")
+        models = {part: folder / part for part in parts if (folder / part / DESCRIPTION).is_file()}
+        foreign = (folder / "model" / CONFIG).is_file()  # a fine-tuned model of Hugging Face
+        if "model" not in models and not foreign and status and status["state"] == "completed":
             self.problems.append(f"{folder / 'model'} is missing, and the run was completed; {_REMEDY}")
         found = {part: self.part(self.model, path) or {} for part, path in models.items()}
         facts |= {part: {key: of.get(key) for key in ("hash", "parameters", "bytes")} for part, of in found.items()}
         if record.corpus is not None:
             facts["corpus"] = self.link("corpus", run.corpus_hash, run.found(record.corpus.shards))
-            own = found.get("model", {}).get("tokenizer") or {}
-            facts["tokenizer"] = own or self.link("tokenizer", None, run.found(record.corpus.tokenizer))
+        if (place := run.tokenizer) is not None:
+            own = found.get("model", {}).get("tokenizer")
+            facts["tokenizer"] = own or self.link("tokenizer", None, place)
         if record.auxiliary is not None and record.auxiliary.run is not None:
             facts["auxiliary"] = self.link("auxiliary", run.auxiliary_hash, run.found(record.auxiliary.run))
-        for name, named in (("store", record.replacement.store), ("pretrained", record.pretrained)):
-            facts[name] = None if named is None else str(run.found(named))
+        if record.pretrained is not None:
+            before = run.found(record.pretrained)
+            facts["pretrained"] = self.link("model", run.model_hash, before) if run.model_hash else str(before)
+        facts["store"] = None if record.replacement.store is None else str(run.found(record.replacement.store))
         if (folder / "checkpoints").is_dir():
             facts |= self.part(self.checkpoints, folder / "checkpoints") or {}
         return facts | ((self.part(self.metrics, folder) or {}) if (folder / METRICS).is_file() else {})
@@ -227,7 +234,7 @@ def _corpus_hash(folder: Path) -> str:
     return seal(read_json(folder / MANIFEST))
 
 
-def _auxiliary_hash(folder: Path) -> str:
+def _model_hash(folder: Path) -> str:
     described = describe(folder if (folder / DESCRIPTION).exists() else folder / "model", _REMEDY)
     if described is None:
         raise UserError(f"{folder} holds no trained model; {_REMEDY}")
@@ -237,7 +244,8 @@ def _auxiliary_hash(folder: Path) -> str:
 HASHES: dict[str, Callable[[Path], str]] = {
     "tokenizer": lambda folder: Tokenizer.load(folder).hash,
     "corpus": _corpus_hash,
-    "auxiliary": _auxiliary_hash,
+    "auxiliary": _model_hash,
+    "model": _model_hash,
 }
 
 
