@@ -202,6 +202,44 @@ def _calibrate(
         fit.save_reference(wanted, curve)
 
 
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=path_argument, metavar="RUN", help="completed run of objective rtd or joint, or a model folder")
+    add("texts", nargs="*", metavar="TEXT", help="text to judge (default: standard input)")
+    add("--threshold", type=float, default=0.5, metavar="P", help="mark tokens from here on (default: %(default)s)")
+    add("--json", dest="as_json", action="store_true", help="print one JSON object a line for each text")
+    add("--tokenizer", type=path_argument, metavar="FOLDER", help="default: the one that the run's config.json names")
+    add("--sequence-length", type=int, metavar="N", help="cut longer texts to it (default: the run's)")
+    corrupt = "corrupt the text first with this run's masked language model, and show both"
+    add("--auxiliary", type=path_argument, metavar="RUN", help=corrupt)
+    add("--temperature", type=float, metavar="T", help="of the auxiliary's draws (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="of masks and draws (default: %(default)s)")
+
+
+def _detect(**options: Any) -> None:
+    from fast_electra.detect import terminal
+
+    terminal.main(**options)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    kinds = "run, checkpoint, model, auxiliary, store, shards, tokenizer, config or metrics: a folder or a file in it"
+    add("path", type=path_argument, metavar="PATH", help=kinds)
+    add("--verify", action="store_true", help="hash all contents (default: sizes, headers and seals)")
+    add("--json", dest="as_json", action="store_true", help="print every fact in full")
+
+
+def _inspect(path: Path, verify: bool, as_json: bool) -> int:
+    from fast_electra.inspection.lines import to_text
+    from fast_electra.inspection.look import inspect
+
+    found = inspect(path, verify)
+    as_dict = {"path": str(path), "kind": found.kind, **found.facts, "problems": found.problems}
+    print(json.dumps(as_dict, indent=2) if as_json else to_text(path, found, verify))
+    return 1 if found.problems else 0
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -215,6 +253,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "report": ("write one HTML page on one or more runs", _add_report, _report),
     "estimate": ("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _estimate),
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
+    "detect": ("mark the tokens of a text that look replaced", _add_detect, _detect),
+    "inspect": ("say what a file or folder is, what it was made from, and whether it is whole", _add_inspect, _inspect),
     "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }
 
@@ -226,7 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (line, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=line, description=line))
-    options = vars(parser.parse_args(arguments))
+    parsed, rest = parser.parse_known_args(arguments)
+    options = vars(parsed)
+    if rest and ("texts" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.get("texts", []).extend(rest)  # those after a flag; argparse itself takes them only right after RUN
     # What a command cleans up on Ctrl-C it also cleans up when it is terminated.
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

@@ -53,7 +53,7 @@ class Tokenizer:
             expected, version = described["sha256"], described["format"]
         except FileNotFoundError as error:
             raise UserError(f"no tokenizer in {folder}: {error.filename} is missing; {train_one}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{card} cannot be read ({error}): train the tokenizer again") from None
         if version != 1:
             raise UserError(f"{card} has format {version!r:.20}, and this version of fast_electra reads 1: {train_one}")

@@ -1,0 +1,163 @@
+"""`fast-electra detect`: the tokens of a text that look replaced, marked in colour, or by brackets without colours."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.text import Text
+
+from fast_electra.detect.detector import Corrupted, Span, Token, load_auxiliary, load_discriminator
+from fast_electra.settings import UserError
+
+MOST = 2**22  # characters of a text
+
+
+class Mark(NamedTuple):
+    """How a token is marked. Black on these colours can be read in light and in dark terminals."""
+
+    word: str  # colour of the token
+    number: str  # colour of its probability
+    opening: str  # without colours
+    closing: str
+
+
+MARKS = {
+    "replaced": Mark("#afd7ff", "#5fafff", "[", "]"),
+    "found": Mark("#afd7ff", "#5fafff", "[", "]"),
+    "missed": Mark("#ffffaf", "#d7d75f", "{", "}"),
+    "accused": Mark("#ffafaf", "#ff8787", "<", ">"),
+}
+# Control characters could move the cursor, or do more. A newline and a tab do no harm.
+VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+ALONE = {"": "␣", "\n": "⏎", "\t": "⇥"}  # signs for marked tokens that would be invisible
+
+
+class Part(NamedTuple):
+    """A part of what is printed, the key of its mark in MARKS, and the probability to print with it."""
+
+    text: str
+    mark: str = ""
+    probability: float | None = None
+
+
+def main(
+    run: Path,
+    texts: Sequence[str],
+    threshold: float,
+    as_json: bool,
+    tokenizer: Path | None,
+    sequence_length: int | None,
+    auxiliary: Path | None,
+    temperature: float | None,
+    seed: int,
+) -> None:
+    """Judge the texts, or standard input if there is none, and print them. The arguments are those of the command.
+
+    Raises:
+        UserError: an argument is wrong, a model cannot be loaded, or a text cannot be judged.
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold must be a number from 0 to 1, not {threshold:g}")
+    if auxiliary is None and temperature is not None:
+        raise UserError("--temperature is that of an auxiliary model: name its run with --auxiliary")
+    detector = load_discriminator(run, tokenizer, sequence_length)
+    draws = None if auxiliary is None else load_auxiliary(auxiliary, detector)
+    console, temperature = Console(highlight=False), 1.0 if temperature is None else temperature
+    for number, text in enumerate(texts or [_standard_input()], 1):
+        value: dict[str, Any] = {"text": text}
+        try:
+            _check(text)
+            if draws is None:
+                tokens = detector.detect(text)
+                value["tokens"] = [token._asdict() for token in tokens]
+                parts = _detected(text, tokens, threshold)
+            else:
+                corrupted = detector.corrupt(text, draws, temperature, seed)
+                value |= _as_json(corrupted, threshold)
+                parts = _corrupted(text, corrupted, temperature, threshold)
+        except UserError as error:
+            raise UserError(f"text {number}: {error}" if len(texts) > 1 else str(error)) from None
+        if as_json:
+            print(json.dumps(value))
+        else:
+            _print([*([Part("\n")] if number > 1 else []), *parts], console)
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        print("type a text, and end it with Ctrl-D on a line of its own:", file=sys.stderr)
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 (byte {error.start + 1:,}): convert it with iconv") from None
+
+
+def _check(text: str) -> None:
+    if not text.strip():
+        raise UserError("the text is empty: give one as an argument or on standard input")
+    if len(text) > MOST:
+        raise UserError(f"the text has {len(text):,} characters, more than {MOST:,}: give it in parts")
+
+
+def _print(parts: list[Part], console: Console) -> None:
+    colours, shown = console.color_system in ("256", "truecolor") and not console.no_color, Text()
+    for text, name, probability in parts:
+        number, mark = "" if probability is None else f" {probability:.2f}", MARKS.get(name)
+        if mark and colours:
+            shown.append(text, f"#000000 on {mark.word}").append(number, f"#000000 on {mark.number}")
+        else:
+            shown.append(f"{mark.opening}{text}{number}{mark.closing}" if mark else text)
+    if colours:
+        console.print(shown, soft_wrap=True)
+    else:
+        print(shown.plain)
+
+
+def _parts(text: str, spans: Sequence[Span], marks: Sequence[str], numbers: Sequence[float | None]) -> Iterator[Part]:
+    """Yield the whole text. The tokens of one character are one part, with the mark of the most suspect one."""
+    tokens = zip(spans, marks, numbers, strict=True)
+    for (start, end), group in groupby(tokens, key=lambda token: token[0]):
+        _, mark, number = max(group, key=lambda token: (token[1] != "", token[2] or 0.0))
+        spelt = text[start:end].translate(VISIBLE)
+        word = spelt.lstrip(" ") if mark else ""
+        yield Part(spelt.removesuffix(word) if word else spelt if not mark else "")
+        if mark:
+            yield Part(ALONE.get(word, word), mark, number)
+            yield Part("\n" if word == "\n" else "")
+
+
+def _detected(text: str, tokens: list[Token], threshold: float) -> list[Part]:
+    marks = ["found" if token.probability >= threshold else "" for token in tokens]
+    count = len(marks) - marks.count("")
+    return [
+        *_parts(text, [token.span for token in tokens], marks, [token.probability for token in tokens]),
+        Part(f"\n{count:,} of {len(tokens):,} tokens look replaced (probability of at least {threshold:g})"),
+    ]
+
+
+def _corrupted(text: str, corrupted: Corrupted, temperature: float, threshold: float) -> list[Part]:
+    tokens, figures = corrupted.tokens, corrupted.summary(threshold)
+    kinds = {(True, True): "found", (True, False): "missed", (False, True): "accused", (False, False): ""}
+    called = [token.probability >= threshold for token in tokens]
+    marks = [kinds[pair] for pair in zip(corrupted.replaced, called, strict=True)]
+    area = "unknown" if figures["auc"] is None else f"{figures['auc']:.3f}"
+    return [
+        *(Part("original, "), Part("replaced tokens", "replaced"), Part("\n")),
+        *_parts(text, corrupted.spans, ["replaced" * was for was in corrupted.replaced], [None] * len(tokens)),
+        *(Part(f"\n\ncorrupted at temperature {temperature:g}, replaced tokens "), Part("found", "found"), Part(" ")),
+        *(Part("missed", "missed"), Part(", original ones "), Part("accused", "accused"), Part("\n")),
+        *_parts(corrupted.text, [token.span for token in tokens], marks, [token.probability for token in tokens]),
+        Part(f"\n\n{figures['replaced']:,} of {len(tokens):,} tokens replaced, {figures['found']:,} found; "),
+        Part(f"{figures['accused']:,} falsely accused; AUC {area}"),
+    ]
+
+
+def _as_json(corrupted: Corrupted, threshold: float) -> dict[str, Any]:
+    rows = zip(corrupted.tokens, corrupted.replaced, corrupted.spans, strict=True)
+    tokens = [token._asdict() | {"replaced": replaced, "original": span} for token, replaced, span in rows]
+    return {"corrupted": corrupted.text, "tokens": tokens, "summary": corrupted.summary(threshold)}

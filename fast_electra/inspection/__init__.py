@@ -1,0 +1,1 @@
+"""`fast-electra inspect`: what a file or folder is, what it was made from, and whether it is whole."""

@@ -1,0 +1,273 @@
+"""The facts about each kind of folder and file.
+
+Only JSON and headers are read; with `verify`, all bytes are hashed too. No tensor is loaded, and no pickle.
+"""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+
+from fast_electra import config_file
+from fast_electra.batch import ceil_div
+from fast_electra.corpus.shards import MANIFEST, Manifest
+from fast_electra.corpus.tokenizer import CARD, MODEL, Tokenizer
+from fast_electra.files import check_files, read_json, read_settings, seal
+from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
+from fast_electra.run_folder import CONFIG, RunFolder, run_above
+from fast_electra.settings import UserError
+from fast_electra.store.format import PLAN, StoreManifest, StorePlan
+from fast_electra.training.metrics import read_metrics
+
+COMPLETE, LATEST, METRICS, STATUS = "complete.json", "latest", "metrics.jsonl", "status.json"
+_REMEDY = "restore it, or write it again"
+_SIZES = ("layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
+_HOLDS = {"rtd": "discriminator", "mlm": "masked language model: an auxiliary", "classifier": "fine-tuned classifier"}
+Facts = dict[str, Any]
+T = TypeVar("T")
+
+
+class Inspection:
+    """One look at a path. Its methods take a folder and return facts. They raise a UserError if it is damaged."""
+
+    def __init__(self, verify: bool) -> None:
+        """Begin; `problems` gets a line for each part that is damaged, or is not the one that was meant."""
+        self.verify = verify
+        self.problems: list[str] = []
+
+    def part(self, look: Callable[[Path], T], folder: Path) -> T | None:
+        """Return what `look` finds; None if the part is damaged, which is then a problem of the whole."""
+        try:
+            return look(folder)
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+            return None
+
+    def link(self, what: str, expected: str | None, path: Path) -> Facts:
+        """Return the hash of what something was made from, and whether it is still at a path."""
+        found: str | None = None
+        state = "not there"
+        if path.exists():
+            found = self.part(HASHES[what], path)
+            state = "the same" if found == expected else "there"
+            if found is None:
+                state = "damaged"
+            elif expected not in (found, None):
+                state = "another one"
+                self.problems.append(f"{path} is another {what} ({found[:12]}) than the one that was meant")
+        return {"hash": expected or found, "path": str(path), "state": state}
+
+    def model(self, folder: Path) -> Facts:
+        """Describe a trained model, from its description and the header of its weights."""
+        weights, described = (
+            folder / WEIGHTS,
+            check_model(folder, _REMEDY) if self.verify else describe(folder, _REMEDY),
+        )
+        if described is None:
+            raise UserError(f"{folder / DESCRIPTION} is missing; {_REMEDY}")
+        try:
+            with safe_open(weights, framework="numpy") as file:  # which compares the header with the size
+                parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{weights} cannot be read ({error}); {_REMEDY}") from None
+        facts = {
+            "holds": _HOLDS.get(described["kind"], described["kind"]),
+            "encoder": {name: described["encoder"][name] for name in _SIZES},
+            "parameters": parameters,
+            "bytes": weights.stat().st_size,
+            "hash": described["hash"],
+            "weights": described["weights"],
+        }
+        run, beside = self.part(run_above, folder), folder.resolve().parent / "tokenizer"
+        place = beside if run is None else run.tokenizer or beside
+        facts["tokenizer"] = self.link("tokenizer", described["tokenizer"], place)
+        facts["run"] = None if run is None else str(run.folder)
+        return facts | {name: described[name] for name in ("labels", "evaluation")}
+
+    def checkpoint(self, folder: Path) -> Facts:
+        """Describe one checkpoint."""
+        with _quiet():
+            from fast_electra.training.checkpoint import Complete, name
+        complete = read_settings(folder / COMPLETE, Complete, f"{folder / COMPLETE} is missing", _REMEDY)
+        if name(complete.update) != folder.resolve().name:
+            raise UserError(f"{folder / COMPLETE} describes update {complete.update}: the folder was renamed")
+        check_files(folder, complete.records, _REMEDY, self.verify)
+        above = folder.resolve().parent
+        return {
+            "update": complete.update,
+            "processes": complete.ranks,
+            "bytes": sum(record.size for record in complete.records),
+            "files": [record.model_dump() for record in complete.records],
+            "latest": _first_line(above / LATEST) == folder.resolve().name,
+            "run": None if (run := self.part(run_above, above)) is None else str(run.folder),
+        }
+
+    def checkpoints(self, folder: Path) -> Facts:
+        """Describe all checkpoints of a run."""
+        found = {path.name: self.part(self.checkpoint, path) for path in sorted(folder.glob("update-*"))}
+        latest = _first_line(folder / LATEST)
+        if latest not in found:
+            self.problems.append(f"{folder / LATEST} names {latest!r:.80}, which is not there")
+        whole = {name: {key: facts[key] for key in ("bytes", "processes")} for name, facts in found.items() if facts}
+        return {"checkpoints": whole, "latest": latest}
+
+    def shards(self, folder: Path) -> Facts:
+        """Describe a folder of token shards."""
+        path = folder / MANIFEST
+        manifest = read_settings(path, Manifest, f"{path} is missing", _REMEDY)
+        records = [file for shards in manifest.splits.values() for shard in shards for file in (shard.bin, shard.idx)]
+        check_files(folder, records, _REMEDY, self.verify)
+        splits: Facts = {
+            name: {key: sum(getattr(shard, key) for shard in shards) for key in ("documents", "tokens")}
+            | {"shards": len(shards)}
+            for name, shards in manifest.splits.items()
+        }
+        return {
+            "hash": seal(read_json(path)),
+            **splits,
+            "bytes": sum(record.size for record in records),
+            "text": {"bytes": manifest.bytes, "documents": manifest.documents, "tokens": manifest.tokens},
+            "rejected": manifest.rejected,
+            "tokenizer": self.link("tokenizer", manifest.tokenizer, folder.resolve().parent / "tokenizer"),
+            "inputs": [file.path for file in manifest.inputs],
+        }
+
+    def store(self, folder: Path) -> Facts:
+        """Describe an offline store, complete or not."""
+        plan = read_settings(folder / PLAN, StorePlan, f"{folder / PLAN} is missing", _REMEDY)
+        if plan.part < 1:
+            raise UserError(f"{folder / PLAN} has parts of {plan.part} sequences; {_REMEDY}")
+        parts = sum(ceil_div(record.sequences, plan.part) for record in plan.sets)
+        facts: Facts = {"written": f"{len(list(folder.glob('*.safetensors')))} of {parts} parts"}
+        if (folder / MANIFEST).exists():
+            manifest = read_settings(folder / MANIFEST, StoreManifest, f"{folder / MANIFEST} is missing", _REMEDY)
+            if manifest.plan != plan:
+                raise UserError(f"{folder / MANIFEST} has another plan than {folder / PLAN}; {_REMEDY}")
+            check_files(folder, manifest.parts, _REMEDY, self.verify)
+            facts |= {"positions": manifest.positions, "pieces": manifest.pieces, "bytes": manifest.bytes}
+        else:
+            facts["written"] += ": not complete; start its command again, which resumes"
+        return facts | {
+            "draws": f"every {plan.parameter}" if plan.kind == "axis" and plan.parameter else plan.kind,
+            "sequences": {record.name: record.sequences for record in plan.sets},
+            "hash": plan.fingerprint,
+            "made for": plan.facts.exact,
+            "up to": plan.facts.most,
+        }
+
+    def tokenizer(self, folder: Path) -> Facts:
+        """Describe a tokenizer."""
+        tokenizer, card = Tokenizer.load(folder), json.loads((folder / CARD).read_text())
+        facts = {"entries": tokenizer.vocabulary_size, "bytes": (folder / MODEL).stat().st_size}
+        return facts | {"hash": tokenizer.hash, "options": card.get("options"), "inputs": card.get("inputs")}
+
+    def metrics(self, folder: Path) -> Facts:
+        """Describe the rows of a run's metrics.jsonl."""
+        updates, evaluations, events = read_metrics(folder)
+        if not updates and not events and (folder / METRICS).stat().st_size:
+            raise UserError(f"{folder / METRICS} holds no row of a run")
+        facts: Facts = {"rows": {"updates": len(updates), "evaluations": len(evaluations)}}
+        facts |= {"last": {key: updates[-1].get(key) for key in ("update", "updates", "loss")}} if updates else {}
+        figures = evaluations[-1] if evaluations else {}
+        facts["evaluation"] = {key: figures[key] for key in figures if key.startswith("heldout_")}
+        return facts | {"events": [f"update {row['update']}: {row['event']}, {row.get('message')}" for row in events]}
+
+    def run(self, folder: Path) -> Facts:
+        """Describe a run, its parts, and what it was made from."""
+        run = RunFolder.open(folder)
+        record, facts = run.record, dict[str, Any]()
+        facts |= {key: getattr(record, key) for key in ("objective", "recipe", "task", "seed", "updates")}
+        facts["status"] = status = self.part(_status, folder)
+        parts = ("model", "auxiliary/model")
+        models = {part: folder / part for part in parts if (folder / part / DESCRIPTION).is_file()}
+        foreign = (folder / "model" / CONFIG).is_file()  # a fine-tuned model of Hugging Face
+        if "model" not in models and not foreign and status and status["state"] == "completed":
+            self.problems.append(f"{folder / 'model'} is missing, and the run was completed; {_REMEDY}")
+        found = {part: self.part(self.model, path) or {} for part, path in models.items()}
+        facts |= {part: {key: of.get(key) for key in ("hash", "parameters", "bytes")} for part, of in found.items()}
+        if record.corpus is not None:
+            facts["corpus"] = self.link("corpus", run.corpus_hash, run.found(record.corpus.shards))
+        if (place := run.tokenizer) is not None:
+            own = found.get("model", {}).get("tokenizer")
+            facts["tokenizer"] = own or self.link("tokenizer", None, place)
+        if record.auxiliary is not None and record.auxiliary.run is not None:
+            facts["auxiliary"] = self.link("auxiliary", run.auxiliary_hash, run.found(record.auxiliary.run))
+        if record.pretrained is not None:
+            before = run.found(record.pretrained)
+            facts["pretrained"] = self.link("model", run.model_hash, before) if run.model_hash else str(before)
+        facts["store"] = None if record.replacement.store is None else str(run.found(record.replacement.store))
+        if (folder / "checkpoints").is_dir():
+            facts |= self.part(self.checkpoints, folder / "checkpoints") or {}
+        return facts | ((self.part(self.metrics, folder) or {}) if (folder / METRICS).is_file() else {})
+
+    def config(self, path: Path) -> Facts:
+        """Check a run's config file, and say whether what it names is there."""
+        section = config_file.read(path).get("fast_electra")
+        if not isinstance(section, dict):
+            raise UserError(f'{path} is no config of a run (it has no section "fast_electra"), and no other known file')
+        if "objective" not in section:  # of fine-tuning, which the command line completes
+            return {"section": section}
+        with _quiet():
+            from fast_electra import config
+        loaded = config.load(path)
+        run = loaded.run
+        facts: Facts = {
+            "objective": f"{run.objective}, {run.recipe}",
+            "updates": f"{run.updates:,} of {loaded.sequences:,} sequences, at most {run.corpus.sequence_length} long",
+            "encoder": {name: getattr(run.model, name) for name in _SIZES},
+            "run": f"{run.run} ({'begun' if (Path(run.run) / CONFIG).exists() else 'not begun'})",
+            "corpus": self.link("corpus", None, Path(run.corpus.shards)),
+            "tokenizer": self.link("tokenizer", None, Path(run.corpus.tokenizer)),
+        }
+        if run.auxiliary is not None and run.auxiliary.run is not None:
+            facts["auxiliary"] = self.link("auxiliary", None, Path(run.auxiliary.run))
+        return facts | {"store": run.replacement.store}
+
+
+def _corpus_hash(folder: Path) -> str:
+    read_settings(folder / MANIFEST, Manifest, f"no shards in {folder}: {folder / MANIFEST} is missing", _REMEDY)
+    return seal(read_json(folder / MANIFEST))
+
+
+def _model_hash(folder: Path) -> str:
+    described = describe(folder if (folder / DESCRIPTION).exists() else folder / "model", _REMEDY)
+    if described is None:
+        raise UserError(f"{folder} holds no trained model; {_REMEDY}")
+    return str(described["hash"])
+
+
+HASHES: dict[str, Callable[[Path], str]] = {
+    "tokenizer": lambda folder: Tokenizer.load(folder).hash,
+    "corpus": _corpus_hash,
+    "auxiliary": _model_hash,
+    "model": _model_hash,
+}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what DeepSpeed prints while it is imported."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _first_line(path: Path) -> str:
+    """Return what a file of one line holds; "" if there is none."""
+    return path.read_text(encoding="utf-8", errors="replace").strip()[:80] if path.is_file() else ""
+
+
+def _status(folder: Path) -> Facts:
+    if not (folder / STATUS).is_file():
+        return {"state": "unknown"}
+    try:
+        status = read_json(folder / STATUS)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / STATUS} cannot be read ({error}); {_REMEDY}") from None
+    if not isinstance(status, dict):
+        raise UserError(f"{folder / STATUS} is not that of a run; {_REMEDY}")
+    return {key: status.get(key) for key in ("state", "update", "message")}
