@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fast_electra.corpus.tokenizer import Tokenizer
-from fast_electra.files import read_json
 from fast_electra.finetuning import huggingface
 from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Encode, shortened
@@ -16,6 +15,7 @@ from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, KINDS, load_model
 from fast_electra.model.heads import SequenceClassifier
 from fast_electra.objectives.objective import Export, export
+from fast_electra.run_folder import run_above
 from fast_electra.run_settings import SECTION
 from fast_electra.settings import UserError
 
@@ -51,9 +51,19 @@ def open_pretrained(settings: FineTuningSettings, task: Task) -> Pretrained:
     )
 
 
+def tokenizer_of(pretrained: str) -> str | None:
+    """Return the folder of the tokenizer that the run of one of our models names; None if there is no such run."""
+    folder = Path(pretrained)
+    model = next((place for place in (folder, folder / "model") if (place / DESCRIPTION).exists()), None)
+    if model is None:
+        return None
+    run = run_above(model) or run_above(model.parent)  # the auxiliary of joint training lies a level deeper
+    return None if run is None or run.tokenizer is None else str(run.tokenizer)
+
+
 def _ours(folder: Path, settings: FineTuningSettings, task: Task) -> Pretrained:
     found, description = load_model(folder, tuple(KINDS), REMEDY)
-    place = settings.tokenizer or tokenizer_of(folder.parent)
+    place = settings.tokenizer or tokenizer_of(settings.pretrained)
     if place is None:
         key = f"--set {SECTION}.tokenizer=FOLDER"
         raise UserError(f"{folder.parent} has no config.json that names the tokenizer of its model: name it with {key}")
@@ -78,16 +88,6 @@ def _ours(folder: Path, settings: FineTuningSettings, task: Task) -> Pretrained:
 
     facts = {"model_hash": description["hash"]}
     return Pretrained(model, encoder_of(tokenizer), f"our {description['kind']} model", facts, tokenizer.hash, exports)
-
-
-def tokenizer_of(run: Path) -> str | None:
-    """Return the folder of the tokenizer that a run's config.json names, or None."""
-    try:
-        ours = read_json(run / "config.json")[SECTION]
-        place = ours["corpus"]["tokenizer"] if "corpus" in ours else ours["tokenizer"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return place if isinstance(place, str) else None
 
 
 def encoder_of(tokenizer: Tokenizer) -> Encode:

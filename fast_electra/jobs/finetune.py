@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from fast_electra.finetuning import config, metrics, sweep
 from fast_electra.finetuning.config import FineTuningConfig
 from fast_electra.finetuning.examples import Examples
 from fast_electra.finetuning.predictions import write_predictions
-from fast_electra.finetuning.pretrained import open_pretrained
+from fast_electra.finetuning.pretrained import open_pretrained, tokenizer_of
 from fast_electra.finetuning.sweep import Member
 from fast_electra.finetuning.tables import Table, read_data, summary
 from fast_electra.finetuning.tasks import Task, open_task
@@ -74,6 +75,8 @@ def prepare(
 ) -> tuple[Work, dict[Member, FineTuningConfig]]:
     """Read the data, and check the config of every member of the search before the first one trains."""
     settings, _ = config.read(path, overrides)
+    if settings.tokenizer is None and (place := tokenizer_of(settings.pretrained)):
+        overrides = [*overrides, f"{SECTION}.tokenizer={json.dumps(place)}"]  # so that the new run names it too
     work = Work(task, read_data(task, Path(settings.data)))
     configs = {}
     for member in sweep.members(grid, seeds, settings.seed):
