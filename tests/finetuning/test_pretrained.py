@@ -242,9 +242,8 @@ def test_the_tokenizer_of_a_run_is_found_or_asked_for(tiny_corpus: Corpus, tmp_p
         UserError, match=r"has no config.json that names the tokenizer .* --set fast_electra.tokenizer="
     ):
         open_pretrained(settings(run), PAIR)
-    (run / "config.json").write_text(
-        json.dumps({"fast_electra": {"corpus": {"tokenizer": str(tiny_corpus.tokenizer)}}})
-    )
+    section = {"run": str(run), "updates": 1, "corpus": {"tokenizer": str(tiny_corpus.tokenizer)}}
+    (run / "config.json").write_text(json.dumps({"fast_electra": section}))
     assert open_pretrained(settings(run), PAIR).title == "our rtd model"
 
 
