@@ -202,6 +202,24 @@ def _calibrate(
         fit.save_reference(wanted, curve)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=path_argument, metavar="RUN", help="run folder, or model folder")
+    add("output", type=path_argument, metavar="DIR", help="folder to write")
+    tokenizer = "the model's tokenizer (default: the one that the run's config names)"
+    add("--tokenizer", type=path_argument, metavar="FOLDER", help=tokenizer)
+    add("--part", choices=("auxiliary",), help="export the auxiliary model of a joint run (default: its main model)")
+    add("--licence", default="unknown", metavar="TEXT", help="of the corpus, for the model card (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an older export")
+
+
+def _export(output: Path, **options: Any) -> None:
+    from fast_electra.export.export import export
+
+    config = export(output=output, **options)
+    print(f"export   {output}: {config['architectures'][0]}, {config['num_hidden_layers']} layers")
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -215,6 +233,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "report": ("write one HTML page on one or more runs", _add_report, _report),
     "estimate": ("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _estimate),
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
+    "export": ("write a trained model for Hugging Face's transformers", _add_export, _export),
     "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }
 
