@@ -48,7 +48,10 @@ def export(
     corpus = record.fast_electra.corpus
     length = corpus.sequence_length if corpus else LENGTH
     ours = _tokenizer(folder, description, tokenizer, corpus.tokenizer if corpus else None)
-    config, weights = convert(model, description["labels"], max(length, LENGTH))
+    try:
+        config, weights = convert(model, description["labels"], max(length, LENGTH))
+    except UserError as error:
+        raise UserError(f"{folder} cannot be exported: {error}") from None
     _check_removed(output, overwrite)
     try:
         with atomic_folder(output, MARKER, overwrite) as partial:
@@ -86,7 +89,7 @@ def _run_record(folder: Path) -> RunRecord:
         path = folder.parent.parent / CONFIG
     if not path.exists():
         return RunRecord()
-    return read_settings(path, RunRecord, "", "restore it, or export a copy of the model folder, with --tokenizer DIR")
+    return read_settings(path, RunRecord, "", "restore it, or export a copy of the model folder with --tokenizer DIR")
 
 
 def _tokenizer(folder: Path, description: dict[str, Any], given: Path | None, named: str | None) -> Tokenizer:

@@ -23,7 +23,6 @@ from fast_electra.settings import UserError
 Json = dict[str, Any]
 Weights = dict[str, Tensor]  # fp32, by the name that transformers gives
 MODELING = "modeling_fast_electra"  # the file with the classes that transformers lacks
-IMPOSSIBLE = "the model cannot be exported:"
 
 # Names of a layer's parts: queries, keys, values, attention's output and LayerNorm, the same of feed-forward.
 _FEED = ("intermediate.dense", "output.dense", "output.LayerNorm")
@@ -75,7 +74,7 @@ def convert(model: Any, labels: list[str], positions: int) -> tuple[Json, Weight
         config["auto_map"] = {head.opt_in: f"{MODELING}.{architecture}"}
     weights = {f"{family}.{name}": weight for name, weight in _encoder(encoder, config).items()} | head.weights
     if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise UserError(f"{IMPOSSIBLE} one of Admin's scales (omega) is too near to 0 ({bad[0]} overflows)")
+        raise UserError(f"one of Admin's scales (omega) is so near to 0 that {bad[0]} overflows; train it further")
     return config, weights
 
 
@@ -91,10 +90,11 @@ def _part(name: str, part: Any, scale: Tensor | float = 1.0, input_scale: Tensor
 
 def _encoder(encoder: Encoder, config: Json) -> Weights:
     layers: list[Any] = list(encoder.layers)
-    omegas = [omega.double() for layer in layers for omega in (layer.attention_omega, layer.ffn_omega)]
-    if not all(omega.all() for omega in omegas):
-        raise UserError(f"{IMPOSSIBLE} one of Admin's scales (omega) is 0; train it further")
-    scales, table = [*omegas, torch.ones(())], encoder.embedding.weight.double()
+    omegas = {name: weight.double() for name, weight in encoder.named_parameters() if name.endswith("_omega")}
+    if bad := [name for name, omega in omegas.items() if not omega.all()]:
+        raise UserError(f"Admin's scale {bad[0]} has a 0; train it further")
+    scales = [omega for layer in layers for omega in (layer.attention_omega.double(), layer.ffn_omega.double())]
+    scales, table = [*scales, torch.ones(())], encoder.embedding.weight.double()
     if isinstance(projection := encoder.embedding_projection, nn.Linear):
         table = F.linear(table, projection.weight.double(), projection.bias.double())
     weights = _tensors("embeddings.word_embeddings", table)
@@ -173,11 +173,11 @@ def _layout_config(settings: EncoderSettings, positions: int) -> Json:
     """Return what config.json says of a LayoutLMv3 without images, whose 4 coordinates and 2 shapes fill D features."""
     size, setting = settings.hidden_size, (settings.relative_buckets, settings.relative_max_distance)
     if size % 2 or size < 6:
-        raise UserError(f"{IMPOSSIBLE} LayoutLMv3 needs an even hidden_size of 6 or more, not {size}")
+        raise UserError(f"LayoutLMv3 takes an even hidden_size from 6, not {size}; train another size")
     offset_R = torch.arange(1 - positions, positions)
     if not torch.equal(relative_buckets(offset_R, *setting), relative_buckets(offset_R, *setting, torch.float32)):
         raise UserError(
-            f"{IMPOSSIBLE} LayoutLMv3 rounds the distances of {setting[0]} buckets up to {setting[1]} otherwise"
+            f"LayoutLMv3 rounds distances otherwise in {setting[0]} buckets up to {setting[1]}; train others"
         )
     return {
         "has_spatial_attention_bias": False,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_electra.corpus.tokenizer import SPACE, SPECIAL_PIECES, Tokenizer
-from fast_electra.files import write_json
+from fast_electra.files import write_json, write_text
 from fast_electra.settings import UserError
 
 MARKER = "tokenizer_config.json"  # every export holds it, and no folder of a run does
@@ -27,7 +27,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
     Raises:
         UserError: the package `tokenizers` is not installed.
     """
-    convert(tokenizer).save(str(folder / "tokenizer.json"))
+    write_text(folder / "tokenizer.json", convert(tokenizer).to_str(pretty=True))
     named = {f"{piece[1:-1].lower()}_token": piece for piece in SPECIAL_PIECES} | {"mask_token": MASK}
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -47,7 +47,7 @@ def convert(tokenizer: Tokenizer) -> Any:
     each way to split a piece of text into two pieces is a merge, and the merges are ranked by the id of the whole.
     """
     try:
-        from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+        from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
         from tokenizers import Tokenizer as Fast
     except ImportError:
         raise UserError("exporting needs the package tokenizers: pip install 'fast_electra[hf]'") from None
@@ -66,6 +66,8 @@ def convert(tokenizer: Tokenizer) -> Any:
     merges.sort(key=lambda merge: (ids[merge[0]], *merge[1:]))
     pairs = [(texts[left], texts[right]) for _, left, right in merges]
     fast = Fast(models.BPE(vocab=ids, merges=pairs, unk_token="[UNK]", byte_fallback=True, fuse_unk=False))
+    if " " not in pieces:  # of text without spaces: SentencePiece then spells a space as the bytes of its own sign
+        fast.normalizer = normalizers.Replace(" ", SPACE)
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="isolated")
     fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     fast.post_processor = processors.TemplateProcessing(
