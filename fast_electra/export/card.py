@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 import fast_electra
 from fast_electra.corpus.corpus import CorpusSettings
@@ -26,9 +26,17 @@ class RunSection(Settings):
     objective: str | None = None
     seed: int | None = None
     updates: int | None = None
-    corpus: CorpusSettings | None = None
+    corpus: CorpusSettings | None = None  # in fine-tuning there is none, and the next three say what it would
+    tokenizer: str | None = None
+    pretrained: str | None = None  # run or model folder
+    sequence_length: int = Field(default=512, ge=8, le=32_768)
     replacement: ReplacementSettings | None = None
     curriculum: CurriculumSettings | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence in training; the paper's 512 if it is not known."""
+        return self.corpus.sequence_length if self.corpus else self.sequence_length
 
 
 class RunRecord(Settings):
@@ -39,6 +47,7 @@ class RunRecord(Settings):
     fast_electra: RunSection = RunSection()
     corpus_hash: str | None = None
     auxiliary_hash: str | None = None
+    model_hash: Any = None  # of what was fine-tuned
     heldout_mlm_accuracy: float | None = None
 
 
@@ -49,7 +58,7 @@ def model_card(config: dict[str, Any], description: dict[str, Any], record: RunR
         config: what the export's config.json says.
         description: what the model's model.json says.
         record: of the model's run.
-        facts: `name` of the export, `licence` of the corpus, and `length` of the longest training sequence.
+        facts: `name` of the export, and `licence` of the corpus.
     """
     blocks: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     loader = FileSystemLoader(Path(__file__).parent)
@@ -58,10 +67,12 @@ def model_card(config: dict[str, Any], description: dict[str, Any], record: RunR
     run = record.fast_electra
     rows = {
         "objective": run.objective,
+        "task": description.get("task"),
+        "fine-tuned from": record.model_hash,
         "data": _data(record),
         "licence of the data": facts["licence"],
         "updates": run.updates,
-        "longest sequence": f"{facts['length']} tokens",
+        "longest sequence": f"{run.length} tokens",
         "seed": run.seed,
         "curriculum": _curriculum(run),
         "auxiliary model": record.auxiliary_hash,

@@ -17,7 +17,7 @@ from fast_electra.settings import UserError
 
 CONFIG, CARD = "config.json", "README.md"
 FILES = {CONFIG, CARD, MARKER, "model.safetensors", "tokenizer.json", "special_tokens_map.json", f"{MODELING}.py"}
-LENGTH = 512  # tokens that every export takes at least; the length of training, where that is not known
+LEAST = 512  # tokens that every export takes, also if it was trained with shorter sequences
 
 
 def export(
@@ -44,12 +44,11 @@ def export(
     """
     folder = _model_folder(run, part)
     model, description = load_model(folder, tuple(KINDS), "restore it, or train the model again")
-    record = _run_record(folder.resolve())
-    corpus = record.fast_electra.corpus
-    length = corpus.sequence_length if corpus else LENGTH
-    ours = _tokenizer(folder, description, tokenizer, corpus.tokenizer if corpus else None)
+    record = _run_record(folder)
+    length = record.fast_electra.length
+    ours = _tokenizer(folder, description, tokenizer, record)
     try:
-        config, weights = convert(model, description["labels"], max(length, LENGTH))
+        config, weights = convert(model, description["labels"], max(length, LEAST))
     except UserError as error:
         raise UserError(f"{folder} cannot be exported: {error}") from None
     _check_removed(output, overwrite)
@@ -61,8 +60,8 @@ def export(
             write_tokenizer(ours, partial, length)
             if "auto_map" in config:
                 shutil.copyfile(Path(__file__).with_name(f"{MODELING}.py"), partial / f"{MODELING}.py")
-            facts = {"name": output.resolve().name, "licence": licence, "length": length}
-            write_text(partial / CARD, model_card(config, description, record, **facts))
+            card = model_card(config, description, record, name=output.resolve().name, licence=licence)
+            write_text(partial / CARD, card)
     except SafetensorError as error:  # a full disk, for one
         raise UserError(f"{output} cannot be written ({error}): make room, or choose another output") from None
     return config
@@ -74,6 +73,8 @@ def _model_folder(run: Path, part: str | None) -> Path:
             raise UserError(f"{run} is a model folder: leave out --part, or name the run folder")
         return run
     folder = run / (part or "") / "model"
+    if (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is a folder of transformers already: use it as it is")
     if not (folder / DESCRIPTION).is_file():
         remedy = "--part is for a joint run" if part else "name a run that is complete, or a model folder"
         raise UserError(f"{run} holds no trained model ({folder / DESCRIPTION} is missing): {remedy}")
@@ -82,27 +83,36 @@ def _model_folder(run: Path, part: str | None) -> Path:
 
 def _run_record(folder: Path) -> RunRecord:
     """Read the config of the run that a model folder belongs to: `RUN/model` or `RUN/auxiliary/model`."""
-    if folder.name != "model":
-        return RunRecord()
+    folder = folder.resolve()
     path = folder.parent / CONFIG
     if folder.parent.name == "auxiliary" and not path.exists():
         path = folder.parent.parent / CONFIG
-    if not path.exists():
+    if folder.name != "model" or not path.exists():
         return RunRecord()
     return read_settings(path, RunRecord, "", "restore it, or export a copy of the model folder with --tokenizer DIR")
 
 
-def _tokenizer(folder: Path, description: dict[str, Any], given: Path | None, named: str | None) -> Tokenizer:
-    remedy = "name its folder with --tokenizer DIR"
-    if given is None and named is None:
+def _named_tokenizer(record: RunRecord) -> str | None:
+    """Return the folder of the tokenizer that a run names, or else the run that it was fine-tuned from."""
+    for _ in range(10):  # a fine-tuned model can be fine-tuned again
+        run = record.fast_electra
+        if run.corpus or run.tokenizer or not run.pretrained:
+            return run.corpus.tokenizer if run.corpus else run.tokenizer
+        folders = (Path(run.pretrained), Path(run.pretrained) / "model")
+        record = next((_run_record(folder) for folder in folders if (folder / DESCRIPTION).is_file()), RunRecord())
+    return None
+
+
+def _tokenizer(folder: Path, description: dict[str, Any], given: Path | None, record: RunRecord) -> Tokenizer:
+    remedy, named = "name its folder with --tokenizer DIR", given or _named_tokenizer(record)
+    if named is None:
         raise UserError(f"no run says where the tokenizer of {folder} is: {remedy}")
-    place = given or Path(str(named))
-    if given is None and not (place / MODEL).is_file():
-        raise UserError(f"the run's config names the tokenizer {place}, and there is none here: {remedy}")
-    found = Tokenizer.load(place)
+    if given is None and not (Path(named) / MODEL).is_file():
+        raise UserError(f"the run's config names the tokenizer {named}, and there is none here: {remedy}")
+    found = Tokenizer.load(named)
     if found.hash != description["tokenizer"]:
         hashes = f"sha256 {found.hash[:12]}, and the model's has {description['tokenizer'][:12] or 'none'}"
-        raise UserError(f"{place} is not the tokenizer of {folder} ({hashes}): {remedy}")
+        raise UserError(f"{named} is not the tokenizer of {folder} ({hashes}): {remedy}")
     if (size := description["encoder"]["vocabulary_size"]) != found.vocabulary_size:
         raise UserError(f"{folder} has {size:,} tokens and its tokenizer {found.vocabulary_size:,}: train it again")
     return found

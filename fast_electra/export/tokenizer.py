@@ -10,7 +10,6 @@ from fast_electra.settings import UserError
 MARKER = "tokenizer_config.json"  # every export holds it, and no folder of a run does
 FIRST_PIECE = len(SPECIAL_PIECES) + 256  # id of the first piece of text: the special tokens and the bytes come before
 WORD = r"\n| *[^ \n]+| +"  # no piece crosses the border of two such words; see `corpus.tokenizer`
-MASK = {"content": "[MASK]", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
@@ -28,7 +27,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
         UserError: the package `tokenizers` is not installed.
     """
     write_text(folder / "tokenizer.json", convert(tokenizer).to_str(pretty=True))
-    named = {f"{piece[1:-1].lower()}_token": piece for piece in SPECIAL_PIECES} | {"mask_token": MASK}
+    named = {f"{piece[1:-1].lower()}_token": piece for piece in SPECIAL_PIECES}
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,
@@ -36,7 +35,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
         "clean_up_tokenization_spaces": False,
         "padding_side": "right",
     }
-    write_json(folder / MARKER, described | named | {"mask_token": MASK | {"__type": "AddedToken"}})
+    write_json(folder / MARKER, described | named)
     write_json(folder / "special_tokens_map.json", named)
 
 
@@ -57,15 +56,9 @@ def convert(tokenizer: Tokenizer) -> Any:
     texts[FIRST_PIECE:] = [text.replace(SPACE, " ") for text in texts[FIRST_PIECE:]]
     ids = {text: token for token, text in enumerate(texts)}
     pieces = set(texts[FIRST_PIECE:])
-    merges = [
-        (whole, ids[whole[:cut]], ids[whole[cut:]])
-        for whole in texts[FIRST_PIECE:]
-        for cut in range(1, len(whole))
-        if whole[:cut] in pieces and whole[cut:] in pieces
-    ]
-    merges.sort(key=lambda merge: (ids[merge[0]], *merge[1:]))
-    pairs = [(texts[left], texts[right]) for _, left, right in merges]
-    fast = Fast(models.BPE(vocab=ids, merges=pairs, unk_token="[UNK]", byte_fallback=True, fuse_unk=False))
+    splits = ((whole[:cut], whole[cut:]) for whole in texts[FIRST_PIECE:] for cut in range(1, len(whole)))
+    merges = [(left, right) for left, right in splits if left in pieces and right in pieces]
+    fast = Fast(models.BPE(vocab=ids, merges=merges, unk_token="[UNK]", byte_fallback=True, fuse_unk=False))
     if " " not in pieces:  # of text without spaces: SentencePiece then spells a space as the bytes of its own sign
         fast.normalizer = normalizers.Replace(" ", SPACE)
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="isolated")

@@ -79,6 +79,18 @@ def test_card_of_a_model_alone_says_what_is_known(run: Path, tiny_corpus: Corpus
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 512
 
 
+def test_a_fine_tuned_run_finds_the_tokenizer_of_the_run_before(run: Path, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    finetuned = tmp_path / "finetuned"
+    exporting.save(finetuned / "model", "classifier", exporting.shaken("classifier", layers=1), tiny_corpus.tokenizer)
+    section = {"task": "stsb", "pretrained": str(run), "tokenizer": None, "sequence_length": 99, "updates": 5}
+    write_sealed(finetuned / "config.json", {"fast_electra": section, "model_hash": "abc", "data_hash": "def"})
+    assert main(["export", str(finetuned), str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 99
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| fine-tuned from | abc |" in card and "| longest sequence | 99 tokens |" in card
+    assert "A text regression model" in card
+
+
 def test_an_older_export_is_replaced_if_nothing_else_is_lost(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

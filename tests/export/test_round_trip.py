@@ -24,7 +24,11 @@ from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.heads import MaskedLanguageModel
 
 LENGTHS = (300, 37, 151)
-TEXTS = {"single": "The  king\nwas old.", "pair": ["A king", " an old man "], "masked": "The king of [MASK] was old."}
+TEXTS = {
+    "single": "The  king\nwas n't old , sir .",
+    "pair": ["A king", " an old man "],
+    "masked": "The king of [MASK] was old.",
+}
 TOLERANCE = 1e-5
 # Kind, labels, changed sizes, and the stock class that has to load the encoder.
 CASES: dict[str, tuple[str, list[str], dict[str, Any], str]] = {

@@ -118,6 +118,10 @@ RUNS: dict[str, tuple[Callable[[Lab], Any], str]] = {
     "another kind": (lambda lab: lab.describe(kind="mlm"), "gives other sizes than"),
     "other sizes": (lambda lab: lab.describe(encoder=exporting.shaken("rtd").encoder.settings), "gives other sizes"),
     "labels of no output": (lambda lab: (lab.save("classifier"), lab.describe(labels=["a", "b"])), "gives other sizes"),
+    "a model of transformers": (
+        lambda lab: ((lab.model / "model.json").unlink(), (lab.model / "config.json").write_text("{}")),
+        "is a folder of transformers already",
+    ),
     "no weights": (lambda lab: lab.weights.unlink(), "model.safetensors cannot be read"),
     "weights cut": (lambda lab: lab.weights.write_bytes(lab.weights.read_bytes()[:-9]), "is not what was written"),
     "weights cut, hash changed": (
