@@ -72,7 +72,7 @@ def model_card(config: dict[str, Any], description: dict[str, Any], record: RunR
         "data": _data(record),
         "licence of the data": facts["licence"],
         "updates": run.updates,
-        "longest sequence": f"{run.length} tokens",
+        "longest sequence": f"{run.length} tokens" if run.updates else None,
         "seed": run.seed,
         "curriculum": _curriculum(run),
         "auxiliary model": record.auxiliary_hash,
@@ -104,7 +104,7 @@ def _data(record: RunRecord) -> str | None:
         manifest = Manifest.model_validate_json(json.dumps(content))
         if seal(content) != record.corpus_hash:
             raise ValueError("another corpus is there now")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"shards with the hash {record.corpus_hash}"
     files = ", ".join(Path(file.path).name for file in manifest.inputs[:3]) + (", ..." if manifest.inputs[3:] else "")
     train = manifest.splits["train"]

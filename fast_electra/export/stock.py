@@ -177,7 +177,7 @@ def _layout_config(settings: EncoderSettings, positions: int) -> Json:
     offset_R = torch.arange(1 - positions, positions)
     if not torch.equal(relative_buckets(offset_R, *setting), relative_buckets(offset_R, *setting, torch.float32)):
         raise UserError(
-            f"LayoutLMv3 rounds distances otherwise in {setting[0]} buckets up to {setting[1]}; train others"
+            f"LayoutLMv3 rounds distances otherwise in {setting[0]} buckets up to {setting[1]}; train with others"
         )
     return {
         "has_spatial_attention_bias": False,

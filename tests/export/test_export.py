@@ -75,7 +75,7 @@ def test_card_of_a_model_alone_says_what_is_known(run: Path, tiny_corpus: Corpus
     (run / "config.json").unlink()
     assert main(["export", str(run), str(tmp_path / "out"), "--tokenizer", str(tiny_corpus.tokenizer)]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| licence of the data | unknown |" in card and "curriculum" not in card and "None" not in card
+    assert "| licence of the data | unknown |" in card and not re.search("curriculum|longest|None", card)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 512
 
 
