@@ -31,7 +31,7 @@ REQUIRES = [
 EXTRAS = {
     "parquet": ["pyarrow"],
     "zstd": ["zstandard"],
-    "hf": ["transformers>=5"],
+    "hf": ["transformers>=5", "tokenizers"],
     "gpu": ["triton>=3.6; sys_platform == 'linux'"],
     "dev": [
         "hypothesis",
@@ -72,6 +72,7 @@ setup(
     package_dir={"fast_electra": "fast_electra", "fast_electra_kernels": f"{KERNELS}/fast_electra_kernels"},
     package_data={
         "fast_electra.calibration": ["reference.json"],
+        "fast_electra.export": ["README.md.j2"],
         "fast_electra.text": ["sample/*"],
         "fast_electra.report": ["page.html.j2"],
     },

@@ -240,6 +240,24 @@ def _inspect(path: Path, verify: bool, as_json: bool) -> int:
     return 1 if found.problems else 0
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=path_argument, metavar="RUN", help="run folder, or model folder")
+    add("output", type=path_argument, metavar="DIR", help="folder to write")
+    tokenizer = "the model's tokenizer (default: the one that the run's config names)"
+    add("--tokenizer", type=path_argument, metavar="FOLDER", help=tokenizer)
+    add("--part", choices=("auxiliary",), help="export the auxiliary model of a joint run (default: its main model)")
+    add("--licence", default="unknown", metavar="TEXT", help="of the corpus, for the model card (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an older export")
+
+
+def _export(output: Path, **options: Any) -> None:
+    from fast_electra.export.export import export
+
+    config = export(output=output, **options)
+    print(f"export   {output}: {config['architectures'][0]}, {config['num_hidden_layers']} layers")
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -255,6 +273,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
     "detect": ("mark the tokens of a text that look replaced", _add_detect, _detect),
     "inspect": ("say what a file or folder is, what it was made from, and whether it is whole", _add_inspect, _inspect),
+    "export": ("write a trained model for Hugging Face's transformers", _add_export, _export),
     "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }
 

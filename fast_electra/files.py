@@ -225,7 +225,7 @@ class _Place:
         with ExitStack() as stack:
             try:
                 self.target.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(only_writer(self.lock, self.target, "choose another --output"))
+                stack.enter_context(only_writer(self.lock, self.target, "choose another output"))
             except OSError as error:
                 raise self._cannot_be_written(error) from None
             yield
@@ -277,13 +277,13 @@ class _Place:
         if not self._occupied():
             return
         if not (self.target / self.marker).is_file():
-            refused = f"exists and holds no {self.marker}, so it is not replaced: choose another --output"
+            refused = f"exists and holds no {self.marker}, so it is not replaced: choose another output"
             raise UserError(f"{self.target} {refused}")
         if not self.overwrite:
-            raise UserError(f"{self.target} exists: choose another --output, or replace it with --overwrite")
+            raise UserError(f"{self.target} exists: choose another output, or replace it with --overwrite")
 
     def _cannot_be_written(self, error: OSError) -> UserError:
         return UserError(
             f"{self.target} cannot be created or replaced ({error}): the parent folder must be writable, and a mount "
-            "point cannot be replaced; name a folder inside it, or choose another --output"
+            "point cannot be replaced; name a folder inside it, or choose another output"
         )

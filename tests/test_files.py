@@ -218,7 +218,7 @@ def test_the_second_of_two_processes_is_refused(tmp_path: Path) -> None:
     process = FORK.Process(target=first, daemon=True)
     process.start()
     assert begun.wait(60)
-    with pytest.raises(UserError, match="is being written by another process: choose another --output"):
+    with pytest.raises(UserError, match="is being written by another process: choose another output"):
         refused_at_once(target)
     assert (tmp_path / ".out.fast-electra-partial" / MARKER).read_text() == "half"
     process.kill()

@@ -28,15 +28,15 @@ TRAINING_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 FROZEN_KERNELS = [SDPBackend.CUDNN_ATTENTION, *TRAINING_KERNELS]  # flash attention takes no mask at all
 
 
-def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """Return T5's bidirectional bucket of each offset, key - query, int64.
+def relative_buckets(offset: Tensor, buckets: int, max_distance: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return T5's bidirectional bucket of each offset, key - query, int64. The logarithms are in `dtype`.
 
     Half of the buckets serve keys to the right of the query. In each half, half of the buckets hold one distance each.
     The others grow logarithmically up to `max_distance`. All longer distances share the last bucket.
     """
     half, exact = buckets // 2, buckets // 4
     distance = offset.abs()
-    logarithmic = torch.log(distance.clamp(min=1).double() / exact) / math.log(max_distance / exact) * (half - exact)
+    logarithmic = torch.log(distance.clamp(min=1).to(dtype) / exact) / math.log(max_distance / exact) * (half - exact)
     far = (exact + logarithmic.long()).clamp(max=half - 1)
     return torch.where(distance < exact, distance, far) + half * (offset > 0)
 
