@@ -177,6 +177,21 @@ def test_a_search_of_a_hugging_face_encoder_under_the_launcher(
     assert json.loads((run / "results.json").read_text()) == results
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_each_glue_task_under_the_launcher(
+    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any], task: str
+) -> None:
+    """What the pool's ranks do above, from the command line and in two processes of the `deepspeed` launcher."""
+    data, model = write_glue(tmp_path / "data", task, ROWS), pretrained(tmp_path / "pretrained", tiny_corpus)
+    given = overrides(task, data, model, tiny_corpus, tmp_path / "run")
+    command = ["--deepspeed_config", "ds_configs/finetune.json"]
+    command += ["--task", task, "--data", str(data), "--checkpoint", str(model)]
+    output = launch("launch/finetune.py", [*command, *(part for one in given[3:] for part in ("--set", one))]).stdout
+    assert "2 processes on" in output and f"model: {tmp_path / 'run/model'}" in output
+    assert read_json(tmp_path / "run/scores.json")["dev"]["heldout_score"] > 0.7
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hugging_face(tmp_path_factory.mktemp("bert"))
