@@ -26,7 +26,7 @@ huggingface() {  # a step as users get it, at two sizes
     --attention sdpa --tokenizer "$DATA/base/tokenizer" --shards "$DATA/base/shards" &&
     python3 benchmarks/step_vs_huggingface.py --recipe small --engine --rounds 5 --json "$LOG/step_vs_huggingface_small.json"
 }
-tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model tests/training/test_graphs.py tests/kernels; }
+tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model tests/training/test_graphs.py tests/kernels tests/finetuning; }
 kernels() { python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py; }
 data() {  # two vocabularies, if no data are given; the corpus that ships fills 120,000 tokens
   local name input="--input sample --output $DATA"

@@ -192,6 +192,20 @@ def test_each_glue_task_under_the_launcher(
     assert read_json(tmp_path / "run/scores.json")["dev"]["heldout_score"] > 0.7
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["mnli", "stsb"])
+def test_a_gpu_learns_a_task_in_16_bit(
+    tiny_corpus: Corpus, tmp_path: Path, launch: Callable[..., Any], task: str
+) -> None:
+    data, model = write_glue(tmp_path / "data", task, ROWS), pretrained(tmp_path / "pretrained", tiny_corpus)
+    more = {"bf16.enabled": "auto", "fast_electra.dropout": 0.05}
+    given = overrides(task, data, model, tiny_corpus, tmp_path / "run", **more)
+    command = ["--deepspeed_config", "ds_configs/finetune.json", *(part for one in given for part in ("--set", one))]
+    output = launch("launch/finetune.py", command, ranks=1).stdout
+    assert "on cuda" in output and "fp32," not in output
+    assert read_json(tmp_path / "run/scores.json")["dev"]["heldout_score"] > 0.7
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hugging_face(tmp_path_factory.mktemp("bert"))
