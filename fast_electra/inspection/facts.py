@@ -19,7 +19,7 @@ from fast_electra.corpus.shards import MANIFEST, Manifest
 from fast_electra.corpus.tokenizer import CARD, MODEL, Tokenizer
 from fast_electra.files import check_files, read_json, read_settings, seal
 from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
-from fast_electra.run_folder import CONFIG, RunFolder, run_above
+from fast_electra.run_folder import CONFIG, RunFolder, model_in, run_above
 from fast_electra.settings import UserError
 from fast_electra.store.format import PLAN, StoreManifest, StorePlan
 from fast_electra.training.metrics import read_metrics
@@ -191,15 +191,15 @@ class Inspection:
         found = {part: self.part(self.model, path) or {} for part, path in models.items()}
         facts |= {part: {key: of.get(key) for key in ("hash", "parameters", "bytes")} for part, of in found.items()}
         if record.corpus is not None:
-            facts["corpus"] = self.link("corpus", run.corpus_hash, run.found(record.corpus.shards))
+            facts["corpus"] = self.link("corpus", run.facts.corpus_hash, run.found(record.corpus.shards))
         if (place := run.tokenizer) is not None:
             own = found.get("model", {}).get("tokenizer")
             facts["tokenizer"] = own or self.link("tokenizer", None, place)
         if record.auxiliary is not None and record.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", run.auxiliary_hash, run.found(record.auxiliary.run))
+            facts["auxiliary"] = self.link("auxiliary", run.facts.auxiliary_hash, run.found(record.auxiliary.run))
         if record.pretrained is not None:
-            before = run.found(record.pretrained)
-            facts["pretrained"] = self.link("model", run.model_hash, before) if run.model_hash else str(before)
+            before, of = run.found(record.pretrained), run.facts.model_hash
+            facts["pretrained"] = self.link("model", of, before) if isinstance(of, str) else str(before)
         facts["store"] = None if record.replacement.store is None else str(run.found(record.replacement.store))
         if (folder / "checkpoints").is_dir():
             facts |= self.part(self.checkpoints, folder / "checkpoints") or {}
@@ -235,7 +235,7 @@ def _corpus_hash(folder: Path) -> str:
 
 
 def _model_hash(folder: Path) -> str:
-    described = describe(folder if (folder / DESCRIPTION).exists() else folder / "model", _REMEDY)
+    described = describe(model_in(folder), _REMEDY)
     if described is None:
         raise UserError(f"{folder} holds no trained model; {_REMEDY}")
     return str(described["hash"])
