@@ -141,7 +141,7 @@ class Detector:
         for batch in self._batches([original], seed):
             corrupted = corrupt(batch, masking, auxiliary, temperature)
             corrupted_ids += corrupted.tokens_T[batch.layout.maskable_T].tolist()
-        replaced = [now != before for now, before in zip(corrupted_ids, original, strict=True)]
+        replaced = [new != old for new, old in zip(corrupted_ids, original, strict=True)]
         now, before = ([self.tokenizer.piece(token) for token in ids] for ids in (corrupted_ids, original))
         return Corrupted(spell(now)[0], self._tokens(corrupted_ids), replaced, spell(before)[1])
 
