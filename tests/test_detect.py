@@ -131,14 +131,8 @@ def test_batches_change_nothing_and_hidden_states_are_those_of_the_tokens(
 def test_the_summary_agrees_with_scikit_learn() -> None:
     scores, replaced = [0.9, 0.5, 0.5, 0.2, 0.7, 0.1], [True, True, False, False, False, True]
     tokens = [Token("a", i, i + 1, score) for i, score in enumerate(scores)]
-    summary = Corrupted("aaaaaa", tokens, replaced, []).summary(0.5)
-    assert summary == {
-        "tokens": 6,
-        "replaced": 3,
-        "found": 2,
-        "accused": 2,
-        "auc": pytest.approx(roc_auc_score(replaced, scores)),
-    }
+    summary, area = Corrupted("aaaaaa", tokens, replaced, []).summary(0.5), roc_auc_score(replaced, scores)
+    assert summary == {"tokens": 6, "replaced": 3, "found": 2, "accused": 2, "auc": pytest.approx(area)}
     assert Corrupted("a", tokens[:1], [False], []).summary()["auc"] is None
 
 
@@ -170,17 +164,12 @@ def test_a_moved_run_and_a_model_alone(runs: Path, tiny_corpus: Corpus, tmp_path
         load_discriminator(tmp_path / "alone")
     alone = load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer)
     assert alone.sequence_length == 32 and alone.detect(text) == expected and alone.mask_fraction == 0.15
-    without_length(tmp_path / "alone")
+    described = read_json(tmp_path / "alone/model.json")
+    del described["sequence_length"]  # as older versions wrote it
+    write_sealed(tmp_path / "alone/model.json", described)
     with pytest.raises(UserError, match="name it with --sequence-length"):
         load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer)
     assert load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer, 32).detect(text) == expected
-
-
-def without_length(model: Path) -> None:
-    """Make a model folder as older versions wrote it."""
-    described = read_json(model / "model.json")
-    del described["sequence_length"]
-    write_sealed(model / "model.json", described)
 
 
 def test_a_mistake_in_a_notebook_is_one_line(

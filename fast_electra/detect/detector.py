@@ -7,6 +7,7 @@ model.detect("The cat sat on the moon.")
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,15 +153,9 @@ class Detector:
         return [Token(piece, *span, probability) for piece, span, probability in tokens]
 
     def _ids(self, text: str) -> list[int]:
-        where = text.find("\0")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            where, what = error.start, "a lone surrogate, which is no character: was it read in another encoding?"
-        else:
-            what = "a NUL, which no corpus holds: is it text?"
-        if where >= 0:
-            raise UserError(f"character {where + 1:,} of the text is {what}")
+        if bad := re.search("[\0\ud800-\udfff]", text):
+            what = "a NUL: is it text?" if bad[0] == "\0" else "a lone surrogate: was it read in another encoding?"
+            raise UserError(f"character {bad.start() + 1:,} of the text is {what}")
         return self.tokenizer.encode(text)
 
     @torch.no_grad()
