@@ -100,3 +100,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(f"usage: fast-electra {name}" in done.stdout for name in COMMANDS)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "megatron", "deepspeed", "numpy", "sentencepiece", "pyarrow", "matplotlib"}
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly() -> None:
+    """As `fast-electra inspect config.json | head -0` does."""
+    config = str(Path(__file__).parents[1] / "ds_configs/tiny.json")
+    command = [sys.executable, "-m", "fast_electra.cli", "inspect", config, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 128 + 13)
+    process.stderr.close()

@@ -19,11 +19,12 @@ from fast_electra import load_discriminator
 from fast_electra.cli import main
 from fast_electra.corpus.corpus import CorpusSettings, open_corpus
 from fast_electra.corpus.loader import read_batch
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, spell
 from fast_electra.corruption import Masking
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.detect import detector as module
-from fast_electra.detect.detector import BYTES, Corrupted, Detector, Token, load_auxiliary, spell
+from fast_electra.detect.detector import Corrupted, Detector, Token, load_auxiliary
+from fast_electra.files import read_json, write_sealed
 from fast_electra.objectives.rtd import RTD
 from fast_electra.replacement.auxiliary import Temperature
 from fast_electra.settings import UserError
@@ -58,12 +59,12 @@ def tokenizer(tiny_corpus: Corpus) -> Tokenizer:
 @example("")
 def test_spans_reproduce_the_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    spelt, spans = spell(tokenizer, ids)
+    spelt, spans = spell([tokenizer.piece(token) for token in ids])
     assert spelt == text and len(spans) == len(ids)
     assert "".join(text[start:end] for start, end in dict.fromkeys(spans)) == text
     for token, (start, end) in zip(ids, spans, strict=True):
-        if token in BYTES:
-            assert end == start + 1 and token - BYTES.start in text[start:end].encode()
+        if 5 <= token < 261:  # a byte
+            assert end == start + 1 and token - 5 in text[start:end].encode()
         else:
             assert text[start:end] == tokenizer.piece(token).replace("\u2581", " ")
 
@@ -71,7 +72,7 @@ def test_spans_reproduce_the_text(tokenizer: Tokenizer, text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.integers(5, 999), st.integers(5 + 0x7F, 260)), max_size=30))
 def test_any_drawn_tokens_are_spelt_as_the_tokenizer_decodes_them(tokenizer: Tokenizer, ids: list[int]) -> None:
-    spelt, spans = spell(tokenizer, ids)
+    spelt, spans = spell([tokenizer.piece(token) for token in ids])
     assert spelt == tokenizer.decode(ids) and len(spans) == len(ids)
     assert [end for _, end in dict.fromkeys(spans)][-1:] == [len(spelt)][: len(ids)]
 
@@ -130,14 +131,8 @@ def test_batches_change_nothing_and_hidden_states_are_those_of_the_tokens(
 def test_the_summary_agrees_with_scikit_learn() -> None:
     scores, replaced = [0.9, 0.5, 0.5, 0.2, 0.7, 0.1], [True, True, False, False, False, True]
     tokens = [Token("a", i, i + 1, score) for i, score in enumerate(scores)]
-    summary = Corrupted("aaaaaa", tokens, replaced, []).summary(0.5)
-    assert summary == {
-        "tokens": 6,
-        "replaced": 3,
-        "found": 2,
-        "accused": 2,
-        "auc": pytest.approx(roc_auc_score(replaced, scores)),
-    }
+    summary, area = Corrupted("aaaaaa", tokens, replaced, []).summary(0.5), roc_auc_score(replaced, scores)
+    assert summary == {"tokens": 6, "replaced": 3, "found": 2, "accused": 2, "auc": pytest.approx(area)}
     assert Corrupted("a", tokens[:1], [False], []).summary()["auc"] is None
 
 
@@ -158,7 +153,7 @@ def test_a_moved_run_and_a_model_alone(runs: Path, tiny_corpus: Corpus, tmp_path
     config["fast_electra"]["corpus"]["tokenizer"] = "text/tokenizer"
     config.pop("checksum")
     (moved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=f"no folder text/tokenizer with the tokenizer of {moved}: name it"):
+    with pytest.raises(UserError, match=f"no folder text/tokenizer with the tokenizer of {moved}/model: name its"):
         load_discriminator(moved)
     shutil.copytree(tiny_corpus.tokenizer, tmp_path / "text" / "tokenizer")
     expected = load_discriminator(runs / "plain").detect(text)
@@ -167,8 +162,14 @@ def test_a_moved_run_and_a_model_alone(runs: Path, tiny_corpus: Corpus, tmp_path
     shutil.move(moved / "model", tmp_path / "alone")
     with pytest.raises(UserError, match="is not in a run folder"):
         load_discriminator(tmp_path / "alone")
-    alone = load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer, 32)
-    assert alone.detect(text) == expected and alone.mask_fraction == 0.15
+    alone = load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer)
+    assert alone.sequence_length == 32 and alone.detect(text) == expected and alone.mask_fraction == 0.15
+    described = read_json(tmp_path / "alone/model.json")
+    del described["sequence_length"]  # as older versions wrote it
+    write_sealed(tmp_path / "alone/model.json", described)
+    with pytest.raises(UserError, match="name it with --sequence-length"):
+        load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer)
+    assert load_discriminator(tmp_path / "alone", tiny_corpus.tokenizer, 32).detect(text) == expected
 
 
 def test_a_mistake_in_a_notebook_is_one_line(
@@ -199,7 +200,7 @@ def test_another_tokenizer_is_refused(runs: Path, detector: Detector, tmp_path: 
 
     (tmp_path / "text.txt").write_text("some words of another text\n")
     train_tokenizer([tmp_path / "text.txt"], tmp_path / "other", 280)
-    with pytest.raises(UserError, match="trained with another tokenizer"):
+    with pytest.raises(UserError, match="is not the tokenizer of"):
         load_discriminator(runs / "plain", tmp_path / "other")
 
 

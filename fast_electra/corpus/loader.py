@@ -12,7 +12,13 @@ from fast_electra.batch import Layout, TokenBatch, masked_counts
 
 
 class SequenceSource(Protocol):
-    """Sequences by number, below its length: those of a corpus, or the examples of a task."""
+    """Sequences by number, below its length: those of a corpus, or the examples of a task.
+
+    Attributes:
+        length: L, the positions of the longest sequence, [CLS] and [SEP] included.
+    """
+
+    length: int
 
     def __len__(self) -> int: ...
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, takewhile
 from pathlib import Path
 
 import sentencepiece
@@ -14,6 +15,8 @@ from fast_electra.settings import UserError
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MODEL, CARD = "tokenizer.model", "tokenizer.json"
 SPACE = "\u2581"  # what SentencePiece writes for a space
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # how it writes a byte
+Span = tuple[int, int]  # start and end of a part of a text, in characters
 
 # A word with the spaces before it, or one newline. No piece crosses such a border, because training sees no newline and
 # allows a space only before a word or among spaces. So encoding word by word gives the ids of the whole text.
@@ -101,3 +104,27 @@ class _Words(dict[str, list[int]]):
                 self.clear()
             self[word] = ids
         return ids
+
+
+def spell(pieces: Sequence[str]) -> tuple[str, list[Span]]:
+    """Return the text that pieces spell, and the span of each one in it. A special token spells its name.
+
+    The bytes of one character share its span. Bytes that form no character become U+FFFD, each by itself.
+    """
+    text, spans, at = list[str](), list[Span](), 0
+    while (place := len(spans)) < len(pieces):
+        run = takewhile(bool, map(BYTE.fullmatch, pieces[place : place + 4]))
+        data = bytes(int(byte[1], 16) for byte in run if byte)
+        size, spelt = _character(data) if data else (1, pieces[place].replace(SPACE, " "))
+        text.append(spelt)
+        spans += [(at, at + len(spelt))] * size
+        at += len(spelt)
+    return "".join(text), spans
+
+
+def _character(data: bytes) -> tuple[int, str]:
+    """Return the number of bytes of the character that `data` begins with, and the character."""
+    for size in range(1, len(data) + 1):
+        with suppress(UnicodeDecodeError):
+            return size, data[:size].decode()
+    return 1, "\ufffd"

@@ -7,29 +7,30 @@ model.detect("The cat sat on the moon.")
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import takewhile
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fast_electra import randomness
-from fast_electra.batch import Layout, TokenBatch, ceil_div
-from fast_electra.corpus.tokenizer import SPACE, Tokenizer
+from fast_electra.batch import Layout, TokenBatch
+from fast_electra.corpus.loader import read_batch
+from fast_electra.corpus.sequences import Sequences
+from fast_electra.corpus.tokenizer import Span, Tokenizer, spell
 from fast_electra.corruption import CorruptionSettings, Masking, corrupt
-from fast_electra.model.files import DESCRIPTION, load_model
+from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives.detection import auc
 from fast_electra.replacement.auxiliary import Temperature
-from fast_electra.run_folder import RunFolder, run_above
+from fast_electra.run_folder import model_in, open_trained
 from fast_electra.settings import UserError
 
 TOKENS = 16_384  # of one forward pass, at most
-Span = tuple[int, int]  # start and end of a part of a text, in characters
-BYTES = range(5, 261)  # ids of the tokens that are one byte each
+_REMEDY = "name a completed run of objective {}, or a folder with its model"
 
 
 class Token(NamedTuple):
@@ -101,8 +102,7 @@ class Detector:
         Raises:
             UserError: the text holds a NUL or a lone surrogate.
         """
-        ids = self._ids(text)
-        return self._tokens(ids, self._logits([ids])[0])
+        return self._tokens(self._ids(text))
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Return the encoder's last hidden states of each text: float32 [tokens, D], on the model's device.
@@ -142,29 +142,21 @@ class Detector:
         for batch in self._batches([original], seed):
             corrupted = corrupt(batch, masking, auxiliary, temperature)
             corrupted_ids += corrupted.tokens_T[batch.layout.maskable_T].tolist()
-        tokens = self._tokens(corrupted_ids, self._logits([corrupted_ids])[0])
-        replaced = [now != before for now, before in zip(corrupted_ids, original, strict=True)]
-        return Corrupted(spell(self.tokenizer, corrupted_ids)[0], tokens, replaced, spell(self.tokenizer, original)[1])
+        replaced = [new != old for new, old in zip(corrupted_ids, original, strict=True)]
+        now, before = ([self.tokenizer.piece(token) for token in ids] for ids in (corrupted_ids, original))
+        return Corrupted(spell(now)[0], self._tokens(corrupted_ids), replaced, spell(before)[1])
 
-    def _tokens(self, ids: list[int], logits_T: Tensor) -> list[Token]:
-        spans, probabilities = spell(self.tokenizer, ids)[1], logits_T.sigmoid().tolist()
-        pieces = map(self.tokenizer.piece, ids)
-        return [Token(piece, *span, p) for piece, span, p in zip(pieces, spans, probabilities, strict=True)]
+    def _tokens(self, ids: list[int]) -> list[Token]:
+        probabilities = self._each_token(self.model, [ids], torch.zeros(0, device=self.device))[0].sigmoid().tolist()
+        pieces = list(map(self.tokenizer.piece, ids))
+        tokens = zip(pieces, spell(pieces)[1], probabilities, strict=True)
+        return [Token(piece, *span, probability) for piece, span, probability in tokens]
 
     def _ids(self, text: str) -> list[int]:
-        where = text.find("\0")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            where, what = error.start, "a lone surrogate, which is no character: was it read in another encoding?"
-        else:
-            what = "a NUL, which no corpus holds: is it text?"
-        if where >= 0:
-            raise UserError(f"character {where + 1:,} of the text is {what}")
+        if bad := re.search("[\0\ud800-\udfff]", text):
+            what = "a NUL: is it text?" if bad[0] == "\0" else "a lone surrogate: was it read in another encoding?"
+            raise UserError(f"character {bad.start() + 1:,} of the text is {what}")
         return self.tokenizer.encode(text)
-
-    def _logits(self, documents: list[list[int]]) -> list[Tensor]:
-        return self._each_token(self.model, documents, torch.zeros(0, device=self.device))
 
     @torch.no_grad()
     def _each_token(
@@ -174,53 +166,19 @@ class Detector:
         found = [forward(batch.tokens_T, batch.layout)[batch.layout.maskable_T] for batch in self._batches(documents)]
         return list(torch.cat([first, *found]).split([len(ids) for ids in documents]))
 
-    def _batches(self, documents: Iterable[list[int]], seed: int = 0) -> Iterator[TokenBatch]:
-        """Yield the sequences of all documents in order. Those of each one are numbered from 0 in its noise."""
-        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
-        sequences = [
-            (number, [cls, *ids[start:stop], sep])
-            for ids in documents
-            for number, (start, stop) in enumerate(cut(len(ids), self.sequence_length))
-        ]
-        size = max(1, TOKENS // self.sequence_length)
-        for first in range(0, len(sequences), size):
-            numbers, parts = zip(*sequences[first : first + size], strict=True)
-            keys_B = randomness.key(seed, 0, torch.tensor(numbers))
-            layout = Layout.of(torch.tensor([len(part) for part in parts]), keys_B)
-            tokens_T = torch.tensor([token for part in parts for token in part])
-            yield TokenBatch(tokens_T, layout, torch.tensor(numbers)).to(self.device)
-
-
-def cut(tokens: int, length: int) -> list[Span]:
-    """Return first token and end of each sequence of a document: see `fast_electra.corpus.sequences`."""
-    pieces = ceil_div(tokens, length - 2)
-    return [(tokens * piece // pieces, tokens * (piece + 1) // pieces) for piece in range(pieces)]
-
-
-def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[Span]]:
-    """Return the text that tokens spell, and the span of each one in it.
-
-    Bytes that form no character become U+FFFD, each by itself. A special token spells its name.
-    """
-    text, spans, at = list[str](), list[Span](), 0
-    while (place := len(spans)) < len(ids):
-        if ids[place] in BYTES:
-            run = takewhile(BYTES.__contains__, ids[place : place + 4])
-            same, spelt = _character(bytes(token - BYTES.start for token in run))
-        else:
-            same, spelt = 1, tokenizer.piece(ids[place]).replace(SPACE, " ")
-        text.append(spelt)
-        spans += [(at, at + len(spelt))] * same
-        at += len(spelt)
-    return "".join(text), spans
-
-
-def _character(data: bytes) -> tuple[int, str]:
-    """Return the number of bytes of the character that `data` begins with, and the character."""
-    for size in range(1, len(data) + 1):
-        with suppress(UnicodeDecodeError):
-            return size, data[:size].decode()
-    return 1, "\ufffd"
+    def _batches(self, documents: Sequence[list[int]], seed: int = 0) -> Iterator[TokenBatch]:
+        """Yield the sequences of all documents in order, as those of a corpus in the first epoch of a run."""
+        lengths = np.array([len(ids) for ids in documents])
+        if not lengths.any():
+            return
+        shards: Any = SimpleNamespace(
+            lengths=lengths,
+            tokens=lambda document, start, stop: documents[document][start:stop],
+            tokenizer_hash=self.tokenizer.hash,
+        )
+        sequences = Sequences(shards, self.tokenizer, self.sequence_length, minimum=1)
+        for which in torch.arange(len(sequences)).split(max(1, TOKENS // self.sequence_length)):
+            yield read_batch(sequences, seed, which, which, torch.zeros_like(which)).to(self.device)
 
 
 def load_discriminator(
@@ -240,24 +198,15 @@ def load_discriminator(
     Raises:
         UserError: there is no such model, it is damaged, or the tokenizer is another than it was trained with.
     """
-    model, described, run = _load(path, "rtd", "a completed run of objective rtd or joint")
-    corpus = None if run is None else run.record.corpus
-    if run is not None and corpus is not None:
-        tokenizer = tokenizer or run.tokenizer
-        sequence_length = sequence_length or corpus.sequence_length
-    if tokenizer is None or sequence_length is None:
-        raise UserError(
-            f"{path} is not in a run folder, whose config.json would say how it was trained: name the folder of its "
-            "tokenizer and its sequence length (tokenizer and sequence_length, or --tokenizer and --sequence-length)"
-        )
-    if not 3 <= sequence_length <= TOKENS:
-        raise UserError(f"the sequence length must be a whole number from 3 to {TOKENS:,}, not {sequence_length}")
-    if not Path(tokenizer).is_dir():
-        raise UserError(f"there is no folder {tokenizer} with the tokenizer of {path}: name it (--tokenizer FOLDER)")
-    loaded = Tokenizer.load(tokenizer)
-    _check_tokenizer(path, described, loaded, "name the one that it was trained with (--tokenizer FOLDER)")
-    fraction = (CorruptionSettings() if run is None else run.record.corruption).mask_fraction
-    return Detector(model.to(device), loaded, sequence_length, fraction)
+    folder, remedy = model_in(Path(path).expanduser()), _REMEDY.format("rtd or joint")
+    model, _, loaded, run, trained_on = open_trained(folder, "rtd", remedy, tokenizer, "--tokenizer FOLDER")
+    length = trained_on if sequence_length is None else sequence_length
+    if length is None:
+        raise UserError(f"nothing says on which sequence length {folder} was trained: name it with --sequence-length")
+    if not 3 <= length <= TOKENS:
+        raise UserError(f"the sequence length must be a whole number from 3 to {TOKENS:,}, not {length}")
+    fraction = (run.record.corruption if run else CorruptionSettings()).mask_fraction
+    return Detector(_anywhere(model).to(device), loaded, length, fraction)
 
 
 def load_auxiliary(path: str | Path, detector: Detector) -> Temperature:
@@ -270,25 +219,14 @@ def load_auxiliary(path: str | Path, detector: Detector) -> Temperature:
     Raises:
         UserError: there is no such model, it is damaged, or its tokenizer is another than that of the detector.
     """
-    model, described, _ = _load(path, "mlm", "a completed run of objective mlm")
-    _check_tokenizer(path, described, detector.tokenizer, "name an auxiliary that was trained with the same one")
-    return Temperature(model.to(detector.device).requires_grad_(False), detector.tokenizer.unk_id)
+    folder, remedy = model_in(Path(path).expanduser()), _REMEDY.format("mlm")
+    model, described = load_model(folder, "mlm", remedy)
+    if described["tokenizer"] != detector.tokenizer.hash:
+        raise UserError(f"{folder} was trained with another tokenizer than the discriminator: name another auxiliary")
+    return Temperature(_anywhere(model).to(detector.device).requires_grad_(False), detector.tokenizer.unk_id)
 
 
-def _load(path: str | Path, kind: str, wanted: str) -> tuple[Any, dict[str, Any], RunFolder | None]:
-    """Return a model of a run folder or a model folder, its description, and its run if there is one."""
-    folder = Path(path).expanduser()
-    if not (folder / DESCRIPTION).exists():
-        folder = folder / "model"
-    model, described = load_model(folder, kind, f"name {wanted}, or a folder with its model")
-    # The run may have asked for a backend that the device here lacks.
+def _anywhere(model: Any) -> Any:
+    """Let attention choose its backend, because the run may have asked for one that the device here lacks."""
     model.encoder.settings = model.encoder.settings.model_copy(update={"attention": "auto"})
-    return model.eval(), described, run_above(folder)
-
-
-def _check_tokenizer(path: str | Path, described: dict[str, Any], tokenizer: Tokenizer, remedy: str) -> None:
-    if described["tokenizer"] != tokenizer.hash:
-        raise UserError(
-            f"{path} was trained with another tokenizer (sha256 {described['tokenizer'][:12]}) than the one given "
-            f"({tokenizer.hash[:12]}); {remedy}"
-        )
+    return model.eval()

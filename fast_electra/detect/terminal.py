@@ -5,44 +5,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from fast_electra.detect.detector import Corrupted, Span, Token, load_auxiliary, load_discriminator
+from fast_electra.corpus.tokenizer import Span
+from fast_electra.detect.detector import Corrupted, Token, load_auxiliary, load_discriminator
 from fast_electra.settings import UserError
 
 MOST = 2**22  # characters of a text
-
-
-class Mark(NamedTuple):
-    """How a token is marked. Black on these colours can be read in light and in dark terminals."""
-
-    word: str  # colour of the token
-    number: str  # colour of its probability
-    opening: str  # without colours
-    closing: str
-
-
+# The style of each mark, and its brackets without colours. Black on these can be read in light and in dark terminals.
 MARKS = {
-    "replaced": Mark("#afd7ff", "#5fafff", "[", "]"),
-    "found": Mark("#afd7ff", "#5fafff", "[", "]"),
-    "missed": Mark("#ffffaf", "#d7d75f", "{", "}"),
-    "accused": Mark("#ffafaf", "#ff8787", "<", ">"),
+    "found": ("#000000 on #afd7ff", "[", "]"),
+    "missed": ("#000000 on #ffffaf", "{", "}"),
+    "accused": ("#000000 on #ffafaf", "<", ">"),
 }
 # Control characters could move the cursor, or do more. A newline and a tab do no harm.
 VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 ALONE = {"": "␣", "\n": "⏎", "\t": "⇥"}  # signs for marked tokens that would be invisible
-
-
-class Part(NamedTuple):
-    """A part of what is printed, the key of its mark in MARKS, and the probability to print with it."""
-
-    text: str
-    mark: str = ""
-    probability: float | None = None
+Part = tuple[str, str]  # of what is printed: a text, and a key of MARKS or ""
 
 
 def main(
@@ -85,7 +68,7 @@ def main(
         if as_json:
             print(json.dumps(value))
         else:
-            _print([*([Part("\n")] if number > 1 else []), *parts], console)
+            _print([*([("\n", "")] if number > 1 else []), *parts], console)
 
 
 def _standard_input() -> str:
@@ -105,55 +88,56 @@ def _check(text: str) -> None:
 
 
 def _print(parts: list[Part], console: Console) -> None:
-    colours, shown = console.color_system in ("256", "truecolor") and not console.no_color, Text()
-    for text, name, probability in parts:
-        number, mark = "" if probability is None else f" {probability:.2f}", MARKS.get(name)
-        if mark and colours:
-            shown.append(text, f"#000000 on {mark.word}").append(number, f"#000000 on {mark.number}")
-        else:
-            shown.append(f"{mark.opening}{text}{number}{mark.closing}" if mark else text)
-    if colours:
-        console.print(shown, soft_wrap=True)
-    else:
-        print(shown.plain)
+    if console.color_system in ("256", "truecolor") and not console.no_color:
+        styled = [(text, MARKS[mark][0]) if mark else text for text, mark in parts]
+        console.print(Text.assemble(*styled), soft_wrap=True)
+        return
+    brackets = {"": ("", "")} | {mark: ends for mark, (_, *ends) in MARKS.items()}
+    print("".join(f"{brackets[mark][0]}{text}{brackets[mark][1]}" for text, mark in parts))
 
 
-def _parts(text: str, spans: Sequence[Span], marks: Sequence[str], numbers: Sequence[float | None]) -> Iterator[Part]:
-    """Yield the whole text. The tokens of one character are one part, with the mark of the most suspect one."""
-    tokens = zip(spans, marks, numbers, strict=True)
+def _parts(text: str, tokens: Sequence[tuple[Span, str, float | None]]) -> Iterator[Part]:
+    """Yield the whole text, from each token's span, mark and probability to print.
+
+    The tokens of one character are one part, with the mark of the most suspect one.
+    """
     for (start, end), group in groupby(tokens, key=lambda token: token[0]):
-        _, mark, number = max(group, key=lambda token: (token[1] != "", token[2] or 0.0))
+        _, mark, probability = max(group, key=lambda token: (token[1] != "", token[2] or 0.0))
         spelt = text[start:end].translate(VISIBLE)
-        word = spelt.lstrip(" ") if mark else ""
-        yield Part(spelt.removesuffix(word) if word else spelt if not mark else "")
-        if mark:
-            yield Part(ALONE.get(word, word), mark, number)
-            yield Part("\n" if word == "\n" else "")
+        if not mark:
+            yield spelt, ""
+            continue
+        if word := spelt.lstrip(" "):
+            yield spelt.removesuffix(word), ""
+        yield ALONE.get(word, word) + ("" if probability is None else f" {probability:.2f}"), mark
+        if word == "\n":
+            yield "\n", ""
 
 
 def _detected(text: str, tokens: list[Token], threshold: float) -> list[Part]:
-    marks = ["found" if token.probability >= threshold else "" for token in tokens]
-    count = len(marks) - marks.count("")
-    return [
-        *_parts(text, [token.span for token in tokens], marks, [token.probability for token in tokens]),
-        Part(f"\n{count:,} of {len(tokens):,} tokens look replaced (probability of at least {threshold:g})"),
-    ]
+    marked = [(token.span, "found" * (token.probability >= threshold), token.probability) for token in tokens]
+    count = sum(bool(mark) for _, mark, _ in marked)
+    end = f"\n{count:,} of {len(tokens):,} tokens look replaced (probability of at least {threshold:g})"
+    return [*_parts(text, marked), (end, "")]
 
 
 def _corrupted(text: str, corrupted: Corrupted, temperature: float, threshold: float) -> list[Part]:
     tokens, figures = corrupted.tokens, corrupted.summary(threshold)
     kinds = {(True, True): "found", (True, False): "missed", (False, True): "accused", (False, False): ""}
-    called = [token.probability >= threshold for token in tokens]
-    marks = [kinds[pair] for pair in zip(corrupted.replaced, called, strict=True)]
+    before = [(span, "found" * was, None) for span, was in zip(corrupted.spans, corrupted.replaced, strict=True)]
+    after = [
+        (token.span, kinds[was, token.probability >= threshold], token.probability)
+        for token, was in zip(tokens, corrupted.replaced, strict=True)
+    ]
     area = "unknown" if figures["auc"] is None else f"{figures['auc']:.3f}"
+    counts = f"\n\n{figures['replaced']:,} of {len(tokens):,} tokens replaced, {figures['found']:,} found; "
     return [
-        *(Part("original, "), Part("replaced tokens", "replaced"), Part("\n")),
-        *_parts(text, corrupted.spans, ["replaced" * was for was in corrupted.replaced], [None] * len(tokens)),
-        *(Part(f"\n\ncorrupted at temperature {temperature:g}, replaced tokens "), Part("found", "found"), Part(" ")),
-        *(Part("missed", "missed"), Part(", original ones "), Part("accused", "accused"), Part("\n")),
-        *_parts(corrupted.text, [token.span for token in tokens], marks, [token.probability for token in tokens]),
-        Part(f"\n\n{figures['replaced']:,} of {len(tokens):,} tokens replaced, {figures['found']:,} found; "),
-        Part(f"{figures['accused']:,} falsely accused; AUC {area}"),
+        *(("original, ", ""), ("replaced tokens", "found"), ("\n", "")),
+        *_parts(text, before),
+        *((f"\n\ncorrupted at temperature {temperature:g}, replaced tokens ", ""), ("found", "found"), (" ", "")),
+        *(("missed", "missed"), (", original ones ", ""), ("accused", "accused"), ("\n", "")),
+        *_parts(corrupted.text, after),
+        (f"{counts}{figures['accused']:,} falsely accused; AUC {area}", ""),
     ]
 
 

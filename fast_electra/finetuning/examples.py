@@ -16,12 +16,13 @@ class Examples:
     """Sequences by number, in the order of the rows.
 
     Attributes:
+        length: L, which no sequence exceeds.
         cut: how many of them were longer than allowed, and lost tokens.
     """
 
     def __init__(self, texts: list[tuple[str, ...]], encode: Encode, length: int) -> None:
         """Encode each row as a sequence of at most L = `length` tokens."""
-        encoded = encode(texts, length)
+        self.length, encoded = length, encode(texts, length)
         self.cut = sum(cut for _, cut in encoded)
         self._ids = [np.array(ids, dtype=np.int64) for ids, _ in encoded]
         self._lengths = torch.tensor([len(ids) for ids in self._ids])

@@ -12,10 +12,10 @@ from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Encode, shortened
 from fast_electra.finetuning.tasks import Task
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.files import DESCRIPTION, KINDS, load_model
+from fast_electra.model.files import DESCRIPTION, KINDS
 from fast_electra.model.heads import SequenceClassifier
 from fast_electra.objectives.objective import Export, export
-from fast_electra.run_folder import run_above
+from fast_electra.run_folder import model_in, open_trained, run_above
 from fast_electra.run_settings import SECTION
 from fast_electra.settings import UserError
 
@@ -53,26 +53,14 @@ def open_pretrained(settings: FineTuningSettings, task: Task) -> Pretrained:
 
 def tokenizer_of(pretrained: str) -> str | None:
     """Return the folder of the tokenizer that the run of one of our models names; None if there is no such run."""
-    folder = Path(pretrained)
-    model = next((place for place in (folder, folder / "model") if (place / DESCRIPTION).exists()), None)
-    if model is None:
-        return None
-    run = run_above(model) or run_above(model.parent)  # the auxiliary of joint training lies a level deeper
-    return None if run is None or run.tokenizer is None else str(run.tokenizer)
+    model = model_in(Path(pretrained))
+    run = run_above(model) if (model / DESCRIPTION).exists() else None
+    return str(run.tokenizer) if run and run.tokenizer else None
 
 
 def _ours(folder: Path, settings: FineTuningSettings, task: Task) -> Pretrained:
-    found, description = load_model(folder, tuple(KINDS), REMEDY)
-    place = settings.tokenizer or tokenizer_of(settings.pretrained)
-    if place is None:
-        key = f"--set {SECTION}.tokenizer=FOLDER"
-        raise UserError(f"{folder.parent} has no config.json that names the tokenizer of its model: name it with {key}")
-    tokenizer = Tokenizer.load(place)
-    if tokenizer.hash != description["tokenizer"]:
-        raise UserError(
-            f"{place} is not the tokenizer of the model in {folder} (sha256 {tokenizer.hash[:12]} and "
-            f"{description['tokenizer'][:12]}): name the right one with --set {SECTION}.tokenizer=FOLDER"
-        )
+    flag = f"--set {SECTION}.tokenizer=FOLDER"
+    found, description, tokenizer, *_ = open_trained(folder, tuple(KINDS), REMEDY, settings.tokenizer, flag)
     dropout = {"dropout": settings.dropout, "attention_dropout": settings.dropout}
     saved = EncoderSettings(**description["encoder"]).model_copy(update=dropout)
     if settings.initialization == "random":

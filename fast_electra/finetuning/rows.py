@@ -3,13 +3,9 @@
 A row that cannot be read is yielded too, with the reason. Nothing is dropped in silence.
 """
 
-import bz2
 import csv
-import gzip
 import json
-import lzma
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fast_electra.finetuning.tasks import Task
 from fast_electra.settings import UserError
+from fast_electra.streams import StreamError, chunks, kind, utf8
 
 LONGEST = 200  # characters of a list of names in a message
 
@@ -33,13 +30,8 @@ def names_of(task: Task, column: str) -> list[str]:
     return [column, *(alias for alias, meant in task.aliases.items() if meant == column)]
 
 
-def format_of(path: Path) -> str:
-    """Return the suffix of a file without that of its compression: .tsv of train.tsv.gz."""
-    return Path(path.stem).suffix if path.suffix in UNPACK else path.suffix
-
-
 def read_rows(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
-    """Yield the rows of a file, in order.
+    """Return the rows of a file, in order.
 
     Args:
         path: the file; its suffix names the format.
@@ -49,51 +41,21 @@ def read_rows(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
     Raises:
         UserError: the file as a whole cannot be read, or lacks a column.
     """
-    read = FORMATS[format_of(path)]
-    try:
-        yield from read(path, task, labelled)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); fetch or write the file again") from None
+    return FORMATS[kind(path)](path, task, labelled)
 
 
 def _text(path: Path) -> str:
     """Return the text of a file, unpacked, with plain line ends. Broken bytes become lone surrogates."""
-    data = path.read_bytes()
-    if unpack := UNPACK.get(path.suffix):
-        try:
-            data = unpack(data)
-        except UserError:
-            raise
-        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-            raise UserError(f"{path} is damaged or cut short ({error}); fetch the file again") from None
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = data.decode(encoding, "surrogateescape")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-16 as its first bytes say ({error.reason}); save it as UTF-8") from None
+        text = b"".join(utf8(chunks(path), 0)).decode("utf-8", "surrogateescape")
+    except StreamError as error:
+        remedy = "fetch the file again, or save it as UTF-8"
+        raise UserError(f"{path} cannot be read ({error.reason}: {error}); {remedy}") from None
     # A carriage return alone ended lines on old Macs. In other files it is a stray one within a text.
     text = text.replace("\r\n", "\n").replace("\r", " " if "\n" in text else "\n")
     if not text.strip():
         raise UserError(f"{path} is empty; fetch or write the file again")
     return text.rstrip("\n")
-
-
-def _zstd(data: bytes) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError("reading .zst needs zstandard: pip install 'fast_electra[zstd]'") from None
-    parts = []
-    while data:
-        frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-        try:
-            parts.append(frame.decompress(data))
-        except zstandard.ZstdError as error:
-            raise ValueError(error) from None
-        if not frame.eof:
-            raise EOFError("the file ends within a packed stream")
-        data = frame.unused_data
-    return b"".join(parts)
 
 
 def _tsv(path: Path, task: Task, labelled: bool) -> Iterator[Row]:
@@ -205,12 +167,6 @@ def _values(arrow: Any, column: Any) -> list[Any]:
 
 
 IDS = ("index", "id", "idx")  # columns that name a row
-UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _zstd,
-    ".bz2": bz2.decompress,
-}
 FORMATS: dict[str, Callable[[Path, Task, bool], Iterator[Row]]] = {
     ".tsv": _tsv,
     ".txt": _tsv,

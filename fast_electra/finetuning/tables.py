@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fast_electra.finetuning.rows import FORMATS, IDS, UNPACK, format_of, names_of, read_rows, shown
+from fast_electra.finetuning.rows import FORMATS, IDS, names_of, read_rows, shown
 from fast_electra.finetuning.tasks import Task
 from fast_electra.settings import UserError
+from fast_electra.streams import COMPRESSED, kind
 
 SHOWN = 3  # malformed rows that a message names
 ALLOWED, ALLOWED_SHARE = 10, 0.01  # malformed rows of a split: more than both are an error
@@ -84,7 +85,7 @@ def _layout(task: Task) -> str:
         for split, names in task.files.items()
     )
     return (
-        f"{files}; each with {', '.join(FORMATS)} (text also packed: {', '.join(UNPACK)}), "
+        f"{files}; each with {', '.join(FORMATS)} (text also packed: {', '.join(COMPRESSED)}), "
         "or as NAME-00000-of-00001.parquet"
     )
 
@@ -96,8 +97,8 @@ def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
         UserError: there are two files of one name, or a part is missing.
     """
     for name in names:
-        found = [f"{folder / name}{end}{pack}" for end in ("", *FORMATS) for pack in ("", *UNPACK)]
-        files = [Path(file) for file in found if format_of(Path(file)) in FORMATS and os.path.isfile(file)]  # noqa: PTH113
+        found = [f"{folder / name}{end}{pack}" for end in ("", *FORMATS) for pack in ("", *COMPRESSED)]
+        files = [Path(file) for file in found if kind(Path(file)) in FORMATS and os.path.isfile(file)]  # noqa: PTH113
         parts = [path for path in folder.glob("*.parquet") if re.fullmatch(_PART % re.escape(name), path.name)]
         if len(files) + bool(parts) > 1:
             raise UserError(f"{folder} has {' and '.join(path.name for path in (*files, *parts))}: keep one of them")

@@ -19,8 +19,8 @@ from fast_electra.corpus.shards import MANIFEST, Manifest
 from fast_electra.corpus.tokenizer import CARD, MODEL, Tokenizer
 from fast_electra.files import check_files, read_json, read_settings, seal
 from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
-from fast_electra.run_folder import CONFIG, RunFolder, run_above
-from fast_electra.settings import UserError
+from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, model_in, run_above
+from fast_electra.settings import Settings, UserError
 from fast_electra.store.format import PLAN, StoreManifest, StorePlan
 from fast_electra.training.metrics import read_metrics
 
@@ -30,6 +30,7 @@ _SIZES = ("layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
 _HOLDS = {"rtd": "discriminator", "mlm": "masked language model: an auxiliary", "classifier": "fine-tuned classifier"}
 Facts = dict[str, Any]
 T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
 
 
 class Inspection:
@@ -45,7 +46,8 @@ class Inspection:
         try:
             return look(folder)
         except (UserError, OSError) as error:
-            self.problems.append(str(error))
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
             return None
 
     def link(self, what: str, expected: str | None, path: Path) -> Facts:
@@ -64,12 +66,9 @@ class Inspection:
 
     def model(self, folder: Path) -> Facts:
         """Describe a trained model, from its description and the header of its weights."""
-        weights, described = (
-            folder / WEIGHTS,
-            check_model(folder, _REMEDY) if self.verify else describe(folder, _REMEDY),
-        )
-        if described is None:
-            raise UserError(f"{folder / DESCRIPTION} is missing; {_REMEDY}")
+        weights, described = folder / WEIGHTS, _described(folder)
+        if self.verify:
+            check_model(folder, _REMEDY)
         try:
             with safe_open(weights, framework="numpy") as file:  # which compares the header with the size
                 parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -93,7 +92,7 @@ class Inspection:
         """Describe one checkpoint."""
         with _quiet():
             from fast_electra.training.checkpoint import Complete, name
-        complete = read_settings(folder / COMPLETE, Complete, f"{folder / COMPLETE} is missing", _REMEDY)
+        complete = _read(folder / COMPLETE, Complete)
         if name(complete.update) != folder.resolve().name:
             raise UserError(f"{folder / COMPLETE} describes update {complete.update}: the folder was renamed")
         check_files(folder, complete.records, _REMEDY, self.verify)
@@ -118,8 +117,7 @@ class Inspection:
 
     def shards(self, folder: Path) -> Facts:
         """Describe a folder of token shards."""
-        path = folder / MANIFEST
-        manifest = read_settings(path, Manifest, f"{path} is missing", _REMEDY)
+        manifest = _read(folder / MANIFEST, Manifest)
         records = [file for shards in manifest.splits.values() for shard in shards for file in (shard.bin, shard.idx)]
         check_files(folder, records, _REMEDY, self.verify)
         splits: Facts = {
@@ -128,7 +126,7 @@ class Inspection:
             for name, shards in manifest.splits.items()
         }
         return {
-            "hash": seal(read_json(path)),
+            "hash": seal(read_json(folder / MANIFEST)),
             **splits,
             "bytes": sum(record.size for record in records),
             "text": {"bytes": manifest.bytes, "documents": manifest.documents, "tokens": manifest.tokens},
@@ -139,13 +137,13 @@ class Inspection:
 
     def store(self, folder: Path) -> Facts:
         """Describe an offline store, complete or not."""
-        plan = read_settings(folder / PLAN, StorePlan, f"{folder / PLAN} is missing", _REMEDY)
+        plan = _read(folder / PLAN, StorePlan)
         if plan.part < 1:
             raise UserError(f"{folder / PLAN} has parts of {plan.part} sequences; {_REMEDY}")
         parts = sum(ceil_div(record.sequences, plan.part) for record in plan.sets)
         facts: Facts = {"written": f"{len(list(folder.glob('*.safetensors')))} of {parts} parts"}
         if (folder / MANIFEST).exists():
-            manifest = read_settings(folder / MANIFEST, StoreManifest, f"{folder / MANIFEST} is missing", _REMEDY)
+            manifest = _read(folder / MANIFEST, StoreManifest)
             if manifest.plan != plan:
                 raise UserError(f"{folder / MANIFEST} has another plan than {folder / PLAN}; {_REMEDY}")
             check_files(folder, manifest.parts, _REMEDY, self.verify)
@@ -190,20 +188,26 @@ class Inspection:
             self.problems.append(f"{folder / 'model'} is missing, and the run was completed; {_REMEDY}")
         found = {part: self.part(self.model, path) or {} for part, path in models.items()}
         facts |= {part: {key: of.get(key) for key in ("hash", "parameters", "bytes")} for part, of in found.items()}
-        if record.corpus is not None:
-            facts["corpus"] = self.link("corpus", run.corpus_hash, run.found(record.corpus.shards))
-        if (place := run.tokenizer) is not None:
-            own = found.get("model", {}).get("tokenizer")
-            facts["tokenizer"] = own or self.link("tokenizer", None, place)
-        if record.auxiliary is not None and record.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", run.auxiliary_hash, run.found(record.auxiliary.run))
-        if record.pretrained is not None:
-            before = run.found(record.pretrained)
-            facts["pretrained"] = self.link("model", run.model_hash, before) if run.model_hash else str(before)
-        facts["store"] = None if record.replacement.store is None else str(run.found(record.replacement.store))
+        facts |= self.made_from(run)
+        if own := found.get("model", {}).get("tokenizer"):
+            facts["tokenizer"] = own
         if (folder / "checkpoints").is_dir():
             facts |= self.part(self.checkpoints, folder / "checkpoints") or {}
         return facts | ((self.part(self.metrics, folder) or {}) if (folder / METRICS).is_file() else {})
+
+    def made_from(self, run: RunFolder) -> Facts:
+        """Return where all is now that a run was, or will be, made from."""
+        record, hashes, facts = run.record, run.facts, Facts()
+        if record.corpus is not None:
+            facts["corpus"] = self.link("corpus", hashes.corpus_hash, run.found(record.corpus.shards))
+        if (place := run.tokenizer) is not None:
+            facts["tokenizer"] = self.link("tokenizer", None, place)
+        if record.auxiliary is not None and record.auxiliary.run is not None:
+            facts["auxiliary"] = self.link("auxiliary", hashes.auxiliary_hash, run.found(record.auxiliary.run))
+        if record.pretrained is not None:
+            before, of = run.found(record.pretrained), hashes.model_hash
+            facts["pretrained"] = self.link("model", of, before) if isinstance(of, str) else str(before)
+        return facts | {"store": record.replacement.store and str(run.found(record.replacement.store))}
 
     def config(self, path: Path) -> Facts:
         """Check a run's config file, and say whether what it names is there."""
@@ -215,30 +219,34 @@ class Inspection:
         with _quiet():
             from fast_electra import config
         loaded = config.load(path)
-        run = loaded.run
+        run, folder = loaded.run, Path(loaded.run.run)
         facts: Facts = {
             "objective": f"{run.objective}, {run.recipe}",
             "updates": f"{run.updates:,} of {loaded.sequences:,} sequences, at most {run.corpus.sequence_length} long",
             "encoder": {name: getattr(run.model, name) for name in _SIZES},
-            "run": f"{run.run} ({'begun' if (Path(run.run) / CONFIG).exists() else 'not begun'})",
-            "corpus": self.link("corpus", None, Path(run.corpus.shards)),
-            "tokenizer": self.link("tokenizer", None, Path(run.corpus.tokenizer)),
+            "run": f"{folder} ({'begun' if (folder / CONFIG).exists() else 'not begun'})",
         }
-        if run.auxiliary is not None and run.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", None, Path(run.auxiliary.run))
-        return facts | {"store": run.replacement.store}
+        record = RunRecord(**{key: getattr(run, key) for key in RunRecord.model_fields if hasattr(run, key)})
+        return facts | self.made_from(RunFolder(folder, record, RunFacts(fast_electra=record)))
+
+
+def _read(path: Path, kind: type[S]) -> S:
+    return read_settings(path, kind, f"{path} is missing; {_REMEDY}", _REMEDY)
+
+
+def _described(folder: Path) -> Facts:
+    if (described := describe(folder, _REMEDY)) is None:
+        raise UserError(f"{folder} holds no trained model; {_REMEDY}")
+    return described
 
 
 def _corpus_hash(folder: Path) -> str:
-    read_settings(folder / MANIFEST, Manifest, f"no shards in {folder}: {folder / MANIFEST} is missing", _REMEDY)
+    _read(folder / MANIFEST, Manifest)
     return seal(read_json(folder / MANIFEST))
 
 
 def _model_hash(folder: Path) -> str:
-    described = describe(folder if (folder / DESCRIPTION).exists() else folder / "model", _REMEDY)
-    if described is None:
-        raise UserError(f"{folder} holds no trained model; {_REMEDY}")
-    return str(described["hash"])
+    return str(_described(model_in(folder))["hash"])
 
 
 HASHES: dict[str, Callable[[Path], str]] = {
@@ -262,12 +270,9 @@ def _first_line(path: Path) -> str:
 
 
 def _status(folder: Path) -> Facts:
-    if not (folder / STATUS).is_file():
-        return {"state": "unknown"}
+    path = folder / STATUS
     try:
-        status = read_json(folder / STATUS)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder / STATUS} cannot be read ({error}); {_REMEDY}") from None
-    if not isinstance(status, dict):
-        raise UserError(f"{folder / STATUS} is not that of a run; {_REMEDY}")
-    return {key: status.get(key) for key in ("state", "update", "message")}
+        status = read_json(path) if path.is_file() else {"state": "unknown"}
+        return {key: status.get(key) for key in ("state", "update", "message")}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_REMEDY}") from None

@@ -91,7 +91,8 @@ def finish(run: Run, opening: Sequence[str], closing: Callable[[Row], None]) -> 
 
 def _export(run: Run, folder: Path, weights: dict[str, Tensor], evaluation: Row) -> None:
     for part, write, _ in run.objective.exports(weights):
-        write(folder / part, tokenizer=run.tokenizer_hash, evaluation=evaluation)
+        length = run.loader.sequences.length
+        write(folder / part, tokenizer=run.tokenizer_hash, sequence_length=length, evaluation=evaluation)
 
 
 def _end(folder: Path, monitor: Monitor | None) -> None:

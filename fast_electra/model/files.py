@@ -32,6 +32,7 @@ class Description(Settings):
     hash: str  # of the model, see `identity`; in files of older versions that of model.safetensors
     weights: str | None = None  # xxh3-128 of model.safetensors
     tokenizer: str = ""  # its hash
+    sequence_length: int | None = None  # positions of the longest sequence in training, [CLS] and [SEP] included
     labels: list[str] = []  # of a classifier's outputs; none if it has one output, a number
     evaluation: dict[str, Any] = {}  # figures of the last one
 

@@ -1,15 +1,12 @@
 """The sequences of `examples.json` as the report shows them: which tokens are marked, how, and with which text."""
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-WORD_MARK = "▁"
+from fast_electra.corpus.tokenizer import BYTE, SPECIAL_PIECES, spell
 
 
 class Token(BaseModel):
@@ -59,25 +56,14 @@ def read_sequences(entries: Any, unreadable: list[str]) -> list[Sequence]:
     return read
 
 
-def readable(pieces: list[str]) -> str:
-    """Return pieces as text: word marks become spaces, and runs of byte pieces the characters that they spell."""
-    text = ""
-    for is_bytes, run in groupby(pieces, key=lambda piece: BYTE.fullmatch(piece) is not None):
-        joined = "".join(run)
-        if is_bytes:
-            text += bytes.fromhex("".join(BYTE.findall(joined))).decode("utf-8", errors="replace")
-        else:
-            text += joined.replace(WORD_MARK, " ")
-    return text
-
-
 def _parts(tokens: list[Token]) -> Iterator[tuple[str, str | Token]]:
     """Yield the parts of a sequence. Unmarked tokens are joined, so that bytes spell characters."""
-    for kind, run in groupby(tokens, key=lambda token: token.mark or ("special" if token.piece in SPECIAL else "")):
+    special = dict.fromkeys(SPECIAL_PIECES, "special")
+    for kind, run in groupby(tokens, key=lambda token: token.mark or special.get(token.piece, "")):
         if kind:
             yield from ((kind, token.piece if kind == "special" else token) for token in run)
         else:
-            yield kind, readable([token.piece for token in run])
+            yield kind, spell([token.piece for token in run])[0]
 
 
 def _alone(piece: str) -> str:
@@ -85,4 +71,4 @@ def _alone(piece: str) -> str:
     byte = BYTE.fullmatch(piece)
     if byte and int(byte[1], 16) >= 0x80:
         return f"⟨{byte[1].upper()}⟩"
-    return readable([piece]).removeprefix(" ") or "␣"
+    return spell([piece])[0].removeprefix(" ") or "␣"

@@ -12,8 +12,8 @@ from pathlib import Path
 from fast_electra.corpus.shards import MANIFEST, QUARANTINE
 from fast_electra.corpus.tokenizer import CARD, MODEL
 from fast_electra.settings import UserError
+from fast_electra.streams import COMPRESSED, StreamError, chunks, kind, packing, utf8
 from fast_electra.text.documents import printable
-from fast_electra.text.streams import COMPRESSED, StreamError, chunks, packing, utf8
 
 SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -21,11 +21,6 @@ KINDS = (".txt", *JSON_LINES, ".parquet")
 DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20  # no book is longer, and a few of them in flight fit any memory
 _OWN = ({MANIFEST, QUARANTINE}, {CARD, MODEL})  # what a folder of shards holds, and one of a tokenizer
 _LFS = b"version https://git-lfs"  # begins the small file that stands for one that was not fetched
-
-
-def kind(path: Path) -> str:
-    """Return the suffix that names the format, in lower case, below any suffix of compression."""
-    return Path(path.stem if packing(path) else path.name).suffix.lower()
 
 
 def check_range(flag: str, value: float, low: float, high: float = float("inf")) -> None:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from fast_electra.streams import StreamError, chunks, kind, utf8
 from fast_electra.text.documents import (
     EXCERPT_BYTES,
     Document,
@@ -20,9 +21,8 @@ from fast_electra.text.documents import (
     of_value,
     reject,
 )
-from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, JSON_LINES, kind
+from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, JSON_LINES
 from fast_electra.text.rows import read_rows
-from fast_electra.text.streams import StreamError, chunks, utf8
 
 _SPACES = [character.encode() for character in map(chr, range(0x3001)) if character.isspace()]
 _BLANK = re.compile(b"(?:%b)*" % b"|".join(map(re.escape, _SPACES)))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fast_electra.settings import UserError
+from fast_electra.streams import StreamError, chunks, packing
 from fast_electra.text.documents import Document, Rejected, decoded, find, missing, of_value, reject
-from fast_electra.text.streams import StreamError, chunks, packing
 
 _AGAIN = "fetch or write the file again"
 

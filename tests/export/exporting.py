@@ -41,7 +41,8 @@ def save(folder: Path, kind: str, model: Any, tokenizer: Path, labels: list[str]
 
 def save_config(run: Path, tokenizer: Path, length: int = 300, **section: Any) -> None:
     """Write a run's config.json with what an export reads of it, and more."""
-    section = {"objective": "rtd", "updates": 1500, "corpus": corpus(tokenizer, length), "joint": None} | section
+    corpus_of_run = corpus(tokenizer, length)
+    section = {"run": str(run), "objective": "rtd", "updates": 1500, "corpus": corpus_of_run, "joint": None} | section
     run.mkdir(exist_ok=True)
     write_sealed(run / "config.json", {"fast_electra": section, "deepspeed": {}, "corpus_hash": "0" * 32})
 

@@ -52,7 +52,8 @@ def test_runs_and_model_folders_and_both_parts_of_a_joint_run_are_found(
 
 def test_card_says_what_the_run_was(run: Path, tiny_corpus: Corpus, tmp_path: Path) -> None:
     section = {"seed": 7, "corpus": exporting.corpus(tiny_corpus.tokenizer) | {"shards": str(tiny_corpus.shards)}}
-    section |= {"objective": "rtd", "updates": 1500, "replacement": {}, "curriculum": {"initial": 3.0}, "new": {}}
+    section |= {"run": str(run), "objective": "rtd", "updates": 1500, "new": {}}
+    section |= {"replacement": {}, "curriculum": {"initial": 3.0}}
     shards = Shards.open(tiny_corpus.shards)
     facts = {"corpus_hash": shards.hash, "auxiliary_hash": "abc", "heldout_mlm_accuracy": 0.25}
     write_sealed(run / "config.json", {"fast_electra": section} | facts)
@@ -79,10 +80,11 @@ def test_card_of_a_model_alone_says_what_is_known(run: Path, tiny_corpus: Corpus
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 512
 
 
-def test_a_fine_tuned_run_finds_the_tokenizer_of_the_run_before(run: Path, tiny_corpus: Corpus, tmp_path: Path) -> None:
+def test_a_fine_tuned_run_names_its_tokenizer_and_length(tiny_corpus: Corpus, tmp_path: Path) -> None:
     finetuned = tmp_path / "finetuned"
     exporting.save(finetuned / "model", "classifier", exporting.shaken("classifier", layers=1), tiny_corpus.tokenizer)
-    section = {"task": "stsb", "pretrained": str(run), "tokenizer": None, "sequence_length": 99, "updates": 5}
+    section = {"run": str(finetuned), "task": "stsb", "tokenizer": str(tiny_corpus.tokenizer), "updates": 5}
+    section |= {"pretrained": "gone", "sequence_length": 99}
     write_sealed(finetuned / "config.json", {"fast_electra": section, "model_hash": "abc", "data_hash": "def"})
     assert main(["export", str(finetuned), str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 99

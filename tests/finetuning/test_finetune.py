@@ -75,7 +75,7 @@ def test_the_model_that_is_written_makes_the_scores(glue: Path, tiny_corpus: Cor
 
     spec, data = TASKS[task], glue / "data" / TASKS[task].shown
     model, description = load_model(glue / task / "model", "classifier", "")
-    assert description["labels"] == list(spec.labels)
+    assert description["labels"] == list(spec.labels) and description["sequence_length"] == 64
     model.eval()
     encode = encoder_of(Tokenizer.load(tiny_corpus.tokenizer))
     table = read_data(spec, data)[spec.dev[0]]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pages import report, token, train
 
-from fast_electra.report.marks import Token, readable
+from fast_electra.corpus.tokenizer import spell
+from fast_electra.report.marks import Token
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,8 @@ def test_mark(replaced: bool, probability: float | None, expected: str) -> None:
         ([], ""),
     ],
 )
-def test_readable(pieces: list[str], text: str) -> None:
-    assert readable(pieces) == text
+def test_pieces_are_spelt(pieces: list[str], text: str) -> None:
+    assert spell(pieces)[0] == text
 
 
 def test_examples_show_what_cannot_be_seen(tmp_path: Path) -> None:

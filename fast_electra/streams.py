@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fast_electra.settings import UserError
+
 _CHUNK = 2**20
 _PACKED_CHUNK = 2**11  # packed bytes: zstd can unpack 4 bytes to a block of 128 KiB, and takes no limit
 _ZSTD_WINDOW = 2**31  # the largest of `zstd --long`, which public dumps use; a frame takes no more memory than it needs
@@ -26,8 +28,10 @@ class StreamError(Exception):
 
 
 def _zstd() -> Any:
-    import zstandard
-
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError("reading .zst needs zstandard: pip install 'fast_electra[zstd]'") from None
     return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
 
 
@@ -46,6 +50,11 @@ def packing(path: Path) -> str:
     """Return the suffix of compression in lower case, or "" if the file is not packed."""
     suffix = path.suffix.lower()
     return suffix if suffix in COMPRESSED else ""
+
+
+def kind(path: Path) -> str:
+    """Return the suffix that names the format, in lower case, below any suffix of compression."""
+    return Path(path.stem if packing(path) else path.name).suffix.lower()
 
 
 def chunks(path: Path) -> Iterator[bytes]:
