@@ -65,7 +65,7 @@ def holds_model(folder: Path) -> bool:
 
 def open_classifier(
     folder: Path, settings: FineTuningSettings, task: Task
-) -> tuple[nn.Module, Encode, str, dict[str, Any], str, Callable[[dict[str, Tensor]], list[Export]]]:
+) -> tuple[nn.Module, Encode, str, str, Callable[[dict[str, Tensor]], list[Export]]]:
     """Open an encoder with its tokenizer, and a head for a task: see `pretrained.Pretrained` for what is returned.
 
     Raises:
@@ -118,8 +118,12 @@ def open_classifier(
 
         return [Export("model", write, _check)]
 
-    hashes = [file_hash(file) for file in sorted(folder.glob("*.safetensors"))]
-    return wrapped, _encoder(tokenizer), f"{config.model_type} of Hugging Face", {"model_hash": hashes}, "", exports
+    return wrapped, _encoder(tokenizer), f"{config.model_type} of Hugging Face", "", exports
+
+
+def hashes(folder: Path) -> list[str]:
+    """Return the hash of each file of weights."""
+    return [file_hash(file) for file in sorted(folder.glob("*.safetensors"))]
 
 
 def _configure(config: Any, settings: FineTuningSettings, task: Task) -> None:

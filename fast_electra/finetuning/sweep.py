@@ -79,7 +79,7 @@ def members(grid: Grid | None, seeds: int, first_seed: int) -> list[Member]:
     axes = [[(name, value) for value in values] for name, values in (grid or {}).items()]
     found = []
     for chosen in itertools.product(*axes):
-        setting = ",".join(f"{name}={value:g}" for name, value in chosen)
+        setting = ",".join(f"{name}={value}" for name, value in chosen)
         keys = [f"{TABLE_4[name].key}={value}" for name, value in chosen]
         for seed in range(first_seed, first_seed + seeds):
             folder = "" if grid is None and seeds == 1 else "/".join(filter(None, [setting, f"seed-{seed}"]))

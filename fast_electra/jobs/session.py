@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fast_electra.files import read_json, write_sealed
 from fast_electra.report.page import write_report
-from fast_electra.run_settings import SECTION
+from fast_electra.run_settings import SECTION, ResolvedConfig
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.checkpoint_files import first_line
@@ -54,7 +54,7 @@ def finish(run: Run, opening: Sequence[str], closing: Callable[[Row], None]) -> 
     """
     config, ranks, engine = run.config, run.ranks, run.engine
     folder, updates = Path(config.run.run), config.run.updates
-    settled = config.to_json() | {"apex": config.apex, **run.facts}
+    settled = facts_of(config, run.facts)
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if from_rank_0(ranks, lambda: _is_complete(run, folder, settled, resumed)):
         return
@@ -112,7 +112,7 @@ def _is_complete(run: Run, folder: Path, settled: dict[str, Any], resumed: Path 
     """
     updates, completed = run.config.run.updates, _completed(folder)
     if completed or resumed is not None:
-        _check_same_run(folder / "config.json", settled)
+        check_same_run(folder / "config.json", settled)
     if not completed:
         return False
     if resumed is not None and resumed.name != checkpoint.name(updates):
@@ -141,8 +141,13 @@ def _completed(folder: Path) -> bool:
         return False
 
 
-def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
-    """Refuse to continue a run under another config, corpus or auxiliary than it began with."""
+def facts_of(config: ResolvedConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's config.json holds: the config, and facts about what the run reads."""
+    return config.to_json() | {"apex": config.apex, **facts}
+
+
+def check_same_run(path: Path, settled: dict[str, Any]) -> None:
+    """Refuse to continue a run under another config, corpus, task or model than it began with; see `facts_of`."""
     try:
         before = _flat(read_json(path))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
