@@ -78,6 +78,8 @@ def read(path: str | Path, overrides: Sequence[str]) -> tuple[FineTuningSettings
     section = tree.get(SECTION)
     if not isinstance(section, dict):
         raise UserError(f'{path} has no section "{SECTION}"; see ds_configs/finetune.json for one')
+    if "recipe" in section or "objective" in section:
+        raise UserError(f"{path} is a config of pre-training: start it with launch/pretrain.py")
     for key, flag in (("task", "--task NAME"), ("data", "--data FOLDER"), ("pretrained", "--checkpoint FOLDER")):
         if section.get(key) is None:
             raise UserError(f"{path}: {SECTION}.{key} is missing: pass {flag}")

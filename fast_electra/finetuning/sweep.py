@@ -60,11 +60,13 @@ def parse_grid(given: Sequence[str]) -> Grid:
     """
     if not given:
         return {name: axis.values for name, axis in TABLE_4.items()}
-    grid = {}
+    grid: Grid = {}
     for word in given:
         name, _, values = word.partition("=")
         if name not in TABLE_4:
             raise UserError(f"--grid {word}: unknown hyperparameter {name!r}{nearest(name, TABLE_4)}")
+        if name in grid:
+            raise UserError(f"--grid {word}: {name} was given before; write its values in one list, with commas")
         try:
             grid[name] = tuple(json.loads(value) for value in values.split(","))
         except ValueError:

@@ -11,7 +11,8 @@ from finetuning.glue_files import write_glue
 from finetuning.tuned import overrides, pretrained, tune
 from ranks import Pool
 
-from fast_electra.finetuning.sweep import Grid
+from fast_electra.files import read_json
+from fast_electra.finetuning.sweep import Grid, parse_grid
 from fast_electra.settings import UserError
 
 
@@ -74,3 +75,29 @@ def test_a_member_without_a_model_is_not_taken_for_another(
     (first / "scores.json").write_text("{")
     given = overrides("sst2", data, model, tiny_corpus, tmp_path / "run", **{"fast_electra.epochs": 1})
     pools[1].run(refused, given, {"learning_rate": (1e-9,)}, f"scores.json cannot be read .* remove the folder {first}")
+
+
+def test_a_loss_that_is_not_finite_is_null(tiny_corpus: Corpus, tmp_path: Path, pools: dict[int, Pool]) -> None:
+    """No float32 holds the squares of these values, and the run ends before ten updates are skipped."""
+    model, task = pretrained(tmp_path / "pretrained", tiny_corpus), tmp_path / "task.json"
+    task.write_text('{"name": "own", "fields": ["sentence"], "metric": "spearman"}')
+    for split in ("train", "dev"):
+        rows = "".join(f"the king\t{number}e25\n" for number in range(16))
+        (tmp_path / f"{split}.tsv").write_text(f"sentence\tlabel\n{rows}")
+    given = overrides(str(task), tmp_path, model, tiny_corpus, tmp_path / "run", **{"fast_electra.epochs": 1})
+    pools[1].run(tune, given, None, 1)
+    dev = read_json(tmp_path / "run/scores.json")["dev"]
+    assert dev["heldout_score"] == 0.0 and dev["heldout_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr=1"], "unknown hyperparameter 'lr'"),
+        (["epochs=x"], "write NAME=NUMBER,NUMBER"),
+        (["epochs=2", "epochs=3"], "epochs was given before"),
+    ],
+)
+def test_a_wrong_grid_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^--grid [^\n]*{message}[^\n]*$"):
+        parse_grid(words)
