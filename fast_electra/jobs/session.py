@@ -32,6 +32,7 @@ FREE = {
     *("comms_logger", "flops_profiler", "checkpoint"),
     *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "allgather_bucket_size", "overlap_comm")),
 }
+HASHED = {"model_hash": "the model of --checkpoint", "data_hash": "the task or its data"}  # whose hash says nothing
 _FILES = ("config.json", "status.json", "metrics.jsonl", "examples.json", "scores.json", "report.html")
 _FOLDERS = ("checkpoints", "model", "predictions")
 
@@ -155,10 +156,9 @@ def check_same_run(path: Path, settled: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be read ({first_line(error)}), so the run cannot go on: {remedy}") from None
     if different := _first_difference(before, _flat(json.loads(json.dumps(settled))), ""):
         key, was, is_now = different
-        raise UserError(
-            f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}: "
-            f"set it back, or name another run folder with --set {SECTION}.run=FOLDER"
-        )
+        values = f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}"
+        other = f"{HASHED[key]} is another one than when this run began ({path})" if key in HASHED else values
+        raise UserError(f"{other}: set it back, or name another run folder with --set {SECTION}.run=FOLDER")
 
 
 def _flat(settled: dict[str, Any]) -> dict[str, Any]:
