@@ -169,6 +169,19 @@ def _export(output: Path, **options: Any) -> None:
     print(f"export   {output}: {config['architectures'][0]}, {config['num_hidden_layers']} layers")
 
 
+def _add_scores(parser: argparse.ArgumentParser) -> None:
+    runs = "runs or searches of launch/finetune.py, or folders of them"
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help=runs)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print every score")
+
+
+def _scores(runs: list[Path], as_json: bool) -> None:
+    from fast_electra.finetuning import scoreboard
+
+    found = scoreboard.entries(runs)
+    print(scoreboard.to_json(found) if as_json else scoreboard.to_text(found))
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -181,6 +194,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "corpus": ("tokenise text into shards", commands.add_corpus, commands.corpus),
     "report": ("write one HTML page on one or more runs", _add_report, _report),
     "estimate": ("what a run costs: FLOPs, memory, hours, dollars", _add_estimate, _estimate),
+    "scores": ("compare fine-tuned runs, and take the GLUE average", _add_scores, _scores),
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
     "detect": ("mark the tokens of a text that look replaced", _add_detect, _detect),
     "inspect": ("say what a file or folder is, what it was made from, and whether it is whole", _add_inspect, _inspect),

@@ -137,6 +137,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), machine: Machine = ONE
     tree = config_file.read(path, overrides)
     if not isinstance(tree.get(SECTION), dict):
         raise UserError(f'{path} has no section "{SECTION}"; see ds_configs/tiny.json for one')
+    if "epochs" in tree[SECTION] and "recipe" not in tree[SECTION]:
+        raise UserError(f"{path} is a config of fine-tuning: start it with launch/finetune.py")
     _check_places(tree, str(path))
     section = tree.pop(SECTION)
     run = _run_config(section, str(path))

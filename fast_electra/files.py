@@ -152,6 +152,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in one step, and what is left of an earlier removal: it is whole or not there."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove the temporary files of `atomic_file` in a folder whose process is gone."""
     for path in folder.glob(".*.*"):

@@ -12,7 +12,7 @@ from fast_electra.deepspeed_config import Machine
 from fast_electra.settings import UserError, settings_in
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
+SHIPPED = sorted(path for path in (ROOT / "ds_configs").glob("*.json") if path.stem != "finetune")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -24,6 +24,11 @@ def test_shipped_configs_resolve_for_one_and_many_processes(path: Path) -> None:
         assert batch == ds["train_batch_size"]
         assert "auto" not in json.dumps(ds)
         assert ds["zero_optimization"]["stage"] == 2 and ds["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+def test_a_config_of_fine_tuning_is_sent_to_its_script() -> None:
+    with pytest.raises(UserError, match=r"^\S+ is a config of fine-tuning: start it with launch/finetune.py$"):
+        config.load(ROOT / "ds_configs/finetune.json")
 
 
 @pytest.mark.parametrize(

@@ -52,13 +52,9 @@ def load(path: str | Path, overrides: Sequence[str], examples: int, machine: Mac
     first = deepspeed_config.resolve(_with_warmup(tree, settings.warmup, 1), 1, machine, where)
     batch = int(first["train_batch_size"])
     updates = max(1, math.ceil(settings.epochs * examples / batch))
-    evaluation = section.get("evaluation", {})
-    every = evaluation.get("every", math.ceil(examples / batch))  # an epoch
+    every = section.get("evaluation", {}).get("every", math.ceil(examples / batch))  # an epoch
     settings = settings.model_copy(
-        update={
-            "updates": updates,
-            "evaluation": EvaluationSettings(every=every, sequences=evaluation.get("sequences", EVERY_SEQUENCE)),
-        }
+        update={"updates": updates, "evaluation": EvaluationSettings(every=every, sequences=EVERY_SEQUENCE)}
     )
     resolved = deepspeed_config.resolve(_with_warmup(tree, settings.warmup, updates), updates, machine, where)
     config = FineTuningConfig(settings, resolved, machine)
@@ -82,11 +78,15 @@ def read(path: str | Path, overrides: Sequence[str]) -> tuple[FineTuningSettings
     section = tree.get(SECTION)
     if not isinstance(section, dict):
         raise UserError(f'{path} has no section "{SECTION}"; see ds_configs/finetune.json for one')
+    if "recipe" in section or "objective" in section:
+        raise UserError(f"{path} is a config of pre-training: start it with launch/pretrain.py")
     for key, flag in (("task", "--task NAME"), ("data", "--data FOLDER"), ("pretrained", "--checkpoint FOLDER")):
         if section.get(key) is None:
             raise UserError(f"{path}: {SECTION}.{key} is missing: pass {flag}")
     if "updates" in section:
         raise UserError(f"{path}: {SECTION}.updates follows from the number of rows: set {SECTION}.epochs")
+    if isinstance(evaluation := section.get("evaluation"), dict) and "sequences" in evaluation:
+        raise UserError(f"{path}: {SECTION}.evaluation.sequences is not for tasks: all rows are evaluated; remove it")
     try:
         return FineTuningSettings.model_validate(section), tree
     except ValidationError as error:

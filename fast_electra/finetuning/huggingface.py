@@ -17,6 +17,7 @@ from fast_electra.finetuning.tasks import Task
 from fast_electra.objectives.objective import Export
 from fast_electra.run_settings import SECTION
 from fast_electra.settings import UserError
+from fast_electra.training.checkpoint_files import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +27,7 @@ DROPOUTS = (  # names that configs of transformers have for a rate
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout", "dropout"),
     *("embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_dropout_prob"),
 )
+ROWS = 10_000  # encoded at once: transformers keeps far more of a row than its ids
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -65,7 +67,7 @@ def holds_model(folder: Path) -> bool:
 
 def open_classifier(
     folder: Path, settings: FineTuningSettings, task: Task
-) -> tuple[nn.Module, Encode, str, dict[str, Any], str, Callable[[dict[str, Tensor]], list[Export]]]:
+) -> tuple[nn.Module, Encode, str, str, Callable[[dict[str, Tensor]], list[Export]]]:
     """Open an encoder with its tokenizer, and a head for a task: see `pretrained.Pretrained` for what is returned.
 
     Raises:
@@ -94,13 +96,13 @@ def open_classifier(
             )
         model = model.float()
     except Exception as error:  # whatever a damaged file makes of transformers' code
-        line = next(iter(str(error).strip().splitlines()), "")
-        raise UserError(f"{where} ({type(error).__name__}: {line[:200]})") from None
+        raise UserError(f"{where} ({type(error).__name__}: {first_line(error)[:200]})") from None
     if info is not None:
         _check_weights(folder, model, info)
     _check_tokenizer(folder, model, tokenizer)
     wrapped = PaddedClassifier(model, tokenizer)
-    _probe(folder, wrapped, tokenizer, settings.sequence_length)
+    encode = _encoder(tokenizer)
+    _probe(folder, wrapped, encode, settings.sequence_length)
 
     def exports(weights: dict[str, Tensor]) -> list[Export]:
         def write(place: Path, **facts: Any) -> None:
@@ -118,8 +120,12 @@ def open_classifier(
 
         return [Export("model", write, _check)]
 
-    hashes = [file_hash(file) for file in sorted(folder.glob("*.safetensors"))]
-    return wrapped, _encoder(tokenizer), f"{config.model_type} of Hugging Face", {"model_hash": hashes}, "", exports
+    return wrapped, encode, f"{config.model_type} of Hugging Face", "", exports
+
+
+def hashes(folder: Path) -> list[str]:
+    """Return the hash of each file of weights."""
+    return [file_hash(file) for file in sorted(folder.glob("*.safetensors"))]
 
 
 def _configure(config: Any, settings: FineTuningSettings, task: Task) -> None:
@@ -174,36 +180,51 @@ def _check_tokenizer(folder: Path, model: "PreTrainedModel", tokenizer: "PreTrai
             f"{folder}: its tokenizer has {len(tokenizer):,} tokens and its model {rows:,}: put the files of the "
             "model's own tokenizer there"
         )
-    if tokenizer.cls_token_id is None and tokenizer.bos_token_id is None:
-        raise UserError(f"{folder}: its tokenizer has no [CLS] or <s>, from which a sequence is classified")
+    if not {tokenizer.cls_token_id, tokenizer.bos_token_id} & set(tokenizer("a")["input_ids"]):
+        raise UserError(f"{folder}: its tokenizer adds no [CLS] or <s>, from which a sequence is classified")
 
 
 @torch.no_grad()
-def _probe(folder: Path, model: PaddedClassifier, tokenizer: "PreTrainedTokenizerBase", length: int) -> None:
-    """Run one sequence of L tokens on the CPU: on a GPU a position that is missing would kill the process."""
-    layout = Layout.of(torch.tensor([length]))
+def _probe(folder: Path, model: PaddedClassifier, encode: Encode, length: int) -> None:
+    """Run a row of L tokens beside a short one on the CPU: on a GPU a missing position would kill the process.
+
+    Raises:
+        UserError: the model has fewer positions, cannot run a padded batch, or reads the padding.
+    """
+    (long, _), (short, _) = encode([("a " * length,), ("a",)], length)
+    long = [*long[:1], *long[1:2] * (length - len(long)), *long[1:]]
     model.eval()
     try:
-        model(torch.full((length,), tokenizer.unk_token_id or 0), layout)
+        beside_C = model(torch.tensor([*long, *short]), Layout.of(torch.tensor([length, len(short)])))[1]
+        alone_C = model(torch.tensor(short), Layout.of(torch.tensor([len(short)])))[0]
     except (IndexError, RuntimeError):
         most = getattr(model.model.config, "max_position_embeddings", "fewer")
         raise UserError(
             f"{folder}: the model has {most} positions, not enough for sequences of {length} tokens: use "
             f"--set {SECTION}.sequence_length=N"
         ) from None
+    except Exception as error:  # whatever else a model asks of its inputs
+        raise UserError(f"{folder}: the model cannot classify a padded batch ({first_line(error)[:200]})") from None
+    if (beside_C - alone_C).abs().max() > 0.01 * alone_C.abs().max() + 1e-5:
+        raise UserError(f"{folder}: the model reads the padding after a row, so its classes would depend on the batch")
     model.train()
 
 
 def _encoder(tokenizer: "PreTrainedTokenizerBase") -> Encode:
     def encode(rows: list[tuple[str, ...]], length: int) -> list[tuple[list[int], bool]]:
-        clean = [tuple(text.encode("utf-8", errors="replace").decode() for text in row) for row in rows]
-        columns = [list(column) for column in zip(*clean, strict=True)]
-        whole = tokenizer(*columns, truncation=False, padding=False, verbose=False)["input_ids"]
-        long = [number for number, ids in enumerate(whole) if len(ids) > length]
-        for number in long:
-            whole[number] = tokenizer(*clean[number], truncation=True, max_length=length, padding=False)["input_ids"]
-        cut = set(long)
-        return [(ids, number in cut) for number, ids in enumerate(whole)]
+        framed = []
+        for start in range(0, len(rows), ROWS):
+            clean = [
+                tuple(text.encode("utf-8", errors="replace").decode() for text in row)
+                for row in rows[start : start + ROWS]
+            ]
+            columns = [list(column) for column in zip(*clean, strict=True)]
+            whole = tokenizer(*columns, truncation=False, padding=False, verbose=False)["input_ids"]
+            for row, ids in zip(clean, whole, strict=True):
+                if cut := len(ids) > length:
+                    ids = tokenizer(*row, truncation=True, max_length=length, padding=False)["input_ids"]
+                framed.append((ids, cut))
+        return framed
 
     return encode
 

@@ -64,7 +64,7 @@ def note(task: Task, outputs: Array, labels: Array) -> str | None:
     if _constant(guesses):
         value = f"{guesses[0]:.4g}" if task.regression else task.labels[guesses[0]]
         return f"all {len(guesses):,} predictions are {value}: the model learnt nothing that tells the rows apart"
-    if _constant(labels):
+    if _constant(labels) and {task.metric, *task.also} & {*CORRELATIONS, "matthews"}:
         return f"all {len(labels):,} labels are equal, so a correlation is not defined and set to 0"
     return None
 

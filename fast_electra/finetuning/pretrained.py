@@ -12,7 +12,7 @@ from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Encode, shortened
 from fast_electra.finetuning.tasks import Task
 from fast_electra.model.encoder import EncoderSettings
-from fast_electra.model.files import DESCRIPTION, KINDS
+from fast_electra.model.files import DESCRIPTION, KINDS, describe
 from fast_electra.model.heads import SequenceClassifier
 from fast_electra.objectives.objective import Export, export
 from fast_electra.run_folder import model_in, open_trained, run_above
@@ -28,7 +28,6 @@ class Pretrained(NamedTuple):
     model: nn.Module  # (tokens_T, layout) -> [B, C]
     encode: Encode
     title: str  # what it is, in words
-    facts: dict[str, Any]  # hashes of what was read
     tokenizer_hash: str  # "" for another tokenizer than ours
     exports: Callable[[dict[str, Tensor]], list[Export]]
 
@@ -39,12 +38,24 @@ def open_pretrained(settings: FineTuningSettings, task: Task) -> Pretrained:
     Raises:
         UserError: the folder holds no model, or a damaged one, or one that does not fit its tokenizer.
     """
+    place = _place(settings)
+    if (place / DESCRIPTION).exists():
+        return _ours(place, settings, task)
+    return Pretrained(*huggingface.open_classifier(place, settings, task))
+
+
+def model_hash(settings: FineTuningSettings) -> Any:
+    """Return the hash of the model in the folder `settings.pretrained`, or of each file of Hugging Face's weights."""
+    place = _place(settings)
+    description = describe(place, REMEDY)
+    return huggingface.hashes(place) if description is None else description["hash"]
+
+
+def _place(settings: FineTuningSettings) -> Path:
     folder = Path(settings.pretrained)
     for place in (folder, folder / "model"):
-        if (place / DESCRIPTION).exists():
-            return _ours(place, settings, task)
-        if huggingface.holds_model(place):
-            return Pretrained(*huggingface.open_classifier(place, settings, task))
+        if (place / DESCRIPTION).exists() or huggingface.holds_model(place):
+            return place
     raise UserError(
         f"{folder} holds no model: a run folder has model/{DESCRIPTION}, and a directory of Hugging Face config.json "
         f"with a model_type; {REMEDY}"
@@ -74,8 +85,7 @@ def _ours(folder: Path, settings: FineTuningSettings, task: Task) -> Pretrained:
         labels = list(task.labels)
         return [export("model", "classifier", saved, weights, labels=labels, task=task.name)]
 
-    facts = {"model_hash": description["hash"]}
-    return Pretrained(model, encoder_of(tokenizer), f"our {description['kind']} model", facts, tokenizer.hash, exports)
+    return Pretrained(model, encoder_of(tokenizer), f"our {description['kind']} model", tokenizer.hash, exports)
 
 
 def encoder_of(tokenizer: Tokenizer) -> Encode:

@@ -60,11 +60,13 @@ def parse_grid(given: Sequence[str]) -> Grid:
     """
     if not given:
         return {name: axis.values for name, axis in TABLE_4.items()}
-    grid = {}
+    grid: Grid = {}
     for word in given:
         name, _, values = word.partition("=")
         if name not in TABLE_4:
             raise UserError(f"--grid {word}: unknown hyperparameter {name!r}{nearest(name, TABLE_4)}")
+        if name in grid:
+            raise UserError(f"--grid {word}: {name} was given before; write its values in one list, with commas")
         try:
             grid[name] = tuple(json.loads(value) for value in values.split(","))
         except ValueError:
@@ -79,7 +81,7 @@ def members(grid: Grid | None, seeds: int, first_seed: int) -> list[Member]:
     axes = [[(name, value) for value in values] for name, values in (grid or {}).items()]
     found = []
     for chosen in itertools.product(*axes):
-        setting = ",".join(f"{name}={value:g}" for name, value in chosen)
+        setting = ",".join(f"{name}={value}" for name, value in chosen)
         keys = [f"{TABLE_4[name].key}={value}" for name, value in chosen]
         for seed in range(first_seed, first_seed + seeds):
             folder = "" if grid is None and seeds == 1 else "/".join(filter(None, [setting, f"seed-{seed}"]))

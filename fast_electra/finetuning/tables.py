@@ -17,6 +17,7 @@ from fast_electra.streams import COMPRESSED, kind
 
 SHOWN = 3  # malformed rows that a message names
 ALLOWED, ALLOWED_SHARE = 10, 0.01  # malformed rows of a split: more than both are an error
+LARGEST = 1e30  # a label of a regression is less: no float32 holds much larger ones
 _ORIGINAL_MRPC = "msr_paraphrase_train.txt"  # holds train and dev
 _MRPC_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
 _PART = r"%s-\d+-of-\d+\.parquet"  # of a file that Hugging Face's copy has in parts
@@ -216,8 +217,7 @@ def _number(task: Task, value: Any) -> float | None:
     low, high = task.range or (-math.inf, math.inf)
     if number == -1 and low > -1:
         return None  # how Hugging Face's copy of STS-B says that there is none
-    if not (math.isfinite(number) and low <= number <= high):
-        raise _Malformed(
-            f"{task.label} {str(value)[:40]!r} is no number{f' from {low:g} to {high:g}' if task.range else ''}"
-        )
+    if not (abs(number) < LARGEST and low <= number <= high):
+        reach = f"from {low:g} to {high:g}" if task.range else f"below {LARGEST:g}"
+        raise _Malformed(f"{task.label} {str(value)[:40]!r} is no number {reach}")
     return number

@@ -3,9 +3,8 @@
 import dataclasses
 import gc
 import json
-import shutil
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import torch
 
 from fast_electra import parts
 from fast_electra.corpus.loader import Loader, SequenceSource
-from fast_electra.files import read_json, seal, write_json, write_sealed
+from fast_electra.files import read_json, remove_folder, seal, write_json, write_sealed
 from fast_electra.finetuning import config, metrics, sweep
 from fast_electra.finetuning.config import FineTuningConfig
 from fast_electra.finetuning.examples import Examples
 from fast_electra.finetuning.predictions import write_predictions
-from fast_electra.finetuning.pretrained import open_pretrained, tokenizer_of
+from fast_electra.finetuning.pretrained import model_hash, open_pretrained, tokenizer_of
 from fast_electra.finetuning.sweep import Member
 from fast_electra.finetuning.tables import Table, read_data, summary
 from fast_electra.finetuning.tasks import Task, open_task
@@ -28,6 +27,8 @@ from fast_electra.objectives.finetuning import FineTuning
 from fast_electra.objectives.objective import Row
 from fast_electra.report.page import write_report
 from fast_electra.run_settings import SECTION
+from fast_electra.settings import UserError
+from fast_electra.training.checkpoint_files import first_line
 from fast_electra.training.engines import Ranks, from_rank_0, stop_ranks
 from fast_electra.training.loop import Run, evaluate
 from fast_electra.training.machine import this_machine
@@ -43,7 +44,7 @@ class Work:
     data: dict[str, Table]
     examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Of the task and all rows."""
         rows = {name: [table.texts, table.labels.tolist()] for name, table in self.data.items()}
@@ -80,7 +81,7 @@ def prepare(
     work = Work(task, read_data(task, Path(settings.data)))
     configs = {}
     for member in sweep.members(grid, seeds, settings.seed):
-        own = [*overrides, *member.overrides, f"{SECTION}.run={folder / member.folder}"]
+        own = [*overrides, *member.overrides, f"{SECTION}.run={json.dumps(str(folder / member.folder))}"]
         configs[member] = config.load(path, own, len(work.data["train"]), this_machine())
     return work, configs
 
@@ -94,21 +95,31 @@ def search(folder: Path, work: Work, configs: dict[Member, FineTuningConfig], ra
         train(work, one, ranks)
         gc.collect()  # an engine refers to itself
         scores[member] = from_rank_0(ranks, lambda one=one: _score(Path(one.run.run)))  # type: ignore[misc]
-        if len(configs) > 1:
-            from_rank_0(ranks, lambda: _keep_the_best(folder, scores))
-    if len(configs) > 1:
-        from_rank_0(ranks, lambda: _conclude(folder, work.task, scores))
+        from_rank_0(ranks, lambda: _keep_the_best(folder, scores))
+    from_rank_0(ranks, lambda: _conclude(folder, work.task, scores))
 
 
 def train(work: Work, one: FineTuningConfig, ranks: Ranks) -> None:
     """Train one member to its end, from wherever its folder is."""
     folder = Path(one.run.run)
-    if from_rank_0(ranks, lambda: (folder / SCORES).exists() and not (folder / "model").exists()):
-        return  # the model of a search's member that was not the best
+    if from_rank_0(ranks, lambda: _is_scored(work, one, folder)):
+        return
     run, tests, opening = build(work, one, ranks)
     session.finish(run, opening, partial(close, work, run, tests))
     if ranks.rank == 0:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a search would fill the disk
+        remove_folder(folder / "checkpoints")  # a search would fill the disk
+
+
+def _is_scored(work: Work, one: FineTuningConfig, folder: Path) -> bool:
+    """Return whether a member was complete, and its model removed because it was not the best one."""
+    if not (folder / SCORES).exists() or (folder / "model").exists():
+        return False
+    session.check_same_run(folder / "config.json", session.facts_of(one, _facts(work, one)))
+    return True
+
+
+def _facts(work: Work, one: FineTuningConfig) -> dict[str, Any]:
+    return {"model_hash": model_hash(one.run), "data_hash": work.hash}
 
 
 def build(work: Work, one: FineTuningConfig, ranks: Ranks) -> tuple[Run, dict[str, SequenceSource], list[str]]:
@@ -137,8 +148,7 @@ def build(work: Work, one: FineTuningConfig, ranks: Ranks) -> tuple[Run, dict[st
     loader = Loader(work.examples["train"], parts.share_of(one, ranks), settings.seed, mask_fraction=0.0)
     sets: dict[str, SequenceSource] = {name: work.examples[name] for name in sizes if name in task.dev}
     tests: dict[str, SequenceSource] = {name: work.examples[name] for name in sizes if name not in task.dev}
-    facts = opened.facts | {"data_hash": work.hash}
-    run = Run(one, ranks, objective, engine, loader, sets, facts, opened.tokenizer_hash)
+    run = Run(one, ranks, objective, engine, loader, sets, _facts(work, one), opened.tokenizer_hash)
     return run, tests, [_headline(run, opened.title, task), *_cut(work, settings.sequence_length)]
 
 
@@ -167,25 +177,39 @@ def _write(work: Work, objective: FineTuning, folder: Path, evaluation: Row, tes
 
 
 def _score(folder: Path) -> float:
-    return float(read_json(folder / SCORES)["dev"]["heldout_score"])
+    path = folder / SCORES
+    try:
+        return float(read_json(path)["dev"]["heldout_score"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = f"remove the folder {folder}, and the same command trains it again"
+        raise UserError(f"{path} cannot be read ({first_line(error)}): {remedy}") from None
+
+
+def _best(folder: Path, scores: dict[Member, float]) -> Member:
+    """Return the member with the highest score: of equals one whose model is there, and of these the first one."""
+    return max(scores, key=lambda member: (scores[member], (folder / member.folder / "model").exists()))
 
 
 def _keep_the_best(folder: Path, scores: dict[Member, float]) -> None:
     """Remove the models of all members but the best one: a search of Table 4 has 144."""
-    best = max(scores, key=lambda member: scores[member])
+    best = _best(folder, scores)
     for member in scores:
         if member != best:
-            shutil.rmtree(folder / member.folder / "model", ignore_errors=True)
+            remove_folder(folder / member.folder / "model")
 
 
 def _conclude(folder: Path, task: Task, scores: dict[Member, float]) -> None:
-    found = sweep.standings(scores)
-    best = [member for member in scores if member.setting == found[0].setting]
-    first = max(scores, key=lambda member: scores[member])
-    write_json(folder / RESULTS, sweep.to_json(found, task.metric, task.name) | {"model": first.folder})
-    print("\n".join(sweep.table(found, task.metric)))
-    print(f"best model: {folder / first.folder / 'model'}")
-    print(f"report: {write_report([folder / member.folder for member in best], folder / 'report.html')}", flush=True)
+    found, first = sweep.standings(scores), _best(folder, scores)
+    own = folder / first.folder
+    if len(scores) > 1:
+        best = [member for member in scores if member.setting == found[0].setting]
+        write_json(folder / RESULTS, sweep.to_json(found, task.metric, task.name) | {"model": first.folder})
+        print("\n".join(sweep.table(found, task.metric)))
+        print(f"best model: {own / 'model'}")
+        page = write_report([folder / member.folder for member in best], folder / "report.html")
+        print(f"report: {page}", flush=True)
+    if not (own / "model").exists():  # removed by a user, or by an earlier search that had a better one
+        raise UserError(f"{own / 'model'} was removed: remove {own} too, and the same command trains it again")
 
 
 def _headline(run: Run, title: str, task: Task) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fast_electra.files import read_json, write_sealed
 from fast_electra.report.page import write_report
-from fast_electra.run_settings import SECTION
+from fast_electra.run_settings import SECTION, ResolvedConfig
 from fast_electra.settings import UserError
 from fast_electra.training import checkpoint
 from fast_electra.training.checkpoint_files import first_line
@@ -32,6 +32,7 @@ FREE = {
     *("comms_logger", "flops_profiler", "checkpoint"),
     *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "allgather_bucket_size", "overlap_comm")),
 }
+HASHED = {"model_hash": "the model of --checkpoint", "data_hash": "the task or its data"}  # whose hash says nothing
 _FILES = ("config.json", "status.json", "metrics.jsonl", "examples.json", "scores.json", "report.html")
 _FOLDERS = ("checkpoints", "model", "predictions")
 
@@ -54,7 +55,7 @@ def finish(run: Run, opening: Sequence[str], closing: Callable[[Row], None]) -> 
     """
     config, ranks, engine = run.config, run.ranks, run.engine
     folder, updates = Path(config.run.run), config.run.updates
-    settled = config.to_json() | {"apex": config.apex, **run.facts}
+    settled = facts_of(config, run.facts)
     start, resumed = 0, checkpoint.newest(folder / "checkpoints", ranks)
     if from_rank_0(ranks, lambda: _is_complete(run, folder, settled, resumed)):
         return
@@ -113,7 +114,7 @@ def _is_complete(run: Run, folder: Path, settled: dict[str, Any], resumed: Path 
     """
     updates, completed = run.config.run.updates, _completed(folder)
     if completed or resumed is not None:
-        _check_same_run(folder / "config.json", settled)
+        check_same_run(folder / "config.json", settled)
     if not completed:
         return False
     if resumed is not None and resumed.name != checkpoint.name(updates):
@@ -142,8 +143,13 @@ def _completed(folder: Path) -> bool:
         return False
 
 
-def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
-    """Refuse to continue a run under another config, corpus or auxiliary than it began with."""
+def facts_of(config: ResolvedConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's config.json holds: the config, and facts about what the run reads."""
+    return config.to_json() | {"apex": config.apex, **facts}
+
+
+def check_same_run(path: Path, settled: dict[str, Any]) -> None:
+    """Refuse to continue a run under another config, corpus, task or model than it began with; see `facts_of`."""
     try:
         before = _flat(read_json(path))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -151,10 +157,9 @@ def _check_same_run(path: Path, settled: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be read ({first_line(error)}), so the run cannot go on: {remedy}") from None
     if different := _first_difference(before, _flat(json.loads(json.dumps(settled))), ""):
         key, was, is_now = different
-        raise UserError(
-            f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}: "
-            f"set it back, or name another run folder with --set {SECTION}.run=FOLDER"
-        )
+        values = f"{key} was {json.dumps(was)} when this run began ({path}) and is now {json.dumps(is_now)}"
+        other = f"{HASHED[key]} is another one than when this run began ({path})" if key in HASHED else values
+        raise UserError(f"{other}: set it back, or name another run folder with --set {SECTION}.run=FOLDER")
 
 
 def _flat(settled: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fast_electra.run_settings import ResolvedConfig
 from fast_electra.training import checkpoint
 from fast_electra.training.console import Monitor
 from fast_electra.training.engines import Engine, Ranks, add_over_ranks, highest_over_ranks, skipped
+from fast_electra.training.metrics import plain
 from fast_electra.training.signals import Interrupted, reason, watch
 
 MOST_SKIPPED = 10  # updates in a row that were not finite, after which a run stops
@@ -154,7 +155,8 @@ def evaluate(run: Run, n: int) -> Row:
             found = run.objective.evaluate(run.engine, batch, strength)
             sums = added(sums, found if mine else {name: value * 0 for name, value in found.items()})
     run.engine.train()
-    return run.objective.evaluation(add_over_ranks([sums])[0])
+    row = run.objective.evaluation(add_over_ranks([sums])[0])
+    return {name: plain(value) for name, value in row.items()}  # a loss that is not finite is null in every file
 
 
 def evaluation_size(sequences: SequenceSource, source: str, count: int) -> int:

@@ -1,63 +1,86 @@
-"""Encoders of several families of transformers behind the call of fine-tuning."""
+"""Families of models of transformers: those that give each row of a padded batch its own answer, and the others."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from finetuning.glue_files import CLUES, ENDS, SUBJECTS, VERBS
 
 from fast_electra.batch import Layout
 from fast_electra.finetuning.config import FineTuningSettings
-from fast_electra.finetuning.pretrained import open_pretrained
+from fast_electra.finetuning.pretrained import Pretrained, open_pretrained
 from fast_electra.finetuning.tasks import TASKS
+from fast_electra.settings import UserError
 
 transformers = pytest.importorskip("transformers")
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "roberta": {},
-    "xlm-roberta": {},
-    "electra": {"embedding_size": 16},
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
-    "albert": {"embedding_size": 16},
-    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-    "mpnet": {},
-    "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
-}
-ROWS = [("the captain spoke of war",), ("law",), ("my sister asked about money in the morning",)]
+WORDS = ["<pad>", "<unk>", "<cls>", "<sep>", "<eos>", "war", "law", "money", "king", "a"]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "eos_token_id": 4, "bos_token_id": 2}
+GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 2, "eos_token_id": 4}
+SPECIAL = {"cls_token": "<cls>", "sep_token": "<sep>", "pad_token": "<pad>", "eos_token": "<eos>"}
 
 
-def encoder(folder: Path, family: str) -> Path:
-    """Write a small encoder that no training has seen, with a tokenizer of whole words."""
+def opened(folder: Path, family: str, template: str = "<cls> $A <sep>", **sizes: Any) -> Pretrained:
+    """Write a model that no training has seen, with a tokenizer of words, and open it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = sorted({word for text in (*CLUES, *SUBJECTS, *VERBS, *ENDS) for word in text.split()})
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, "[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+    ids = {word: number for number, word in enumerate(WORDS)}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[*ids.items()])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **SPECIAL)
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(pieces), "pad_token_id": 0, "max_position_embeddings": 64}
-    config = transformers.AutoConfig.for_model(family, **SIZES | sizes | FAMILIES[family])
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
-    return folder
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(WORDS), **{"pad_token_id": 0} | sizes)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    given = {"run": "x", "task": "sst2", "data": "x", "pretrained": str(folder), "sequence_length": 16, "dropout": 0.0}
+    return open_pretrained(FineTuningSettings(**given), TASKS["sst2"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_encoder_is_trained_and_padding_moves_nothing(tmp_path: Path, family: str) -> None:
-    folder = encoder(tmp_path, family)
-    values = {"run": "x", "task": "rte", "data": "x", "pretrained": str(folder), "sequence_length": 32, "dropout": 0.0}
-    opened = open_pretrained(FineTuningSettings(**values), TASKS["sst2"])
-    model = opened.model.eval()
-    ids = [torch.tensor(row) for row, _ in opened.encode(ROWS, 32)]
-    together_BC = model(torch.cat(ids), Layout.of(torch.tensor([len(row) for row in ids])))
-    for row, outputs_C in zip(ids, together_BC, strict=True):
-        assert torch.allclose(model(row, Layout.of(torch.tensor([len(row)])))[0], outputs_C, atol=1e-5)
-    model.train()
-    torch.nn.functional.cross_entropy(
-        model(ids[0], Layout.of(torch.tensor([len(ids[0])]))), torch.tensor([1])
-    ).backward()
-    without = {name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None}
-    assert not {name for name in without if "pooler" not in name}, without
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("Roberta", SIZES | {"max_position_embeddings": 17}),  # its first position is 1
+        ("XLMRoberta", SIZES),
+        ("Electra", SIZES | {"embedding_size": 16}),
+        ("Albert", SIZES | {"embedding_size": 16}),
+        ("MPNet", SIZES),
+        ("DebertaV2", SIZES | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+        ("DistilBert", {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "sinusoidal_pos_embds": True}),
+        ("ModernBert", SIZES | {"bos_token_id": 2, "eos_token_id": 4, "cls_token_id": 2, "sep_token_id": 3}),
+    ],
+)
+def test_a_row_has_one_answer_in_every_batch_and_trains_all_weights(
+    tmp_path: Path, family: str, sizes: dict[str, Any]
+) -> None:
+    found = opened(tmp_path, family, **sizes)
+    model = found.model.eval()
+    rows = [torch.tensor(ids) for ids, _ in found.encode([("war law money " * 4,), ("king",)], 16)]
+    both_BC = model(torch.tensor([*chain(*rows)]), Layout.of(torch.tensor([len(ids) for ids in rows])))
+    for ids, row_C in zip(rows, both_BC, strict=True):
+        assert torch.allclose(model(ids, Layout.of(torch.tensor([len(ids)])))[0], row_C, atol=1e-5)
+    torch.nn.functional.cross_entropy(both_BC, torch.tensor([0, 1])).backward()
+    assert not [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "message"),
+    [
+        ("XLNet", {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64}, "reads the padding"),
+        ("GPT2", GPT2 | {"pad_token_id": None}, "cannot classify a padded batch .*padding token"),
+        ("Bart", BART, "cannot classify a padded batch .*eos"),
+        ("Bert", SIZES | {"template": "$A"}, r"adds no \[CLS\] or <s>"),
+        ("Roberta", SIZES | {"max_position_embeddings": 16}, "has 16 positions, not enough for sequences of 16 tokens"),
+    ],
+)
+def test_what_cannot_be_classified_in_padded_batches_is_one_line(
+    tmp_path: Path, family: str, sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}: [^\n]*{message}[^\n]*$"):
+        opened(tmp_path, family, **sizes)
+
+
+def test_a_bart_whose_rows_end_as_it_expects_is_taken(tmp_path: Path) -> None:
+    assert opened(tmp_path, "Bart", "<cls> $A <eos>", **BART).title == "bart of Hugging Face"

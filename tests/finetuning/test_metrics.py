@@ -82,6 +82,7 @@ def test_what_says_little_is_noted() -> None:
     assert scores(VALUES, good, np.ones(3)) == {"spearman": 0, "pearson": 0}
     assert "labels are equal" in str(note(VALUES, good, np.ones(3)))
     assert "labels are equal" in str(note(CLASSES, logits([0, 1], 3), np.ones(2)))
+    assert note(TASKS["rte"], logits([0, 1], 2), np.ones(2)) is None  # an accuracy says as much as ever
     assert scores(TASKS["cola"], logits([1, 1], 2), np.ones(2)) == {"matthews": 0, "accuracy": 1}
 
 

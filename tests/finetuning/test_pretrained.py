@@ -112,6 +112,8 @@ def config_machine() -> Any:
     [
         (["fast_electra.task=null"], "fast_electra.task is missing: pass --task NAME"),
         (["fast_electra.updates=7"], "fast_electra.updates follows from the number of rows: set fast_electra.epochs"),
+        (["fast_electra.evaluation.sequences=7"], "evaluation.sequences is not for tasks: all rows are evaluated"),
+        (["fast_electra.recipe=tiny"], "is a config of pre-training: start it with launch/pretrain.py"),
         (["fast_electra.epoch=7"], "unknown key fast_electra.epoch; did you mean epochs?"),
         (["fast_electra.epochs=0"], "fast_electra.epochs must be a number > 0 and <= 1,000, not 0"),
         (["fast_electra.warmup=1"], "fast_electra.warmup must be a number >= 0 and < 1, not 1"),

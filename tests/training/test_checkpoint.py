@@ -140,7 +140,7 @@ def test_every_flipped_bit_of_a_runs_config_is_found(tmp_path: Path, record_prop
     path, settled = tmp_path / "config.json", {"fast_electra": {"seed": 0, "run": "é"}, "deepspeed": {"train": 8.5}}
 
     def read() -> Any:
-        session._check_same_run(path, settled)
+        session.check_same_run(path, settled)
         return read_json(path)
 
     write_sealed(path, settled)
