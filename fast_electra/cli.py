@@ -166,7 +166,8 @@ def _export(output: Path, **options: Any) -> None:
     from fast_electra.export.export import export
 
     config = export(output=output, **options)
-    print(f"export   {output}: {config['architectures'][0]}, {config['num_hidden_layers']} layers")
+    layers = config["num_hidden_layers"]
+    print(f"export   {output}: {config['architectures'][0]}, {layers} layer{'s' if layers > 1 else ''}")
 
 
 def _add_scores(parser: argparse.ArgumentParser) -> None:

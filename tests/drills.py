@@ -16,7 +16,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows: dict[str, list[int]] = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
-            properties = dict(report.user_properties)
+            properties = dict(getattr(report, "user_properties", []))  # a file that cannot be imported has none
             if kind := properties.get("drill"):
                 row, tried = rows.setdefault(kind, [0, 0]), properties.get("tried", 1)
                 row[0] += tried

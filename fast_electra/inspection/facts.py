@@ -69,16 +69,10 @@ class Inspection:
         weights, described = folder / WEIGHTS, _described(folder)
         if self.verify:
             check_model(folder, _REMEDY)
-        try:
-            with safe_open(weights, framework="numpy") as file:  # which compares the header with the size
-                parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{weights} cannot be read ({error}); {_REMEDY}") from None
         facts = {
             "holds": _HOLDS.get(described["kind"], described["kind"]),
             "encoder": {name: described["encoder"][name] for name in _SIZES},
-            "parameters": parameters,
-            "bytes": weights.stat().st_size,
+            **_weights(weights),
             "hash": described["hash"],
             "weights": described["weights"],
         }
@@ -87,6 +81,15 @@ class Inspection:
         facts["tokenizer"] = self.link("tokenizer", described["tokenizer"], place)
         facts["run"] = None if run is None else str(run.folder)
         return facts | {name: described[name] for name in ("labels", "evaluation")}
+
+    def export(self, folder: Path) -> Facts:
+        """Describe what `fast-electra export` wrote, or another model as transformers writes them."""
+        path, classes = folder / CONFIG, None
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+            classes = json.loads(path.read_bytes()).get("architectures")
+        if not classes:
+            raise UserError(f"{path} is missing, damaged, or names no class of transformers; export the model again")
+        return {"class": classes, **_weights(folder / WEIGHTS)}
 
     def checkpoint(self, folder: Path) -> Facts:
         """Describe one checkpoint."""
@@ -238,6 +241,16 @@ def _described(folder: Path) -> Facts:
     if (described := describe(folder, _REMEDY)) is None:
         raise UserError(f"{folder} holds no trained model; {_REMEDY}")
     return described
+
+
+def _weights(path: Path) -> Facts:
+    """Count the parameters of a safetensors file in its header."""
+    try:
+        with safe_open(path, framework="numpy") as file:  # which compares the header with the size
+            parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_REMEDY}") from None
+    return {"parameters": parameters, "bytes": path.stat().st_size}
 
 
 def _corpus_hash(folder: Path) -> str:

@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[Inspection, Path], Facts]]] = 
     "model": ((DESCRIPTION,), Inspection.model),
     "store": ((PLAN,), Inspection.store),
     "shards": ((MANIFEST,), Inspection.shards),
+    "export": (("tokenizer_config.json",), Inspection.export),  # before the tokenizer: both have a tokenizer.json
     "tokenizer": ((MODEL, CARD), Inspection.tokenizer),
     "run": ((CONFIG, STATUS, METRICS), Inspection.run),
     "checkpoints": ((LATEST,), Inspection.checkpoints),

@@ -50,6 +50,17 @@ def test_runs_and_model_folders_and_both_parts_of_a_joint_run_are_found(
         assert (output / "modeling_fast_electra.py").exists() == (expected == main_part)
 
 
+def test_an_export_says_what_it_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "exported"
+    assert main(["export", str(run), str(output)]) == main(["inspect", str(output)]) == 0
+    assert re.search(r"^class +MPNetForReplacedTokenDetection\nparameters  \d+,", capsys.readouterr().out, re.M)
+    weights = output / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["inspect", str(output)]) == 2 and "cannot be read" in capsys.readouterr().err
+    (output / "config.json").write_text("[]")
+    assert main(["inspect", str(output)]) == 2 and "names no class" in capsys.readouterr().err
+
+
 def test_card_says_what_the_run_was(run: Path, tiny_corpus: Corpus, tmp_path: Path) -> None:
     section = {"seed": 7, "corpus": exporting.corpus(tiny_corpus.tokenizer) | {"shards": str(tiny_corpus.shards)}}
     section |= {"run": str(run), "objective": "rtd", "updates": 1500, "new": {}}
