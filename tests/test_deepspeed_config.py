@@ -35,7 +35,7 @@ def tiny(*overrides: str, machine: Machine = TWO, updates: int = 700) -> dict[st
         ("data_types.grad_dtype=fp32", "unknown key data_types.grad_dtype; did you mean grad_accum_dtype?"),
         ("csv_monitor.enable=true", "unknown key csv_monitor.enable; did you mean enabled?"),
         ("bf16.enable=true", "unknown key bf16.enable; did you mean enabled?"),
-        ("optimizer.type=Lamb", "optimizer.type must be 'Adam' or 'AdamW', not 'Lamb'"),
+        ("optimizer.type=Lamb", "optimizer.type must be 'Adam', 'AdamW' or 'Adamax', not 'Lamb'"),
         ("optimizer={}", "optimizer.type is missing"),
         ('optimizer={"type": "Adam", "params": {}}', "optimizer.params.lr is missing"),
         ("optimizer.params.lr=fast", "optimizer.params.lr must be a number > 0 and <= 100, not 'fast'"),

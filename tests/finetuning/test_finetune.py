@@ -151,7 +151,7 @@ def test_a_search_of_a_hugging_face_encoder_under_the_launcher(
     data, run = write_glue(tmp_path / "data", "sst2", ROWS), tmp_path / "search"
     command = ["--deepspeed_config", "ds_configs/finetune.json", "--task", "SST-2", "--data", str(data)]
     command += ["--checkpoint", str(bert), "--grid", "learning_rate=1e-9,0.01", "--seeds", "2"]
-    keys = {"run": run, "sequence_length": 32, "epochs": 4, "dropout": 0.0}
+    keys = {"run": run, "sequence_length": 32, "epochs": 3, "dropout": 0.0}
     command += [part for key, value in keys.items() for part in ("--set", f"fast_electra.{key}={value}")]
     command += ["--set", "train_batch_size=8", "--set", "bf16.enabled=false"]
     output = launch("launch/finetune.py", command).stdout
