@@ -29,9 +29,8 @@ RANK_ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0"}
 
 
 def start(body: str, ignore_hangup: bool = False, **environment: str) -> "subprocess.Popen[str]":
-    code = JOB.format(body=body)
-    if ignore_hangup:
-        code = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}"
+    handler = "SIG_IGN" if ignore_hangup else "SIG_DFL"  # the tests themselves may run under nohup
+    code = f"import signal\nsignal.signal(signal.SIGHUP, signal.{handler})\n{JOB.format(body=body)}"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
