@@ -14,6 +14,7 @@ from finetuning.tuned import hugging_face, overrides, pretrained
 from safetensors.torch import load_file, save_file
 
 from fast_electra.batch import Layout
+from fast_electra.export.export import export
 from fast_electra.finetuning import config
 from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Examples, shortened
@@ -90,6 +91,23 @@ def test_random_initialisation_has_the_sizes_and_other_weights(bert: Path, tiny_
         name = next(name for name in first if "embed" in name and name.endswith("weight"))
         assert all(torch.equal(first[key], again[key]) for key in first)
         assert not torch.equal(first[name], random[name]) and not torch.equal(random[name], other[name])
+
+
+@torch.no_grad()
+def test_an_export_of_ours_begins_with_the_states_that_ours_begins_with(tiny_corpus: Corpus, tmp_path: Path) -> None:
+    """Its tokenizer frames pairs as ours does, and the encoder below the new head computes the same."""
+    ours = pretrained(tmp_path / "ours", tiny_corpus)
+    export(ours, tmp_path / "export", tokenizer=tiny_corpus.tokenizer)
+    first = open_pretrained(settings(ours, tokenizer=str(tiny_corpus.tokenizer)), PAIR)
+    second = open_pretrained(settings(tmp_path / "export"), PAIR)
+    rows = [("The king was old.", "So was  the queen."), ("A word", "and a longer text than the other one " * 9)]
+    assert first.encode(rows, 32) == second.encode(rows, 32)
+    ids = torch.tensor(first.encode(rows, 32)[0][0])
+    layout = Layout.of(torch.tensor([len(ids)]))
+    states_TD = first.model.eval().encoder(ids, layout)
+    inside = second.model.eval().model.base_model(input_ids=ids[None])
+    assert torch.allclose(inside.last_hidden_state[0], states_TD, atol=1e-4)
+    assert second.title == "mpnet of Hugging Face"
 
 
 def test_the_schedule_follows_from_rows_epochs_and_batch(bert: Path) -> None:
