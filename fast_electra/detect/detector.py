@@ -48,7 +48,7 @@ class Token(NamedTuple):
 
 
 class Corrupted(NamedTuple):
-    """A text after an auxiliary model replaced some of its tokens. Token i stands where token i of the original was."""
+    """A text after an auxiliary model replaced some of its tokens. Token i is where the original had its token i."""
 
     text: str
     tokens: list[Token]  # of the corrupted text

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fast_electra.batch import Layout
@@ -234,6 +233,6 @@ def _check(folder: Path, remedy: str) -> None:
     try:
         if read_json(folder / FACTS)["weights"] == file_hash(folder / WEIGHTS):
             return
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(f"{folder} holds no whole model; {remedy}")

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def entries(runs: Sequence[Path]) -> list[Entry]:
-    """Return the entry of each run or search. A folder that is neither stands for all of them in it.
+    """Return the entry of each run or search. A folder that is neither means all of them in it.
 
     Raises:
         UserError: a folder holds no fine-tuned run, or a file of one is damaged.

@@ -18,6 +18,7 @@ from fast_electra.finetuning.config import FineTuningConfig
 from fast_electra.finetuning.examples import Examples
 from fast_electra.finetuning.predictions import write_predictions
 from fast_electra.finetuning.pretrained import model_hash, open_pretrained, tokenizer_of
+from fast_electra.finetuning.scoreboard import RESULTS, SCORES
 from fast_electra.finetuning.sweep import Member
 from fast_electra.finetuning.tables import Table, read_data, summary
 from fast_electra.finetuning.tasks import Task, open_task
@@ -33,7 +34,7 @@ from fast_electra.training.engines import Ranks, from_rank_0, stop_ranks
 from fast_electra.training.loop import Run, evaluate
 from fast_electra.training.machine import this_machine
 
-SCORES, RESULTS, PREDICTIONS = "scores.json", "results.json", "predictions"
+PREDICTIONS = "predictions"
 
 
 @dataclasses.dataclass
@@ -46,7 +47,7 @@ class Work:
 
     @cached_property
     def hash(self) -> str:
-        """Of the task and all rows."""
+        """Hash of the task and of all rows: a run may not go on with others."""
         rows = {name: [table.texts, table.labels.tolist()] for name, table in self.data.items()}
         return seal([self.task.model_dump(), rows])
 
