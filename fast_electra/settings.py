@@ -83,6 +83,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind if there is none."""
+    return f"{error}".strip().split("\n")[0] or type(error).__name__
+
+
 def settings_in(annotation: Any) -> type[BaseModel] | None:
     """Return the settings class inside an annotation such as `Model | None`, or None if there is none."""
     options = get_args(annotation) or (annotation,)

@@ -15,8 +15,7 @@ from fast_electra.finetuning.examples import Encode
 from fast_electra.finetuning.tasks import Task
 from fast_electra.objectives.objective import Export
 from fast_electra.run_settings import SECTION
-from fast_electra.settings import UserError
-from fast_electra.training.checkpoint_files import first_line
+from fast_electra.settings import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -28,8 +28,7 @@ from fast_electra.objectives.finetuning import FineTuning
 from fast_electra.objectives.objective import Row
 from fast_electra.report.page import write_report
 from fast_electra.run_settings import SECTION
-from fast_electra.settings import UserError
-from fast_electra.training.checkpoint_files import first_line
+from fast_electra.settings import UserError, first_line
 from fast_electra.training.engines import Ranks, from_rank_0, stop_ranks
 from fast_electra.training.loop import Run, evaluate
 from fast_electra.training.machine import this_machine

@@ -10,9 +10,8 @@ from torch import Tensor
 from fast_electra.files import read_json, write_sealed
 from fast_electra.report.page import write_report
 from fast_electra.run_settings import SECTION, ResolvedConfig
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, first_line
 from fast_electra.training import checkpoint
-from fast_electra.training.checkpoint_files import first_line
 from fast_electra.training.console import Monitor
 from fast_electra.training.engines import from_rank_0, full_weights, wait_for_ranks
 from fast_electra.training.failure import lost_rank

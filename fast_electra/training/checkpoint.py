@@ -24,8 +24,8 @@ from fast_electra.files import (
     write_sealed,
     write_text,
 )
-from fast_electra.settings import Settings, UserError
-from fast_electra.training.checkpoint_files import first_line, read_checkpoint_file
+from fast_electra.settings import Settings, UserError, first_line
+from fast_electra.training.checkpoint_files import read_checkpoint_file
 from fast_electra.training.engines import (
     Engine,
     Ranks,

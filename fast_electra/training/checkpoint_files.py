@@ -16,7 +16,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from fast_electra.files import sync
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, first_line
 
 CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]  # in files of ZeRO, beside tensors
 
@@ -62,8 +62,3 @@ def read_checkpoint_file(path: str | Path, map_location: Any = "cpu", mmap: bool
             needless = f"{foreign[1]}, which no checkpoint needs" if foreign else "more than tensors and plain values"
             reason = f"it is damaged, or holds {needless}"
         raise UserError(f"{path} cannot be loaded ({reason})") from None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind if there is none."""
-    return f"{error}".strip().split("\n")[0] or type(error).__name__
