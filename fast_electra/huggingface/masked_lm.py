@@ -150,7 +150,8 @@ def _expect(folder: Path, found: Tensor, wanted: Tensor, otherwise: str) -> None
 @torch.no_grad()
 def _probe_length(folder: Path, wrapped: HuggingFaceMaskedLM, length: int) -> None:
     """Run a sequence of L tokens twice on the CPU: on a GPU a missing position would kill the process."""
-    inputs = torch.arange(7, 7 + length) % wrapped.bias.shape[0], Layout.of(torch.tensor([length])), torch.tensor([1, length // 2])
+    tokens_T, read_M = torch.arange(7, 7 + length) % wrapped.bias.shape[0], torch.tensor([1, length // 2])
+    inputs = tokens_T, Layout.of(torch.tensor([length])), read_M
     try:
         first, again = (wrapped.hidden(*inputs) for _ in range(2))
     except (IndexError, RuntimeError):
