@@ -45,9 +45,15 @@ class RunConfig(RunSettings):
 
     @model_validator(mode="after")
     def _writes_into_a_folder_of_its_own(self) -> "RunConfig":
-        auxiliary = self.auxiliary.run if self.auxiliary else None
-        read = {"corpus.shards": self.corpus.shards, "corpus.tokenizer": self.corpus.tokenizer}
-        for key, folder in (read | {"auxiliary.run": auxiliary, "replacement.store": self.replacement.store}).items():
+        auxiliary, existing = (self.auxiliary.run, self.auxiliary.huggingface) if self.auxiliary else (None, None)
+        read = {
+            "corpus.shards": self.corpus.shards,
+            "corpus.tokenizer": self.corpus.tokenizer,
+            "auxiliary.run": auxiliary,
+            "auxiliary.huggingface": existing,
+            "replacement.store": self.replacement.store,
+        }
+        for key, folder in read.items():
             if folder is not None and os.path.realpath(folder) == os.path.realpath(self.run):
                 raise ValueError(f"run and {key} are both {folder}: name another folder for the run to write into")
         return self
@@ -69,10 +75,15 @@ class RunConfig(RunSettings):
                 f"replacement.augmentation {replacement.augmentation} acts on an auxiliary model, and "
                 f"replacement.distribution {replacement.distribution} has none: leave one of the two out"
             )
-        if replacement.from_auxiliary and (self.auxiliary is None or self.auxiliary.run is None):
+        if replacement.from_auxiliary and (self.auxiliary is None or not self.auxiliary.named):
             raise ValueError(
-                "objective rtd needs auxiliary.run, the run folder of an auxiliary model, or a "
-                "replacement.distribution that needs no auxiliary"
+                "objective rtd needs auxiliary.run, the run folder of an auxiliary model, or auxiliary.huggingface, "
+                "the directory of one, or a replacement.distribution that needs no auxiliary"
+            )
+        if replacement.needs_our_encoder and self.auxiliary is not None and self.auxiliary.huggingface is not None:
+            raise ValueError(
+                f"replacement.augmentation {replacement.augmentation} drops inside the auxiliary by the keys of the "
+                "sequences, which only our own encoder can: use another, or auxiliary.run"
             )
         parameter, floor, highest, _ = replacement.range
         if not floor <= initial <= highest:

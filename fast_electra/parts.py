@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
+from fast_electra.auxiliary import load_auxiliary
 from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus, open_corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
 from fast_electra.corpus.loader import Loader, SequenceSource, Share
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
-from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.model.joint import JointModel
 from fast_electra.objectives.joint import Joint
@@ -22,10 +21,8 @@ from fast_electra.replacement.auxiliary import AUGMENTATIONS
 from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
 from fast_electra.run_settings import ResolvedConfig
-from fast_electra.settings import UserError
 from fast_electra.store.match import open_for_run
-from fast_electra.training.engines import Engine, Ranks, inference_engine, sum_over_ranks, training_engine
-from fast_electra.training.graphs import ReplayedModel
+from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, training_engine
 from fast_electra.training.loop import Run
 
 
@@ -102,35 +99,6 @@ def build_distribution(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Di
         counts_V = token_counts(corpus.train.shards, size, ranks.rank, ranks.world).to(ranks.device)
         log_frequency_V = log_frequency(sum_over_ranks(counts_V))
     if replacement.from_auxiliary:
-        model, facts = load_auxiliary(config, corpus.tokenizer, ranks)
+        model, facts = load_auxiliary(config, corpus, masking(config.run, corpus.tokenizer), ranks)
         return AUGMENTATIONS[replacement.augmentation](model, corpus.tokenizer.unk_id, log_frequency_V), facts
     return auxiliary_free(replacement.distribution, size, replacement.alpha, log_frequency_V, ranks.device), {}
-
-
-def load_auxiliary(config: Config, tokenizer: Tokenizer, ranks: Ranks) -> tuple[ReplayedModel, dict[str, Any]]:
-    """Load the frozen auxiliary model into its inference engine, and return it with facts about it."""
-    model, description = open_auxiliary(config.run, tokenizer)
-    assert config.run.auxiliary is not None
-    facts = {"auxiliary_hash": description["hash"], "auxiliary_dtype": config.auxiliary_dtype}
-    if "heldout_mlm_accuracy" in description["evaluation"]:
-        facts["heldout_mlm_accuracy"] = description["evaluation"]["heldout_mlm_accuracy"]
-    return inference_engine(model.to(ranks.device), config.auxiliary_dtype, config.run.auxiliary.cuda_graph), facts
-
-
-def open_auxiliary(run: RunConfig, tokenizer: Tokenizer) -> tuple[MaskedLanguageModel, dict[str, Any]]:
-    """Open the auxiliary model in fp32 on the CPU, and return it with its description.
-
-    Raises:
-        UserError: there is none, it is damaged, or its tokenizer is another.
-    """
-    assert run.auxiliary is not None and run.auxiliary.run is not None
-    command = f"deepspeed launch/pretrain.py --deepspeed_config ds_configs/{run.recipe}_auxiliary.json"
-    remedy = f"train the auxiliary first ({command}) and name its run folder in fast_electra.auxiliary.run"
-    folder = Path(run.auxiliary.run) / "model"
-    model, description = load_model(folder, "mlm", remedy)
-    if description["tokenizer"] != tokenizer.hash:
-        raise UserError(
-            f"the auxiliary in {folder} was trained with another tokenizer (sha256 {description['tokenizer'][:12]}) "
-            f"than {run.corpus.tokenizer} ({tokenizer.hash[:12]}); use the corpus that it was trained on, or {remedy}"
-        )
-    return model, description

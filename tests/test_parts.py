@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import Corpus
 
+from fast_electra.auxiliary import open_auxiliary
 from fast_electra.config import RunConfig
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.parts import open_auxiliary, open_run_corpus
+from fast_electra.parts import open_run_corpus
 from fast_electra.settings import UserError
 from fast_electra.text.train_tokenizer import train_tokenizer
 from fast_electra.training.engines import Ranks

@@ -29,6 +29,7 @@ class Tokenizer:
     Attributes:
         vocabulary_size: number of ids.
         hash: sha256 of the model file. Shards, checkpoints and auxiliary models are checked against it.
+        never_drawn: tokens that no replacement may be: none.
         special_ids: of [PAD] [UNK] [CLS] [SEP] [MASK]; each also has an attribute of its own, such as `pad_id`.
     """
 
@@ -37,6 +38,7 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocabulary_size: int = self._processor.vocab_size()
         self.hash = hashlib.sha256(model).hexdigest()
+        self.never_drawn: tuple[int, ...] = ()
         self.special_ids = tuple(map(self._processor.piece_to_id, SPECIAL_PIECES))
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         self._words = _Words(self._processor)

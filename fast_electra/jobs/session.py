@@ -23,7 +23,8 @@ from fast_electra.training.signals import Interrupted, watch
 FREE = {
     "apex",
     *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "apex", "checkpoint", "evaluation")),
-    *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
+    *(f"{SECTION}.{key}" for key in ("auxiliary.run", "auxiliary.huggingface", "auxiliary.accept_weak")),
+    *(f"{SECTION}.{key}" for key in ("replacement.store", "corpus.shards", "corpus.tokenizer")),
     *(f"{SECTION}.{key}" for key in ("pretrained", "tokenizer", "data", "task")),
     *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
