@@ -11,6 +11,7 @@ from fast_electra.corpus.frequency import log_frequency, token_counts
 from fast_electra.corpus.loader import Loader, SequenceSource, Share
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
+from fast_electra.huggingface.settings import HuggingFaceSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.model.joint import JointModel
 from fast_electra.objectives.joint import Joint
@@ -66,7 +67,7 @@ def share_of(config: ResolvedConfig, ranks: Ranks) -> Share:
 
 def open_run_corpus(run: RunConfig, ranks: Ranks | None = None) -> Corpus:
     """Open the corpus of a run. Rank 0 hashes its contents for all; without ranks nobody does."""
-    return open_corpus(run.corpus, run.model.vocabulary_size, verify=ranks is not None and ranks.rank == 0)
+    return open_corpus(run.corpus, run.vocabulary_size, verify=ranks is not None and ranks.rank == 0)
 
 
 def masking(run: RunConfig, tokenizer: Tokenizer) -> Masking:
@@ -77,6 +78,8 @@ def masking(run: RunConfig, tokenizer: Tokenizer) -> Masking:
 def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objective, dict[str, Any]]:
     """Build the objective with its new model. Also return facts about its replacements, to record with the run."""
     run, chosen = config.run, masking(config.run, corpus.tokenizer)
+    if isinstance(run.model, HuggingFaceSettings):
+        raise NotImplementedError
     if run.objective == "mlm":
         return MLM(MaskedLanguageModel(run.model, run.seed), chosen), {}
     if run.objective == "joint":

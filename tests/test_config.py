@@ -192,7 +192,9 @@ def test_every_key_is_documented() -> None:
         found = []
         for name, field in model.model_fields.items():
             nested = settings_in(field.annotation)
-            found += [f"{prefix}{name}"] if nested is None else names(nested, f"{prefix}{name}.")
+            found += [] if nested else [f"{prefix}{name}"]
+            for section in nested:
+                found += names(section, f"{prefix}{name}.")
         return found
 
     assert [name for name in names(config.RunConfig) if f"`{name}`" not in text] == []
