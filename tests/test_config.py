@@ -102,7 +102,7 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ({"fast_electra__seed": {}}, "fast_electra.seed is a value, not a section"),
         (
             {"fast_electra__recipe": "huge"},
-            'fast_electra.recipe must be one of tiny, small, base, large, continue, not "huge"',
+            'recipe must be one of tiny, small, base, large, continue, not "huge"',
         ),
         ({"fast_electra__auxiliary": None}, "objective rtd needs auxiliary.run"),
         ({"fast_electra__replacement": {"augmentation": "temprature"}}, "fast_electra.replacement.augmentation"),

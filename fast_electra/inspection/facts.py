@@ -226,7 +226,7 @@ class Inspection:
         facts: Facts = {
             "objective": f"{run.objective}, {run.recipe}",
             "updates": f"{run.updates:,} of {loaded.sequences:,} sequences, at most {run.corpus.sequence_length} long",
-            "encoder": {name: value for name, value in run.model if name in _SIZES},
+            "encoder": {name: getattr(run.model, name) for name in _SIZES if hasattr(run.model, name)},
             "run": f"{folder} ({'begun' if (folder / CONFIG).exists() else 'not begun'})",
         }
         record = RunRecord(**{key: getattr(run, key) for key in RunRecord.model_fields if hasattr(run, key)})
