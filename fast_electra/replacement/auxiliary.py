@@ -46,7 +46,7 @@ class Auxiliary:
     range: ClassVar[Range]  # of the strength
     needs_frequency: ClassVar[bool] = False  # whether the augmentation needs log p_TF
 
-    def __init__(self, model: FrozenMaskedLM, unk_id: int, log_frequency_V: Tensor | None = None) -> None:
+    def __init__(self, model: FrozenMaskedLM, unk_id: int | None, log_frequency_V: Tensor | None = None) -> None:
         """Draw from `model`; `log_frequency_V` is log p_TF on its device, or None if `needs_frequency` is False."""
         self.model, self.unk_id = model, unk_id
         self.log_frequency_V = None if log_frequency_V is None else log_frequency_V.float()
@@ -163,6 +163,7 @@ class DropToken(Auxiliary):
 
     def input(self, masked: MaskedBatch, strength: float) -> Tensor:
         """Drop the tokens with the smallest noise, so that a falling strength only restores tokens."""
+        assert self.unk_id is not None
         layout = masked.layout
         eligible_T = layout.maskable_T.index_fill(0, masked.positions_M, False)
         noise_T = randomness.key(randomness.DROP_TOKEN, layout.keys_B[layout.sequence_T], layout.position_T)
