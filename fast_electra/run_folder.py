@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import ConfigDict
 
 from fast_electra.corpus.corpus import CorpusSettings
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.files import read_settings
@@ -122,7 +122,7 @@ def open_trained(
         raise UserError(f"{folder} is not in a run folder, whose config.json would name its tokenizer: {name_it}")
     if not Path(place).is_dir():
         raise UserError(f"there is no folder {place} with the tokenizer of {folder}: {name_it}")
-    loaded = Tokenizer.load(place)
+    loaded = open_tokenizer(place)
     if loaded.hash != description["tokenizer"]:
         hashes = f"sha256 {loaded.hash[:12]}, and the model's has {description['tokenizer'][:12] or 'none'}"
         raise UserError(f"{place} is not the tokenizer of {folder} ({hashes}): {name_it}")

@@ -9,7 +9,7 @@ from conftest import Corpus
 
 from fast_electra.auxiliary import open_auxiliary
 from fast_electra.config import RunConfig
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
@@ -78,7 +78,7 @@ def test_tokenizer_that_did_not_make_the_shards_is_refused(tiny_corpus: Corpus, 
 
 
 def test_auxiliary_is_checked(tiny_corpus: Corpus, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(tiny_corpus.tokenizer)
+    tokenizer = SentencePieceTokenizer.load(tiny_corpus.tokenizer)
     with pytest.raises(UserError, match=r"holds no trained model; train the auxiliary first .*tiny_auxiliary.json"):
         open_auxiliary(run_config(tiny_corpus, str(tmp_path / "none")), tokenizer)
 

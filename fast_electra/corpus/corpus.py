@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.settings import LocalPath, Settings, UserError
 
 
@@ -37,7 +37,7 @@ def open_corpus(settings: CorpusSettings, vocabulary_size: int | None, verify: b
     Raises:
         UserError: something is missing or damaged, or the parts do not fit each other.
     """
-    tokenizer = Tokenizer.load(settings.tokenizer)
+    tokenizer = open_tokenizer(settings.tokenizer)
     size = tokenizer.vocabulary_size
     if vocabulary_size is not None and size != vocabulary_size:
         raise UserError(

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from fast_electra import config_file
 from fast_electra.batch import ceil_div
-from fast_electra.corpus.shards import MANIFEST, Manifest
-from fast_electra.corpus.tokenizer import CARD, MODEL, Tokenizer
+from fast_electra.corpus.shards import MANIFEST, TOKENIZER, Manifest
+from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.files import check_files, read_json, read_settings, seal
+from fast_electra.inspection.tokenizer import tokenizer_facts
 from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
 from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, model_in, run_above
 from fast_electra.settings import Settings, UserError
@@ -128,13 +129,15 @@ class Inspection:
             | {"shards": len(shards)}
             for name, shards in manifest.splits.items()
         }
+        frozen, beside = folder / TOKENIZER, folder.resolve().parent / "tokenizer"
+        place = frozen if frozen.is_dir() else beside
         return {
             "hash": seal(read_json(folder / MANIFEST)),
             **splits,
             "bytes": sum(record.size for record in records),
             "text": {"bytes": manifest.bytes, "documents": manifest.documents, "tokens": manifest.tokens},
             "rejected": manifest.rejected,
-            "tokenizer": self.link("tokenizer", manifest.tokenizer, folder.resolve().parent / "tokenizer"),
+            "tokenizer": self.link("tokenizer", manifest.tokenizer, place),
             "inputs": [file.path for file in manifest.inputs],
         }
 
@@ -163,9 +166,7 @@ class Inspection:
 
     def tokenizer(self, folder: Path) -> Facts:
         """Describe a tokenizer."""
-        tokenizer, card = Tokenizer.load(folder), json.loads((folder / CARD).read_text())
-        facts = {"entries": tokenizer.vocabulary_size, "bytes": (folder / MODEL).stat().st_size}
-        return facts | {"hash": tokenizer.hash, "options": card.get("options"), "inputs": card.get("inputs")}
+        return tokenizer_facts(folder)
 
     def metrics(self, folder: Path) -> Facts:
         """Describe the rows of a run's metrics.jsonl."""
@@ -263,7 +264,7 @@ def _model_hash(folder: Path) -> str:
 
 
 HASHES: dict[str, Callable[[Path], str]] = {
-    "tokenizer": lambda folder: Tokenizer.load(folder).hash,
+    "tokenizer": lambda folder: open_tokenizer(folder).hash,
     "corpus": _corpus_hash,
     "auxiliary": _model_hash,
     "model": _model_hash,
