@@ -27,7 +27,7 @@ from fast_electra.training.metrics import read_metrics
 
 COMPLETE, LATEST, METRICS, STATUS = "complete.json", "latest", "metrics.jsonl", "status.json"
 _REMEDY = "restore it, or write it again"
-_SIZES = ("huggingface", "layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
+_SIZES = ("layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
 _HOLDS = {"rtd": "discriminator", "mlm": "masked language model: an auxiliary", "classifier": "fine-tuned classifier"}
 Facts = dict[str, Any]
 T = TypeVar("T")
@@ -227,7 +227,7 @@ class Inspection:
         facts: Facts = {
             "objective": f"{run.objective}, {run.recipe}",
             "updates": f"{run.updates:,} of {loaded.sequences:,} sequences, at most {run.corpus.sequence_length} long",
-            "encoder": {name: getattr(run.model, name) for name in _SIZES if hasattr(run.model, name)},
+            "encoder": {name: value for name, value in run.model if name in (*_SIZES, "huggingface")},
             "run": f"{folder} ({'begun' if (folder / CONFIG).exists() else 'not begun'})",
         }
         record = RunRecord(**{key: getattr(run, key) for key in RunRecord.model_fields if hasattr(run, key)})
