@@ -11,8 +11,9 @@ from fast_electra.corpus.frequency import log_frequency, token_counts
 from fast_electra.corpus.loader import Loader, SequenceSource, Share
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
-from fast_electra.huggingface.settings import HuggingFaceSettings
+from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.model.huggingface import open_main_model
 from fast_electra.model.joint import JointModel
 from fast_electra.objectives.joint import Joint
 from fast_electra.objectives.mlm import MLM
@@ -78,12 +79,11 @@ def masking(run: RunConfig, tokenizer: Tokenizer) -> Masking:
 def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objective, dict[str, Any]]:
     """Build the objective with its new model. Also return facts about its replacements, to record with the run."""
     run, chosen = config.run, masking(config.run, corpus.tokenizer)
-    if isinstance(run.model, HuggingFaceSettings):
-        raise NotImplementedError
     if run.objective == "mlm":
+        assert isinstance(run.model, EncoderSettings)
         return MLM(MaskedLanguageModel(run.model, run.seed), chosen), {}
     if run.objective == "joint":
-        assert run.joint is not None
+        assert isinstance(run.model, EncoderSettings) and run.joint is not None
         model = JointModel(run.model, run.joint.auxiliary_layers, run.joint.embedding_sharing, run.seed)
         return Joint(model, run.joint, chosen), {}
     distribution: Distribution
@@ -91,7 +91,19 @@ def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objec
         distribution, facts = open_for_run(config, corpus, ranks)
     else:
         distribution, facts = build_distribution(config, corpus, ranks)
-    return RTD(Discriminator.new(run.model, run.seed), distribution, run.curriculum, chosen), facts
+    return RTD(new_main_model(config, corpus, ranks), distribution, run.curriculum, chosen), facts
+
+
+def new_main_model(config: Config, corpus: Corpus, ranks: Ranks) -> Discriminator:
+    """Return the main model before its training: a new one of our own, or an existing encoder with a head."""
+    run, tokenizer = config.run, corpus.tokenizer
+    if isinstance(run.model, EncoderSettings):
+        return Discriminator.new(run.model, run.seed)
+    length = run.corpus.sequence_length
+    model, notes = open_main_model(run.model, tokenizer.vocabulary_size, tokenizer.pad_id, length, run.seed)
+    if ranks.rank == 0:
+        print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
+    return model
 
 
 def build_distribution(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Distribution, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Encoders of Hugging Face for sequence classification, fed with unpadded batches. No pickle, no remote code."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fast_electra.batch import Layout
-from fast_electra.files import atomic_folder, file_hash, grant, read_json, write_sealed
+from fast_electra.files import file_hash
 from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Encode
 from fast_electra.finetuning.tasks import Task
+from fast_electra.huggingface.folder import SAFE, check_encoder, check_safe, new_model, quiet_transformers, set_dropout
+from fast_electra.huggingface.padding import pad
+from fast_electra.huggingface.probe import too_long
+from fast_electra.huggingface.saved import check_saved, saved_folder
 from fast_electra.objectives.objective import Export
 from fast_electra.run_settings import SECTION
 from fast_electra.settings import UserError, first_line
@@ -20,13 +23,7 @@ from fast_electra.settings import UserError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FACTS, WEIGHTS = "fast_electra.json", "model.safetensors"
-DROPOUTS = (  # names that configs of transformers have for a rate
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout", "dropout"),
-    *("embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_dropout_prob"),
-)
 ROWS = 10_000  # encoded at once: transformers keeps far more of a row than its ids
-SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 class PaddedClassifier(nn.Module):
@@ -36,31 +33,19 @@ class PaddedClassifier(nn.Module):
         """Wrap a model; the second text of a pair is marked where model and tokenizer know such marks."""
         super().__init__()
         self.model = model
-        self.pad = tokenizer.pad_token_id or 0
+        self.pad_id: int = tokenizer.pad_token_id or 0
         segments = "token_type_ids" in tokenizer.model_input_names and getattr(model.config, "type_vocab_size", 0) > 1
         self.separator = tokenizer.sep_token_id if segments else None
 
     def forward(self, tokens_T: Tensor, layout: Layout) -> Tensor:
         """Return logits or values, [B, C]."""
-        places = (layout.sequence_T, layout.position_T)
-        ids_BL = tokens_T.new_full((len(layout.lengths_B), layout.longest), self.pad)
-        ids_BL[places] = tokens_T
-        mask_BL = torch.zeros_like(ids_BL)
-        mask_BL[places] = 1
+        ids_BL, mask_BL, _ = pad(tokens_T, layout, self.pad_id)
         more = {}
         if self.separator is not None:
             ended_BL = (ids_BL == self.separator).long()
             more["token_type_ids"] = (ended_BL.cumsum(1) - ended_BL).clamp(max=1) * mask_BL
         outputs: Tensor = self.model(input_ids=ids_BL, attention_mask=mask_BL, **more).logits
         return outputs
-
-
-def holds_model(folder: Path) -> bool:
-    """Return whether a folder's config.json is one of Hugging Face."""
-    try:
-        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def open_classifier(
@@ -71,13 +56,8 @@ def open_classifier(
     Raises:
         UserError: the folder is damaged, not safe, or lacks weights or a tokenizer that fits.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(f"{folder} needs the package transformers: pip install 'fast_electra[hf]'") from None
-    _refuse(folder, settings)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers = quiet_transformers(folder)
+    check_safe(folder, weights=settings.initialization == "pretrained")
     torch.manual_seed(settings.seed)  # of the head
     where = f"{folder} cannot be loaded by transformers {transformers.__version__}"
     try:
@@ -96,7 +76,7 @@ def open_classifier(
     except Exception as error:  # whatever a damaged file makes of transformers' code
         raise UserError(f"{where} ({type(error).__name__}: {first_line(error)[:200]})") from None
     if info is not None:
-        _check_weights(folder, model, info)
+        check_encoder(folder, model, info)
     _check_tokenizer(folder, model, tokenizer)
     wrapped = PaddedClassifier(model, tokenizer)
     encode = _encoder(tokenizer)
@@ -105,18 +85,15 @@ def open_classifier(
     def exports(weights: dict[str, Tensor]) -> list[Export]:
         def write(place: Path, **facts: Any) -> None:
             inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
-            fresh = auto.from_config(config, trust_remote_code=False)
+            fresh = new_model("AutoModelForSequenceClassification", place, config)
             missing = set(dict(fresh.named_parameters())) - set(inner)
             fresh.load_state_dict(inner, strict=False)
             assert not missing, missing
-            with atomic_folder(place, FACTS, overwrite=True) as partial:
-                fresh.float().save_pretrained(partial)
+            with saved_folder(place, facts | {"task": task.name}) as partial:
+                fresh.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
-                for file in partial.iterdir():
-                    grant(file)
-                write_sealed(partial / FACTS, facts | {"task": task.name, "weights": file_hash(partial / WEIGHTS)})
 
-        return [Export("model", write, _check)]
+        return [Export("model", write, check_saved)]
 
     return wrapped, encode, f"{config.model_type} of Hugging Face", "", exports
 
@@ -132,39 +109,7 @@ def _configure(config: Any, settings: FineTuningSettings, task: Task) -> None:
     labels = task.labels or ("LABEL_0",)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     config.problem_type = "regression" if task.regression else "single_label_classification"
-    for name in DROPOUTS:
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, settings.dropout)
-
-
-def _refuse(folder: Path, settings: FineTuningSettings) -> None:
-    """Refuse what is not whole weights in safetensors."""
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} holds an adapter and no whole model: merge it into its model first")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        raise UserError(f"{folder} holds a quantized model, which cannot be trained: name the original one")
-    if settings.initialization == "pretrained" and not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        which = f"only {pickles[0]}, a pickle, which is never loaded" if pickles else "no weights"
-        remedy = "save the model with transformers' save_pretrained, which writes safetensors"
-        raise UserError(f"{folder} holds {which}; it needs {WEIGHTS}: {remedy}")
-
-
-def _check_weights(folder: Path, model: "PreTrainedModel", info: dict[str, Any]) -> None:
-    """Refuse an encoder whose file lacks weights. A new head lacks them rightly."""
-    inside = model.base_model_prefix + "."
-
-    def of_encoder(names: Any) -> list[str]:
-        keys = [name if isinstance(name, str) else name[0] for name in names]
-        return sorted(name for name in keys if name.startswith(inside) and ".pooler." not in name)
-
-    for what, names in (("lacks weights of", info["missing_keys"]), ("has other sizes of", info["mismatched_keys"])):
-        if found := of_encoder(names):
-            raise UserError(f"{folder} {what} its encoder ({len(found)}, e.g. {found[0]}): restore its files")
-    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
-    if bad:
-        raise UserError(f"weights in {folder} are not finite ({bad[0]}): restore its files")
+    set_dropout(config, settings.dropout)
 
 
 def _check_tokenizer(folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -196,11 +141,7 @@ def _probe(folder: Path, model: PaddedClassifier, encode: Encode, length: int) -
         beside_C = model(torch.tensor([*long, *short]), Layout.of(torch.tensor([length, len(short)])))[1]
         alone_C = model(torch.tensor(short), Layout.of(torch.tensor([len(short)])))[0]
     except (IndexError, RuntimeError):
-        most = getattr(model.model.config, "max_position_embeddings", "fewer")
-        raise UserError(
-            f"{folder}: the model has {most} positions, not enough for sequences of {length} tokens: use "
-            f"--set {SECTION}.sequence_length=N"
-        ) from None
+        raise too_long(folder, model.model, length, f"{SECTION}.sequence_length") from None
     except Exception as error:  # whatever else a model asks of its inputs
         raise UserError(f"{folder}: the model cannot classify a padded batch ({first_line(error)[:200]})") from None
     if (beside_C - alone_C).abs().max() > 0.01 * alone_C.abs().max() + 1e-5:
@@ -225,13 +166,3 @@ def _encoder(tokenizer: "PreTrainedTokenizerBase") -> Encode:
         return framed
 
     return encode
-
-
-def _check(folder: Path, remedy: str) -> None:
-    """Raise a UserError if a folder that was written here is not whole."""
-    try:
-        if read_json(folder / FACTS)["weights"] == file_hash(folder / WEIGHTS):
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{folder} holds no whole model; {remedy}")

@@ -11,6 +11,7 @@ from fast_electra.finetuning import huggingface
 from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Encode, shortened
 from fast_electra.finetuning.tasks import Task
+from fast_electra.huggingface.folder import holds_model
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, KINDS, describe
 from fast_electra.model.heads import SequenceClassifier
@@ -54,7 +55,7 @@ def model_hash(settings: FineTuningSettings) -> Any:
 def _place(settings: FineTuningSettings) -> Path:
     folder = Path(settings.pretrained)
     for place in (folder, folder / "model"):
-        if (place / DESCRIPTION).exists() or huggingface.holds_model(place):
+        if (place / DESCRIPTION).exists() or holds_model(place):
             return place
     raise UserError(
         f"{folder} holds no model: a run folder has model/{DESCRIPTION}, and a directory of Hugging Face config.json "

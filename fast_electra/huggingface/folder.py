@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+DROPOUTS = (  # names that configs of transformers have for a rate
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout", "attention_dropout", "dropout"),
+    *("embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_dropout_prob"),
+)
 _UNREAD = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}  # of a config
 
 
@@ -51,11 +55,7 @@ def check_safe(folder: Path, weights: bool = True) -> None:
         raise UserError(f"there is no folder {folder}: download the model, and name its directory")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} is missing): name the directory of one")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        assert isinstance(config, dict)
-    except (OSError, ValueError, AssertionError, RecursionError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read ({first_line(error)}): restore it") from None
+    config = read_config(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter and no whole model: merge it into its model first")
     if config.get("quantization_config"):
@@ -65,6 +65,22 @@ def check_safe(folder: Path, weights: bool = True) -> None:
         which = f"only {pickles[0]}, a pickle, which is never loaded" if pickles else "no weights"
         remedy = "save the model with transformers' save_pretrained, which writes safetensors"
         raise UserError(f"{folder} holds {which}; it needs {WEIGHTS}: {remedy}")
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """Return what config.json of a directory says, or a file like it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = place / CONFIG if place.is_dir() else place
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): restore it") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} cannot be read (it is no object of JSON): restore it")
+    return config
 
 
 def open_config(place: Path) -> "PreTrainedConfig":
@@ -101,9 +117,7 @@ def load(auto: str, folder: Path, config: "PreTrainedConfig") -> tuple["PreTrain
         raise _not_loaded(folder, error) from None
     if mismatched := sorted(map(str, info["mismatched_keys"])):
         raise UserError(f"{folder}: weights have other sizes than its config says ({mismatched[0]}): restore its files")
-    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
-    if bad:
-        raise UserError(f"weights in {folder} are not finite ({bad[0]}): restore its files")
+    check_finite(folder, model)
     return model.eval(), info
 
 
@@ -115,6 +129,36 @@ def new_model(auto: str, place: Path, config: "PreTrainedConfig") -> "PreTrained
     except Exception as error:  # whatever a config makes of transformers' code
         raise _not_loaded(place, error) from None
     return model.float()
+
+
+def set_dropout(config: "PreTrainedConfig", rate: float) -> None:
+    """Give all rates of dropout in a config one value."""
+    for name in DROPOUTS:
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, rate)
+
+
+def check_encoder(folder: Path, model: "PreTrainedModel", info: dict[str, Any]) -> None:
+    """Refuse an encoder whose files lack weights. A new head lacks them rightly, and so does a pooler.
+
+    Args:
+        folder: where the model is from.
+        model: an encoder, alone or below a head.
+        info: what transformers said of its keys.
+    """
+    inside = "" if model.base_model is model else model.base_model_prefix + "."
+    for what, names in (("lacks weights of", info["missing_keys"]), ("has other sizes of", info["mismatched_keys"])):
+        keys = [name if isinstance(name, str) else name[0] for name in names]
+        if found := sorted(key for key in keys if key.startswith(inside) and "pooler." not in key):
+            raise UserError(f"{folder} {what} its encoder ({len(found)}, e.g. {found[0]}): restore its files")
+    check_finite(folder, model)
+
+
+def check_finite(folder: Path, model: "PreTrainedModel") -> None:
+    """Refuse weights that are not finite."""
+    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise UserError(f"weights in {folder} are not finite ({bad[0]}): restore its files")
 
 
 def tensors_of(folder: Path, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -129,11 +173,10 @@ def tensors_of(folder: Path, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return found
 
 
-def identity(folder: Path) -> str:
+def identity(place: Path) -> str:
     """Return the hash of all that determines what a model computes: its config, and the files of its weights."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    read = {key: value for key, value in config.items() if key not in _UNREAD}
-    return seal({"config": read, "weights": [file_hash(file) for file in sorted(folder.glob("*.safetensors"))]})
+    read = {key: value for key, value in read_config(place).items() if key not in _UNREAD}
+    return seal({"config": read, "weights": [file_hash(file) for file in sorted(place.glob("*.safetensors"))]})
 
 
 def _not_loaded(place: Path, error: Exception) -> UserError:

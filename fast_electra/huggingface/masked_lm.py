@@ -13,13 +13,13 @@ from fast_electra.huggingface import deberta_v3
 from fast_electra.huggingface.families import FAMILIES, Vocabulary, generic
 from fast_electra.huggingface.folder import check_safe, load, open_config
 from fast_electra.huggingface.padding import pad
+from fast_electra.huggingface.probe import KEY, differ, probe_tokens, too_long
 from fast_electra.settings import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NEVER = -1e4  # bias of a token that must not be drawn. It is finite in fp16, and e^(NEVER / T) is 0 in fp32 for T < 90
-PROBED = (24, 9)  # lengths of the sequences of a probe
 
 
 class HuggingFaceMaskedLM(nn.Module):
@@ -117,9 +117,8 @@ def open_masked_lm(
 @torch.no_grad()
 def _probe(folder: Path, wrapped: HuggingFaceMaskedLM, own_logits: bool) -> None:
     """Compare the rows with the model's own logits, two equal calls, and a sequence alone with the same in a batch."""
-    # Token ids of a fixed pattern, all of them below V, and few of them special.
-    long, short = (torch.arange(7, 7 + 13 * n, 13) % wrapped.bias.shape[0] for n in PROBED)
-    both, tokens_T = Layout.of(torch.tensor(PROBED)), torch.cat([long, short])
+    long, short = probe_tokens(wrapped.bias.shape[0])
+    both, tokens_T = Layout.of(torch.tensor([len(long), len(short)])), torch.cat([long, short])
     every_T = torch.arange(len(tokens_T))
     try:
         first, again = (wrapped.hidden(tokens_T, both, every_T) for _ in range(2))
@@ -142,27 +141,17 @@ def _probe(folder: Path, wrapped: HuggingFaceMaskedLM, own_logits: bool) -> None
 
 
 def _expect(folder: Path, found: Tensor, wanted: Tensor, otherwise: str) -> None:
-    # In fp32, products of other shapes round differently, by far less than this.
-    if not (found - wanted).abs().max() <= 1e-4 * wanted.abs().max() + 1e-6:
+    if differ(found, wanted):
         raise UserError(f"{folder} cannot be an auxiliary: {otherwise}")
 
 
 @torch.no_grad()
 def _probe_length(folder: Path, wrapped: HuggingFaceMaskedLM, length: int) -> None:
     """Run a sequence of L tokens twice on the CPU: on a GPU a missing position would kill the process."""
-    tokens_T, read_M = torch.arange(7, 7 + length) % wrapped.bias.shape[0], torch.tensor([1, length // 2])
-    inputs = tokens_T, Layout.of(torch.tensor([length])), read_M
+    layout, positions_M = Layout.of(torch.tensor([length])), torch.tensor([1, length // 2])
+    inputs = probe_tokens(wrapped.bias.shape[0], length)[0], layout, positions_M
     try:
         first, again = (wrapped.hidden(*inputs) for _ in range(2))
     except (IndexError, RuntimeError):
-        raise too_long(folder, wrapped.model, length) from None
+        raise too_long(folder, wrapped.model, length, KEY) from None
     _expect(folder, again, first, "two calls with the same tokens differ")
-
-
-def too_long(folder: Path, model: "PreTrainedModel", length: int) -> UserError:
-    """Return the error about a model that has fewer positions than a run's sequences."""
-    most = getattr(model.config, "max_position_embeddings", "fewer")
-    return UserError(
-        f"{folder}: the model has {most} positions, not enough for sequences of {length} tokens: use "
-        "--set fast_electra.corpus.sequence_length=N"
-    )

@@ -1,4 +1,4 @@
-"""An existing encoder as the main model, as a config says it."""
+"""Settings of a main model of Hugging Face: the section `fast_electra.model` with the key `huggingface`."""
 
 from typing import Literal
 
@@ -8,9 +8,9 @@ from fast_electra.settings import LocalPath, Settings
 
 
 class HuggingFaceSettings(Settings):
-    """A directory of Hugging Face to continue from, or a file like its config.json to begin anew."""
+    """An encoder of transformers under a head for replaced tokens."""
 
-    huggingface: LocalPath
-    initialization: Literal["pretrained", "random"] = "pretrained"  # random: the directory's architecture, new weights
-    dropout: float | None = Field(default=None, ge=0.0, lt=1.0)  # None: the rates of the model's own config
+    huggingface: LocalPath  # a directory, whose training goes on; or a file like config.json: that model from scratch
+    initialization: Literal["pretrained", "random"] = "pretrained"  # random: a directory's model from scratch too
+    dropout: float | None = Field(default=None, ge=0.0, lt=1.0)  # all its rates; None: those of its config
     activation_checkpointing: bool = False

@@ -1,5 +1,6 @@
 """The models: an encoder with a head for masked tokens, for replaced tokens, or for whole sequences."""
 
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import torch
@@ -65,10 +66,10 @@ class MaskedLanguageModel(nn.Module):
 class Discriminator(nn.Module):
     """The main model: for each token, the logit of "this token was replaced"."""
 
-    def __init__(self, encoder: TokenEncoder) -> None:
+    def __init__(self, encoder: TokenEncoder, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
         """Put a new head on an encoder, an `nn.Module` that keeps its weights; `new` makes both."""
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.activation = encoder, activation
         self.transform = nn.Linear(encoder.hidden_size, encoder.hidden_size)
         self.output = nn.Linear(encoder.hidden_size, 1)
 
@@ -82,8 +83,29 @@ class Discriminator(nn.Module):
 
     def forward(self, tokens_T: Tensor, layout: Layout) -> Tensor:
         """Return logits of replacement, [T]."""
-        logits_T: Tensor = self.output(F.gelu(self.transform(self.encoder(tokens_T, layout)))).squeeze(-1)
+        x_TD = self.states(tokens_T, layout)
+        logits_T: Tensor = self.output(self.activation(self.transform(x_TD))).squeeze(-1)
         return logits_T
+
+    def states(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return what the head reads, [T, D]."""
+        return self.encoder(tokens_T, layout)
+
+
+class DebertaDiscriminator(Discriminator):
+    """The main model with DeBERTaV3's head, which adds the state of [CLS] to each."""
+
+    def __init__(self, encoder: TokenEncoder, eps: float) -> None:
+        """Put a new head on an encoder; `eps` is that of its LayerNorm."""
+        super().__init__(encoder)
+        self.norm = nn.LayerNorm(encoder.hidden_size, eps)
+
+    def states(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return what the head reads, [T, D]."""
+        x_TD = self.encoder(tokens_T, layout)
+        first_T = layout.starts_B.long()[layout.sequence_T]
+        summed_TD: Tensor = self.norm(x_TD + x_TD.index_select(0, first_T))
+        return summed_TD
 
 
 class SequenceClassifier(nn.Module):

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from fast_electra.batch import TokenBatch
-from fast_electra.model.encoder import EncoderSettings
+from fast_electra.huggingface.saved import check_saved
+from fast_electra.model.encoder import Encoder, EncoderSettings
 from fast_electra.model.files import check_model, save_model
+from fast_electra.model.heads import Discriminator
+from fast_electra.model.huggingface import save_main_model
 
 Forward = Callable[..., Tensor]  # the model itself, or the DeepSpeed engine around it
 Sums = dict[str, Tensor]  # float64; they add over micro-batches and ranks
@@ -28,6 +31,13 @@ def export(folder: str, kind: str, settings: EncoderSettings, weights: dict[str,
     """Return one of our own models as an `Export`: see `model.files.save_model` for kind and facts."""
     write = partial(save_model, kind=kind, settings=settings, weights=weights, **facts)
     return Export(folder, write, check_model)
+
+
+def export_main_model(model: Discriminator, weights: dict[str, Tensor]) -> Export:
+    """Return a main model as an `Export`: one of our own, or a directory of Hugging Face as it was opened."""
+    if isinstance(model.encoder, Encoder):
+        return export("model", "rtd", model.encoder.settings, weights)
+    return Export("model", partial(save_main_model, model=model, weights=weights), check_saved)
 
 
 class Objective(Protocol):

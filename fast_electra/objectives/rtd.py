@@ -6,11 +6,10 @@ from torch import Tensor
 from fast_electra.batch import CorruptedBatch, TokenBatch
 from fast_electra.corruption import Masking, corrupt
 from fast_electra.curriculum import CurriculumSettings
-from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives import detection
 from fast_electra.objectives.detection import Judged
-from fast_electra.objectives.objective import Export, Forward, Sums, export
+from fast_electra.objectives.objective import Export, Forward, Sums, export_main_model
 from fast_electra.replacement.distribution import Distribution
 
 
@@ -58,8 +57,7 @@ class RTD:
 
     def exports(self, weights: dict[str, Tensor]) -> list[Export]:
         """Return the main model."""
-        assert isinstance(self.model.encoder, Encoder)
-        return [export("model", "rtd", self.model.encoder.settings, weights)]
+        return [export_main_model(self.model, weights)]
 
 
 def replaced_loss(judged: Judged) -> Tensor:
