@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.same_tokenizer import check_same_tokenizer
 from fast_electra.corruption import Masking, mask
 from fast_electra.huggingface import folder as huggingface
 from fast_electra.huggingface.masked_lm import HuggingFaceMaskedLM, open_masked_lm
@@ -45,17 +45,21 @@ class OpenedAuxiliary(NamedTuple):
     notes: list[str]  # what a user should know, a line each
 
 
-def open_auxiliary(run: RunConfig, tokenizer: Tokenizer) -> OpenedAuxiliary:
+def open_auxiliary(run: RunConfig, corpus: Corpus) -> OpenedAuxiliary:
     """Open the auxiliary model that a config names.
 
     Raises:
         UserError: there is none, it is damaged, or its tokenizer is another than the corpus's.
     """
     assert run.auxiliary is not None and run.auxiliary.named
+    tokenizer = corpus.tokenizer
     if run.auxiliary.huggingface is not None:
         folder = Path(run.auxiliary.huggingface)
+        huggingface.check_safe(folder)
+        note = check_same_tokenizer(folder, corpus)
         size, length = tokenizer.vocabulary_size, run.corpus.sequence_length
         model, notes = open_masked_lm(folder, size, tokenizer.never_drawn, length)
+        notes += [] if note is None else [note]
         return OpenedAuxiliary(model, folder, huggingface.identity(folder), sizes_of(folder), None, notes)
     assert run.auxiliary.run is not None
     command = f"deepspeed launch/pretrain.py --deepspeed_config ds_configs/{run.recipe}_auxiliary.json"
@@ -84,7 +88,7 @@ def load_auxiliary(
     config: Config, corpus: Corpus, masking: Masking, ranks: Ranks
 ) -> tuple[ReplayedModel, dict[str, Any]]:
     """Load the frozen auxiliary model into its inference engine, and return it with facts about it."""
-    settings, opened = config.run.auxiliary, open_auxiliary(config.run, corpus.tokenizer)
+    settings, opened = config.run.auxiliary, open_auxiliary(config.run, corpus)
     assert settings is not None
     facts: dict[str, Any] = {"auxiliary_hash": opened.hash, "auxiliary_dtype": config.auxiliary_dtype}
     if opened.accuracy is not None:

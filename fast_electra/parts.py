@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from fast_electra.auxiliary import load_auxiliary
@@ -9,8 +10,10 @@ from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus, open_corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
 from fast_electra.corpus.loader import Loader, SequenceSource, Share
+from fast_electra.corpus.same_tokenizer import check_same_tokenizer
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
+from fast_electra.huggingface.folder import identity
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.model.huggingface import open_main_model
@@ -47,6 +50,8 @@ def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Pretrai
     engine = build_engine(config, objective)
     loader = Loader(corpus.train, share_of(config, ranks), config.run.seed, config.run.corruption.mask_fraction)
     facts = {"corpus_hash": corpus.hash, **facts}
+    if not isinstance(config.run.model, EncoderSettings):
+        facts["existing_hash"] = identity(Path(config.run.model.huggingface))
     return PretrainingRun(config, ranks, objective, engine, loader, sets, facts, corpus.tokenizer.hash, corpus)
 
 
@@ -101,6 +106,9 @@ def new_main_model(config: Config, corpus: Corpus, ranks: Ranks) -> Discriminato
         return Discriminator.new(run.model, run.seed)
     length = run.corpus.sequence_length
     model, notes = open_main_model(run.model, tokenizer.vocabulary_size, tokenizer.pad_id, length, run.seed)
+    place = Path(run.model.huggingface)
+    if place.is_dir() and (note := check_same_tokenizer(place, corpus)):
+        notes.append(note)
     if ranks.rank == 0:
         print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
     return model

@@ -19,6 +19,14 @@ CONFIG = "config.json"
 _REMEDY = "restore it, or copy the model folder to another place and name its tokenizer"
 
 
+class ExistingModel(Settings):
+    """What is read of the section `model`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    huggingface: LocalPath | None = None  # None for a model of our own
+
+
 class RunRecord(Settings):
     """What is read of the section `fast_electra`, of pre-training or of fine-tuning. It has other keys too."""
 
@@ -29,6 +37,7 @@ class RunRecord(Settings):
     seed: int = 0
     objective: str = "fine-tuning"
     recipe: str | None = None
+    model: ExistingModel = ExistingModel()
     task: str | None = None
     corpus: CorpusSettings | None = None
     sequence_length: int | None = None  # in fine-tuning
@@ -47,6 +56,7 @@ class RunFacts(Settings):
 
     fast_electra: RunRecord
     corpus_hash: str | None = None  # of the shards that the run began with; None in fine-tuning
+    existing_hash: str | None = None  # of the model of Hugging Face that the run began with
     auxiliary_hash: str | None = None  # None if no auxiliary model drew the replacements
     heldout_mlm_accuracy: float | None = None  # of the auxiliary
     model_hash: Any = None  # of our model that was fine-tuned, or of the files of another

@@ -102,7 +102,7 @@ def calibrate(
             "objective rtd that draws from an auxiliary model by temperature, such as ds_configs/tiny.json"
         )
     corpus = open_run_corpus(run)
-    opened = open_auxiliary(run, corpus.tokenizer)
+    opened = open_auxiliary(run, corpus)
     response, sample = measure(run, corpus, opened.model, sequences)
     target_2P = fit.target(reference, response, match)
     initial, rate = (float(f"{value:.3g}") for value in fit.fit(response, reference.u_P, target_2P))

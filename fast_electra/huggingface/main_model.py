@@ -180,7 +180,7 @@ def _probe(place: Path, encoder: HuggingFaceEncoder) -> list[str]:
         UserError: the model cannot run, two equal calls differ, a sequence alone is not the same as in a batch, or no
             state depends on a later token.
     """
-    long, short = probe_tokens(encoder.vocabulary_size)
+    long, short = probe_tokens(encoder.vocabulary_size, encoder.pad_id)
     both, tokens_T = Layout.of(torch.tensor([len(long), len(short)])), torch.cat([long, short])
     other_T = tokens_T.clone()
     other_T[len(long) - 1] = (long[-1] + 1) % encoder.vocabulary_size
@@ -210,7 +210,7 @@ def _probe(place: Path, encoder: HuggingFaceEncoder) -> list[str]:
 def _probe_length(place: Path, encoder: HuggingFaceEncoder, length: int) -> None:
     """Run a sequence of L tokens on the CPU: on a GPU a missing position would kill the process."""
     try:
-        encoder(*probe_tokens(encoder.vocabulary_size, length), Layout.of(torch.tensor([length])))
+        encoder(*probe_tokens(encoder.vocabulary_size, encoder.pad_id, length), Layout.of(torch.tensor([length])))
     except (IndexError, RuntimeError):
         raise too_long(place, encoder.model, length, KEY) from None
 

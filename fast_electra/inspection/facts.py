@@ -18,6 +18,7 @@ from fast_electra.batch import ceil_div
 from fast_electra.corpus.shards import MANIFEST, TOKENIZER, Manifest
 from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.files import check_files, read_json, read_settings, seal
+from fast_electra.huggingface.folder import holds_model, identity
 from fast_electra.inspection.tokenizer import tokenizer_facts
 from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
 from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, model_in, run_above
@@ -206,8 +207,11 @@ class Inspection:
             facts["corpus"] = self.link("corpus", hashes.corpus_hash, run.found(record.corpus.shards))
         if (place := run.tokenizer) is not None:
             facts["tokenizer"] = self.link("tokenizer", None, place)
-        if record.auxiliary is not None and record.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", hashes.auxiliary_hash, run.found(record.auxiliary.run))
+        auxiliary = record.auxiliary and (record.auxiliary.run or record.auxiliary.huggingface)
+        if auxiliary:
+            facts["auxiliary"] = self.link("auxiliary", hashes.auxiliary_hash, run.found(auxiliary))
+        if record.model.huggingface is not None:
+            facts["begun from"] = self.link("model", hashes.existing_hash, run.found(record.model.huggingface))
         if record.pretrained is not None:
             before, of = run.found(record.pretrained), hashes.model_hash
             facts["pretrained"] = self.link("model", of, before) if isinstance(of, str) else str(before)
@@ -260,6 +264,8 @@ def _corpus_hash(folder: Path) -> str:
 
 
 def _model_hash(folder: Path) -> str:
+    if folder.is_file() or holds_model(folder):  # of Hugging Face
+        return identity(folder)
     return str(_described(model_in(folder))["hash"])
 
 
