@@ -234,7 +234,7 @@ class Inspection:
             "encoder": {name: value for name, value in run.model if name in (*_SIZES, "huggingface")},
             "run": f"{folder} ({'begun' if (folder / CONFIG).exists() else 'not begun'})",
         }
-        record = RunRecord(**{key: getattr(run, key) for key in RunRecord.model_fields if hasattr(run, key)})
+        record = RunRecord.model_validate(run.model_dump())
         return facts | self.made_from(RunFolder(folder, record, RunFacts(fast_electra=record)))
 
 
