@@ -183,6 +183,23 @@ def _scores(runs: list[Path], as_json: bool) -> None:
     print(scoreboard.to_json(found) if as_json else scoreboard.to_text(found))
 
 
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("main", type=path_argument, metavar="MAIN", help="directory of the encoder to train")
+    add("auxiliary", type=path_argument, metavar="AUXILIARY", help="directory of the masked language model that draws")
+    add("--length", type=int, default=512, metavar="N", help="of the longest sequence (default: %(default)s)")
+
+
+def _pair(main: Path, auxiliary: Path, length: int) -> int:
+    from fast_electra.pair import pair
+
+    if length < 8:
+        raise UserError(f"--length must be at least 8, not {length}")
+    lines, fit = pair(main, auxiliary, length)
+    print("\n".join(lines))
+    return 0 if fit else 1
+
+
 def _doctor() -> int:
     from fast_electra.hosts import doctor
 
@@ -199,6 +216,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "calibrate": ("propose the curriculum of an auxiliary model", _add_calibrate, _calibrate),
     "detect": ("mark the tokens of a text that look replaced", _add_detect, _detect),
     "inspect": ("say what a file or folder is, what it was made from, and whether it is whole", _add_inspect, _inspect),
+    "pair": ("whether two models of Hugging Face fit as main and auxiliary model", _add_pair, _pair),
     "export": ("write a trained model for Hugging Face's transformers", _add_export, _export),
     "doctor": ("see whether this machine is ready, and what it lacks", lambda parser: None, _doctor),
 }

@@ -40,23 +40,26 @@ def sample_of(corpus: Corpus) -> list[str]:
     return [corpus.tokenizer.decode(part[1:-1].tolist()) for part in tokens.split(ends.tolist())]
 
 
-def difference(ours: Tokenizer, its: Tokenizer, texts: list[str]) -> str | None:
+def difference(
+    ours: Tokenizer, its: Tokenizer, texts: list[str], names: tuple[str, str] = ("the corpus's", "the model's")
+) -> str | None:
     """Return the first difference of two tokenizers in words; None if texts are encoded alike by both."""
+    one_name, other_name = names
     for name in _SPECIAL:
         if (one := getattr(ours, name)) != (other := getattr(its, name)):
-            return f"{name} is {one} in the corpus's and {other} in the model's"
+            return f"{name} is {one} in {one_name} and {other} in {other_name}"
     size = min(ours.vocabulary_size, its.vocabulary_size)
     for token in range(size):
         if (piece := ours.piece(token)) != (its_piece := its.piece(token)):
-            return f"token {token} is {piece!r} in the corpus's and {its_piece!r} in the model's"
+            return f"token {token} is {piece!r} in {one_name} and {its_piece!r} in {other_name}"
     if ours.vocabulary_size > size:
-        return f"the corpus's has {ours.vocabulary_size:,} tokens and the model's {size:,}"
+        return f"{one_name} has {ours.vocabulary_size:,} tokens and {other_name} {size:,}"
     for text in texts:
         ids, its_ids = ours.encode(text), its.encode(text)
         for place, (one, other) in enumerate(zip(ids, its_ids, strict=False)):
             if one != other:
                 near = ours.decode(ids[max(0, place - 2) : place + 3])
-                return f"in {near!r} the corpus's finds {ours.piece(one)!r} and the model's {its.piece(other)!r}"
+                return f"in {near!r} {one_name} finds {ours.piece(one)!r} and {other_name} {its.piece(other)!r}"
         if len(ids) != len(its_ids):
             return f"{ours.decode(ids[-3:])!r} has other tokens"
     return None
