@@ -116,7 +116,7 @@ class FrozenTokenizer:
         return ids
 
     def _check_ids(self, ids: dict[str, int]) -> None:
-        """Refuse a vocabulary that is empty or full of holes, and a mask token that means something else too."""
+        """Refuse a vocabulary that is empty, full of holes, or lacks a special token."""
         if not set(ids.values()) - set(self._pieces.added):
             raise ValueError("its vocabulary is empty")
         if wrong := gap(ids.values()):
