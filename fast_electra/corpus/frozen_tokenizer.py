@@ -7,7 +7,7 @@ may build two pipelines from one directory. So the pipeline that made the tokens
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,14 @@ from fast_electra.corpus.pieces import SPACE, printed
 from fast_electra.files import read_settings, write_sealed
 from fast_electra.settings import Settings, UserError
 
-FROZEN, CONFIG = "frozen_tokenizer.json", "tokenizer_config.json"  # the second marks a Hugging Face directory
+FROZEN = "frozen_tokenizer.json"
 _REMEDY = "restore it, or build the shards again from the Hugging Face directory"
 _UNUSED = re.compile(r"[\[<]unused[_-]?\d+[\]>]|madeupword\d+|.*NOTUSED", re.IGNORECASE)  # names of spare entries
-_EVERYTHING = "a\u00e9\u0e01\u4e2d\U0001f642\ue000\U0010ffff \t\n<0x0A>"  # no vocabulary has all of it
+# No vocabulary has all of it, and its ids tell versions of the `tokenizers` library apart.
+_PROBE = (
+    "I\u2019m 1,024 na\u00efve cafe\u0301s,  don't\t\n\nx\u00b2 \ufb01 "
+    "\u0e01 \u4e2d\u6587 \U0001f642 \u2581 \ue000\U0010ffff <0x0A>"
+)
 
 
 class Frozen(Settings):
@@ -30,6 +34,7 @@ class Frozen(Settings):
     pad_id: int
     unk_id: int | None
     mask_id: int
+    probe: list[int] | None = None  # the ids of a text that has a bit of everything
     source: str  # the directory
     versions: dict[str, str]  # of the packages that built the pipeline
 
@@ -41,42 +46,37 @@ class FrozenTokenizer:
         """Open a pipeline; `where` and `remedy` begin and end the message if it cannot be used.
 
         Raises:
-            UserError: it cannot be used, or the package `tokenizers` is missing.
+            UserError: it cannot be used, or gives other ids than it gave when it was written.
         """
         try:
-            from tokenizers import Tokenizer
+            import tokenizers
         except ImportError:
             raise UserError(f"{where} needs the package tokenizers: pip install 'fast_electra[hf]'") from None
-        self.frozen, self.pad_id, self.unk_id, self.mask_id = frozen, frozen.pad_id, frozen.unk_id, frozen.mask_id
-        self.hash = _sha256([frozen.pipeline, self.pad_id, self.unk_id, self.mask_id])
+        here = f"tokenizers {tokenizers.__version__}"
+        if (made_by := f"tokenizers {frozen.versions.get('tokenizers')}") != here:
+            remedy = f"install {made_by}, by which it was written (here is {here}), or {remedy}"
+        self.pad_id, self.unk_id, self.mask_id = frozen.pad_id, frozen.unk_id, frozen.mask_id
         try:
-            self._fast = Tokenizer.from_str(frozen.pipeline)
+            self._fast = tokenizers.Tokenizer.from_str(frozen.pipeline)
             self._fast.encode_special_tokens = True  # no text can forge a special token; the pipeline does not say so
-            pipeline = json.loads(frozen.pipeline)
-            self._pieces = _Pieces(pipeline)
+            self._pieces = _Pieces(json.loads(frozen.pipeline))
             ids = self._fast.get_vocab(with_added_tokens=True)
             self._check_ids(ids)
             self.cls_id, self.sep_id = self._frame(ids)
-            self._spelt: dict[int, list[int]] = {}
-            self.encode(_EVERYTHING)
-        except _Unfit as error:
-            raise UserError(f"{where} cannot be used: {error}; {remedy}") from None
-        except Exception as error:  # of the library, which has no classes for them
-            versions = ", ".join(f"{name} {version}" for name, version in frozen.versions.items())
-            reason = f"{first_line(error)}; it was built by {versions}"
-            raise UserError(
-                f"{where} holds no pipeline that the package tokenizers reads ({reason}); {remedy}"
-            ) from None
+            probe = self._ids(_PROBE)
+        except Exception as error:  # the library has no classes for what a damaged pipeline makes of it
+            raise UserError(f"{where} cannot be used: {one_line(error)}; {remedy}") from None
+        if frozen.probe not in (None, probe):
+            raise UserError(f"{where} gives other ids than it gave when it was written: {remedy}")
+        self.frozen = frozen.model_copy(update={"probe": probe})
+        self.hash = _sha256([frozen.pipeline, self.pad_id, self.unk_id, self.mask_id])
         self.vocabulary_size = max(ids.values()) + 1
         added = self._pieces.added
-        named = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
-        special = {token for token in named if token is not None} | {
-            token for token, is_special in added.items() if is_special
-        }
-        self.special_ids = tuple(sorted(special))
+        special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id} | {token for token in added if added[token]}
+        self.special_ids = tuple(sorted(special | ({self.unk_id} if self.unk_id is not None else set())))
         unused = {token for text, token in ids.items() if _UNUSED.fullmatch(text)}
-        holes = set(range(self.vocabulary_size)) - set(ids.values())
-        self.never_drawn = tuple(sorted(special | set(added) | unused | holes))
+        holes = set(range(self.vocabulary_size)).difference(ids.values())
+        self.never_drawn = tuple(sorted(unused.union(self.special_ids, added, holes)))
         self._spelt = {token: list(self._by_characters(token)) for token in special - {self.unk_id}}
 
     @classmethod
@@ -96,7 +96,7 @@ class FrozenTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; see `Tokenizer.encode`."""
-        ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ids = self._ids(text)
         if self._spelt.keys().isdisjoint(ids):
             return ids
         # Some models, such as Unigram, find the name of a special token in the text as if it were a word.
@@ -111,15 +111,19 @@ class FrozenTokenizer:
         text = self._fast.id_to_token(int(token))
         return f"[no token {int(token)}]" if text is None else self._pieces(int(token), text)
 
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
     def _check_ids(self, ids: dict[str, int]) -> None:
-        """Refuse a vocabulary that is empty or full of holes, and a mask token that means something else too."""
+        """Refuse a vocabulary that is empty, full of holes, or lacks a special token."""
         if not set(ids.values()) - set(self._pieces.added):
-            raise _Unfit("its vocabulary is empty")
-        if (top := max(ids.values())) >= 2 * len(ids):
-            raise _Unfit(f"its ids reach {top:,}, and it has only {len(ids):,} tokens")
+            raise ValueError("its vocabulary is empty")
+        if wrong := gap(ids.values()):
+            raise ValueError(wrong)
         for name, token in (("padding", self.pad_id), ("unknown", self.unk_id), ("mask", self.mask_id)):
             if token is not None and self._fast.id_to_token(token) is None:
-                raise _Unfit(f"the id {token} of its {name} token is not in its vocabulary")
+                raise ValueError(f"the id {token} of its {name} token is not in its vocabulary")
 
     def _frame(self, ids: dict[str, int]) -> tuple[int, int]:
         """Return the id before and the id behind each text."""
@@ -128,16 +132,16 @@ class FrozenTokenizer:
             if bare:
                 break
         else:
-            raise _Unfit("it gives no token for any word")
+            raise ValueError("it gives no token for any word")
         if len(framed) != len(bare) + 2 or framed[1:-1] != bare:
             before = next((n for n in range(len(framed)) if framed[n : n + len(bare)] == bare), 0)
             numbers = f"{before} and {len(framed) - len(bare) - before}"
-            raise _Unfit(
+            raise ValueError(
                 f"it must put one token before a text and one behind it, such as [CLS] and [SEP], not {numbers}"
             )
         frame = (framed[0], framed[-1])
         if self.mask_id in (*frame, self.pad_id, self.unk_id):
-            raise _Unfit(f"its mask token {self._fast.id_to_token(self.mask_id)} has other uses too")
+            raise ValueError(f"its mask token {self._fast.id_to_token(self.mask_id)} has other uses too")
         return frame
 
     def _by_characters(self, token: int) -> Iterator[int]:
@@ -146,10 +150,6 @@ class FrozenTokenizer:
             found = self._fast.token_to_id(character)
             if (found := self.unk_id if found is None else found) is not None:
                 yield found
-
-
-class _Unfit(Exception):
-    """Why a pipeline cannot be used."""
 
 
 class _Pieces:
@@ -179,55 +179,15 @@ class _Pieces:
         return printed(text.replace(SPACE, " ").encode())
 
 
-def freeze(folder: str | Path) -> FrozenTokenizer:
-    """Freeze the pipeline that the installed transformers builds from a Hugging Face directory.
-
-    Raises:
-        UserError: the directory is damaged, needs code of its own, or holds no fast tokenizer that is of use here.
-    """
-    remedy = "name the directory of another tokenizer"
-    try:
-        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-        own_code = config.get("auto_map")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{Path(folder) / CONFIG} cannot be read ({first_line(error)}): restore it") from None
-    if own_code:
-        raise UserError(f"{folder}: its tokenizer needs code of its own (auto_map), which is never run; {remedy}")
-    try:
-        import tokenizers
-        import transformers
-    except ImportError:
-        raise UserError(f"{folder} needs the package transformers: pip install 'fast_electra[hf]'") from None
-    versions = {"transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
-    transformers.logging.set_verbosity_error()
-    try:
-        loaded: Any = transformers.AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # whatever a damaged file makes of transformers' code
-        where = f"transformers {transformers.__version__} cannot load the tokenizer in {folder}"
-        raise UserError(f"{where} ({type(error).__name__}: {first_line(error)}): restore its files") from None
-    if not getattr(loaded, "is_fast", False):
-        raise UserError(f"{folder} holds a slow tokenizer ({type(loaded).__name__}); only fast ones are read; {remedy}")
-    for name in ("mask", "pad"):
-        if getattr(loaded, f"{name}_token_id") is None:
-            raise UserError(f"{folder}: its tokenizer has no {name} token ({name}_token in {CONFIG}); {remedy}")
-    pipeline = json.loads(loaded.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    frozen = Frozen(
-        format=1,
-        pipeline=json.dumps(pipeline, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
-        pad_id=loaded.pad_token_id,
-        unk_id=loaded.unk_token_id,
-        mask_id=loaded.mask_token_id,
-        source=str(folder),
-        versions=versions,
-    )
-    return FrozenTokenizer(frozen, f"the tokenizer in {folder}", remedy)
+def gap(ids: Collection[int]) -> str:
+    """Return what is wrong if most ids up to the last one are those of no token, and "" if not."""
+    most = max(ids, default=0)
+    return f"its ids reach {most:,}, and it has only {len(ids):,} tokens" if most > 2 * len(ids) else ""
 
 
-def first_line(error: BaseException) -> str:
-    """Return the beginning of the first line of an error's message."""
-    return next(filter(None, str(error).splitlines()), type(error).__name__)[:200]
+def one_line(error: BaseException) -> str:
+    """Return the beginning of an error's message, without line ends."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _sha256(value: Any) -> str:

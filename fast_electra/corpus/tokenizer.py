@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fast_electra.corpus.frozen_tokenizer import CONFIG, FROZEN, FrozenTokenizer, freeze
-from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from fast_electra.corpus.freeze import CONFIG, freeze
+from fast_electra.corpus.frozen_tokenizer import FROZEN, FrozenTokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import MODEL, SentencePieceTokenizer
+from fast_electra.settings import UserError
 
 
 class Tokenizer(Protocol):
@@ -57,7 +59,13 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         UserError: there is none, or it is damaged, not safe, or not of use here.
     """
-    for place in (Path(folder), Path(folder) / "tokenizer"):
+    folder = Path(folder)
+    for place in (folder, folder / "tokenizer"):
         if (place / FROZEN).is_file():
             return FrozenTokenizer.load(place)
-    return freeze(folder) if (Path(folder) / CONFIG).is_file() else SentencePieceTokenizer.load(folder)
+    if (folder / CONFIG).is_file():
+        return freeze(folder)
+    if not (folder / MODEL).is_file():
+        remedy = "train one with `fast-electra tokenizer`, or name a Hugging Face directory"
+        raise UserError(f"no tokenizer in {folder}: neither {MODEL} nor {CONFIG} is there; {remedy}")
+    return SentencePieceTokenizer.load(folder)
