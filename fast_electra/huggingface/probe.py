@@ -11,12 +11,13 @@ from fast_electra.settings import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PROBED = (24, 9)  # lengths of the sequences of a probe
 KEY = "fast_electra.corpus.sequence_length"  # of a pre-training's config
 
 
-def probe_tokens(size: int, *lengths: int) -> tuple[Tensor, ...]:
-    """Return sequences of token ids below `size`, few of them special: by default a longer and a shorter one."""
-    return tuple(torch.arange(7, 7 + 13 * length, 13) % size for length in lengths or (24, 9))
+def probe_tokens(size: int, *lengths: int) -> list[Tensor]:
+    """Return a sequence of each length: token ids below `size`, few of them special."""
+    return [torch.arange(7, 7 + 13 * length, 13) % size for length in lengths or PROBED]
 
 
 def differ(found: Tensor, wanted: Tensor) -> bool:
