@@ -23,7 +23,7 @@ from fast_electra import randomness
 from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.cost.measure import tensor_memory
 from fast_electra.model.files import load_model
 from fast_electra.replacement import auxiliary
@@ -189,7 +189,7 @@ def quickstart_share() -> dict[str, Any] | None:
     torch.set_num_threads(1)  # like each process of the quickstart
     size = sizes("tiny", QUICKSTART / "tokenizer")
     trained, _ = load_model(QUICKSTART / "auxiliary" / "model", "mlm", "run `make quickstart` again")
-    sequences = Sequences(Shards.open(QUICKSTART / "shards"), Tokenizer.load(QUICKSTART / "tokenizer"), size.length)
+    sequences = Sequences(Shards.open(QUICKSTART / "shards"), open_tokenizer(QUICKSTART / "tokenizer"), size.length)
     loader = Loader(sequences, Share(BATCHES["tiny"][0], accumulation=1), SEED, MASK_FRACTION)
     rtd, step = ours.plain(size, torch.float32)
     rtd.distribution.model.load_state_dict(trained.state_dict())

@@ -27,7 +27,7 @@ from contenders.common import BATCHES, DEVICE, MASK_FRACTION, SEED, Sizes, Step,
 from fast_electra.corpus.loader import Loader, Share
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.text.train_tokenizer import train_tokenizer
@@ -120,7 +120,7 @@ def open_loader(arguments: argparse.Namespace, size: Sizes, folder: Path) -> Loa
         tokenizer, shards = folder / "tokenizer", folder / "shards"
         train_tokenizer(["sample"], tokenizer, vocabulary=size.discriminator.vocabulary_size)
         build_shards(["sample"], tokenizer, shards)
-    sequences = Sequences(Shards.open(shards), Tokenizer.load(tokenizer), size.length)
+    sequences = Sequences(Shards.open(shards), open_tokenizer(tokenizer), size.length)
     return Loader(sequences, Share(size.batch, accumulation=1), SEED, MASK_FRACTION)
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Tag, ValidationError, model_validator
 
 from fast_electra import config_file, deepspeed_config, deepspeed_schema, recipes
 from fast_electra.corpus.corpus import CorpusSettings
 from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.deepspeed_config import Machine
+from fast_electra.huggingface.settings import HuggingFaceSettings
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.objectives.joint import JointSettings
 from fast_electra.replacement.settings import AuxiliarySettings, ReplacementSettings
@@ -30,12 +31,20 @@ from fast_electra.settings import UserError, one_line, one_of, settings_in
 ONE_CPU = Machine()
 
 
+def _is_existing(model: Any) -> bool:
+    """Return whether the section `model` names an existing one."""
+    return isinstance(model, HuggingFaceSettings) or (isinstance(model, dict) and "huggingface" in model)
+
+
 class RunConfig(RunSettings):
     """The section `fast_electra` of a config, with the recipe's values filled in."""
 
     objective: Annotated[str, one_of(recipes.OBJECTIVES)]
     recipe: Annotated[str, one_of(recipes.NAMES)]
-    model: EncoderSettings
+    model: Annotated[
+        Annotated[EncoderSettings, Tag("of our own")] | Annotated[HuggingFaceSettings, Tag("existing")],
+        Discriminator(lambda given: "existing" if _is_existing(given) else "of our own"),
+    ]
     corpus: CorpusSettings
     corruption: CorruptionSettings = CorruptionSettings()
     auxiliary: AuxiliarySettings | None = None
@@ -43,17 +52,33 @@ class RunConfig(RunSettings):
     curriculum: CurriculumSettings = CurriculumSettings()
     joint: JointSettings | None = None
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Entries of the vocabulary that the config gives; None for an existing model, which has its own."""
+        return self.model.vocabulary_size if isinstance(self.model, EncoderSettings) else None
+
     @model_validator(mode="after")
     def _writes_into_a_folder_of_its_own(self) -> "RunConfig":
-        auxiliary = self.auxiliary.run if self.auxiliary else None
-        read = {"corpus.shards": self.corpus.shards, "corpus.tokenizer": self.corpus.tokenizer}
-        for key, folder in (read | {"auxiliary.run": auxiliary, "replacement.store": self.replacement.store}).items():
+        auxiliary, existing = (self.auxiliary.run, self.auxiliary.huggingface) if self.auxiliary else (None, None)
+        read = {
+            "corpus.shards": self.corpus.shards,
+            "corpus.tokenizer": self.corpus.tokenizer,
+            "auxiliary.run": auxiliary,
+            "auxiliary.huggingface": existing,
+            "replacement.store": self.replacement.store,
+        }
+        for key, folder in read.items():
             if folder is not None and os.path.realpath(folder) == os.path.realpath(self.run):
                 raise ValueError(f"run and {key} are both {folder}: name another folder for the run to write into")
         return self
 
     @model_validator(mode="after")
     def _fits_objective(self) -> "RunConfig":
+        if self.objective != "rtd" and isinstance(self.model, HuggingFaceSettings):
+            raise ValueError(
+                f"model.huggingface is what objective rtd trains, and objective {self.objective} trains a model of our "
+                "own: give its sizes instead"
+            )
         if self.objective == "joint" and self.joint is None:
             raise ValueError("objective joint needs the section joint: leave it out to use the recipe's")
         if self.objective != "rtd":
@@ -69,10 +94,15 @@ class RunConfig(RunSettings):
                 f"replacement.augmentation {replacement.augmentation} acts on an auxiliary model, and "
                 f"replacement.distribution {replacement.distribution} has none: leave one of the two out"
             )
-        if replacement.from_auxiliary and (self.auxiliary is None or self.auxiliary.run is None):
+        if replacement.from_auxiliary and (self.auxiliary is None or not self.auxiliary.named):
             raise ValueError(
-                "objective rtd needs auxiliary.run, the run folder of an auxiliary model, or a "
-                "replacement.distribution that needs no auxiliary"
+                "objective rtd needs auxiliary.run, the run folder of an auxiliary model, or auxiliary.huggingface, "
+                "the directory of one, or a replacement.distribution that needs no auxiliary"
+            )
+        if replacement.needs_our_encoder and self.auxiliary is not None and self.auxiliary.huggingface is not None:
+            raise ValueError(
+                f"replacement.augmentation {replacement.augmentation} drops inside the auxiliary by the keys of the "
+                "sequences, which only our own encoder can: use another, or auxiliary.run"
             )
         parameter, floor, highest, _ = replacement.range
         if not floor <= initial <= highest:
@@ -151,8 +181,8 @@ def _keys(model: type[BaseModel], prefix: str = "") -> set[str]:
     """Return the dotted path of every key, and of every section, in a settings class."""
     found = set()
     for name, field in model.model_fields.items():
-        key, section = f"{prefix}{field.alias or name}", settings_in(field.annotation)
-        found |= {key} | (_keys(section, f"{key}.") if section else set())
+        key = f"{prefix}{field.alias or name}"
+        found |= {key}.union(*(_keys(section, f"{key}.") for section in settings_in(field.annotation)))
     return found
 
 
@@ -189,7 +219,10 @@ def _run_config(section: dict[str, Any], where: str) -> RunConfig:
         if section.get(key) not in allowed:
             given = json.dumps(section.get(key))
             raise UserError(f"{where}: {SECTION}.{key} must be one of {', '.join(allowed)}, not {given}")
-    merged = _merge(recipes.recipe(section["recipe"], section["objective"]), section)
+    preset = recipes.recipe(section["recipe"], section["objective"])
+    if _is_existing(section.get("model")):  # whose sizes are its own
+        preset["model"] = {}
+    merged = _merge(preset, section)
     try:
         return RunConfig.model_validate(_with_initial(merged) if section["objective"] == "rtd" else merged)
     except ValidationError as error:

@@ -5,14 +5,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from fast_electra.auxiliary import load_auxiliary
 from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus, open_corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
 from fast_electra.corpus.loader import Loader, SequenceSource, Share
+from fast_electra.corpus.same_tokenizer import check_same_tokenizer
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
-from fast_electra.model.files import load_model
+from fast_electra.huggingface.folder import identity
+from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.model.huggingface import open_main_model
 from fast_electra.model.joint import JointModel
 from fast_electra.objectives.joint import Joint
 from fast_electra.objectives.mlm import MLM
@@ -22,10 +26,8 @@ from fast_electra.replacement.auxiliary import AUGMENTATIONS
 from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
 from fast_electra.run_settings import ResolvedConfig
-from fast_electra.settings import UserError
 from fast_electra.store.match import open_for_run
-from fast_electra.training.engines import Engine, Ranks, inference_engine, sum_over_ranks, training_engine
-from fast_electra.training.graphs import ReplayedModel
+from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, training_engine
 from fast_electra.training.loop import Run
 
 
@@ -48,6 +50,8 @@ def build(config: Config, ranks: Ranks, corpus: Corpus | None = None) -> Pretrai
     engine = build_engine(config, objective)
     loader = Loader(corpus.train, share_of(config, ranks), config.run.seed, config.run.corruption.mask_fraction)
     facts = {"corpus_hash": corpus.hash, **facts}
+    if not isinstance(config.run.model, EncoderSettings):
+        facts["existing_hash"] = identity(Path(config.run.model.huggingface))
     return PretrainingRun(config, ranks, objective, engine, loader, sets, facts, corpus.tokenizer.hash, corpus)
 
 
@@ -69,7 +73,7 @@ def share_of(config: ResolvedConfig, ranks: Ranks) -> Share:
 
 def open_run_corpus(run: RunConfig, ranks: Ranks | None = None) -> Corpus:
     """Open the corpus of a run. Rank 0 hashes its contents for all; without ranks nobody does."""
-    return open_corpus(run.corpus, run.model.vocabulary_size, verify=ranks is not None and ranks.rank == 0)
+    return open_corpus(run.corpus, run.vocabulary_size, verify=ranks is not None and ranks.rank == 0)
 
 
 def masking(run: RunConfig, tokenizer: Tokenizer) -> Masking:
@@ -81,9 +85,10 @@ def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objec
     """Build the objective with its new model. Also return facts about its replacements, to record with the run."""
     run, chosen = config.run, masking(config.run, corpus.tokenizer)
     if run.objective == "mlm":
+        assert isinstance(run.model, EncoderSettings)
         return MLM(MaskedLanguageModel(run.model, run.seed), chosen), {}
     if run.objective == "joint":
-        assert run.joint is not None
+        assert isinstance(run.model, EncoderSettings) and run.joint is not None
         model = JointModel(run.model, run.joint.auxiliary_layers, run.joint.embedding_sharing, run.seed)
         return Joint(model, run.joint, chosen), {}
     distribution: Distribution
@@ -91,7 +96,22 @@ def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objec
         distribution, facts = open_for_run(config, corpus, ranks)
     else:
         distribution, facts = build_distribution(config, corpus, ranks)
-    return RTD(Discriminator.new(run.model, run.seed), distribution, run.curriculum, chosen), facts
+    return RTD(new_main_model(config, corpus, ranks), distribution, run.curriculum, chosen), facts
+
+
+def new_main_model(config: Config, corpus: Corpus, ranks: Ranks) -> Discriminator:
+    """Return the main model before its training: a new one of our own, or an existing encoder with a head."""
+    run, tokenizer = config.run, corpus.tokenizer
+    if isinstance(run.model, EncoderSettings):
+        return Discriminator.new(run.model, run.seed)
+    length = run.corpus.sequence_length
+    model, notes = open_main_model(run.model, tokenizer.vocabulary_size, tokenizer.pad_id, length, run.seed)
+    place = Path(run.model.huggingface)
+    if place.is_dir() and (note := check_same_tokenizer(place, corpus)):
+        notes.append(note)
+    if ranks.rank == 0:
+        print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
+    return model
 
 
 def build_distribution(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Distribution, dict[str, Any]]:
@@ -102,35 +122,6 @@ def build_distribution(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Di
         counts_V = token_counts(corpus.train.shards, size, ranks.rank, ranks.world).to(ranks.device)
         log_frequency_V = log_frequency(sum_over_ranks(counts_V))
     if replacement.from_auxiliary:
-        model, facts = load_auxiliary(config, corpus.tokenizer, ranks)
+        model, facts = load_auxiliary(config, corpus, masking(config.run, corpus.tokenizer), ranks)
         return AUGMENTATIONS[replacement.augmentation](model, corpus.tokenizer.unk_id, log_frequency_V), facts
     return auxiliary_free(replacement.distribution, size, replacement.alpha, log_frequency_V, ranks.device), {}
-
-
-def load_auxiliary(config: Config, tokenizer: Tokenizer, ranks: Ranks) -> tuple[ReplayedModel, dict[str, Any]]:
-    """Load the frozen auxiliary model into its inference engine, and return it with facts about it."""
-    model, description = open_auxiliary(config.run, tokenizer)
-    assert config.run.auxiliary is not None
-    facts = {"auxiliary_hash": description["hash"], "auxiliary_dtype": config.auxiliary_dtype}
-    if "heldout_mlm_accuracy" in description["evaluation"]:
-        facts["heldout_mlm_accuracy"] = description["evaluation"]["heldout_mlm_accuracy"]
-    return inference_engine(model.to(ranks.device), config.auxiliary_dtype, config.run.auxiliary.cuda_graph), facts
-
-
-def open_auxiliary(run: RunConfig, tokenizer: Tokenizer) -> tuple[MaskedLanguageModel, dict[str, Any]]:
-    """Open the auxiliary model in fp32 on the CPU, and return it with its description.
-
-    Raises:
-        UserError: there is none, it is damaged, or its tokenizer is another.
-    """
-    assert run.auxiliary is not None and run.auxiliary.run is not None
-    command = f"deepspeed launch/pretrain.py --deepspeed_config ds_configs/{run.recipe}_auxiliary.json"
-    remedy = f"train the auxiliary first ({command}) and name its run folder in fast_electra.auxiliary.run"
-    folder = Path(run.auxiliary.run) / "model"
-    model, description = load_model(folder, "mlm", remedy)
-    if description["tokenizer"] != tokenizer.hash:
-        raise UserError(
-            f"the auxiliary in {folder} was trained with another tokenizer (sha256 {description['tokenizer'][:12]}) "
-            f"than {run.corpus.tokenizer} ({tokenizer.hash[:12]}); use the corpus that it was trained on, or {remedy}"
-        )
-    return model, description

@@ -1,10 +1,12 @@
-"""The paper's Tables 2 and 3 as named presets, and two smaller ones: values of `fast_electra` that a config may omit.
+"""The paper's Tables 2 and 3 as named presets, and some others: values of `fast_electra` that a config may omit.
 
 `base` and `large` are the paper's. `small` has ELECTRA-small's size (Clark et al., 2020). `tiny` is for trying things
-on two CPU cores; docs/tiny.md says where it departs from the paper. What DeepSpeed's keys set (batch, optimizer,
+on two CPU cores; docs/tiny.md says where it departs from the paper. `continue` has no model of its own: it goes on
+training an existing encoder, which `model.huggingface` names. What DeepSpeed's keys set (batch, optimizer,
 learning rate, warm-up, clipping, precision, ZeRO) is in ds_configs/.
 """
 
+import copy
 from typing import Any
 
 _BASE = {
@@ -53,12 +55,21 @@ _SIZES: dict[str, tuple[dict[str, Any], int, int, int, int, float]] = {
     "large": (_LARGE, 24, 6, 512, 125_000, 50.0),
 }
 
-NAMES = tuple(_SIZES)
+_CONTINUE = {
+    "updates": 20_000,
+    "model": {"huggingface": None},
+    "corpus": {"sequence_length": 512},
+    "curriculum": {"schedule": "exponential"},
+}
+
+NAMES = (*_SIZES, "continue")
 OBJECTIVES = ("rtd", "mlm", "joint")
 
 
 def recipe(name: str, objective: str) -> dict[str, Any]:
     """Return the preset of a name. Its `model` is the auxiliary for objective mlm, and else the main model."""
+    if name == "continue":
+        return copy.deepcopy(_CONTINUE)
     encoder, main, auxiliary, length, updates, loss_weight = _SIZES[name]
     preset: dict[str, Any] = {
         "updates": updates,

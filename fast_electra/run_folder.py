@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import ConfigDict
 
 from fast_electra.corpus.corpus import CorpusSettings
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.corruption import CorruptionSettings
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.files import read_settings
@@ -17,6 +17,14 @@ from fast_electra.settings import LocalPath, Settings, UserError
 
 CONFIG = "config.json"
 _REMEDY = "restore it, or copy the model folder to another place and name its tokenizer"
+
+
+class ExistingModel(Settings):
+    """What is read of the section `model`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    huggingface: LocalPath | None = None  # None for a model of our own
 
 
 class RunRecord(Settings):
@@ -29,6 +37,7 @@ class RunRecord(Settings):
     seed: int = 0
     objective: str = "fine-tuning"
     recipe: str | None = None
+    model: ExistingModel = ExistingModel()
     task: str | None = None
     corpus: CorpusSettings | None = None
     sequence_length: int | None = None  # in fine-tuning
@@ -47,6 +56,7 @@ class RunFacts(Settings):
 
     fast_electra: RunRecord
     corpus_hash: str | None = None  # of the shards that the run began with; None in fine-tuning
+    existing_hash: str | None = None  # of the model of Hugging Face that the run began with
     auxiliary_hash: str | None = None  # None if no auxiliary model drew the replacements
     heldout_mlm_accuracy: float | None = None  # of the auxiliary
     model_hash: Any = None  # of our model that was fine-tuned, or of the files of another
@@ -122,7 +132,7 @@ def open_trained(
         raise UserError(f"{folder} is not in a run folder, whose config.json would name its tokenizer: {name_it}")
     if not Path(place).is_dir():
         raise UserError(f"there is no folder {place} with the tokenizer of {folder}: {name_it}")
-    loaded = Tokenizer.load(place)
+    loaded = open_tokenizer(place)
     if loaded.hash != description["tokenizer"]:
         hashes = f"sha256 {loaded.hash[:12]}, and the model's has {description['tokenizer'][:12] or 'none'}"
         raise UserError(f"{place} is not the tokenizer of {folder} ({hashes}): {name_it}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -88,10 +88,13 @@ def first_line(error: BaseException) -> str:
     return f"{error}".strip().split("\n")[0] or type(error).__name__
 
 
-def settings_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the settings class inside an annotation such as `Model | None`, or None if there is none."""
-    options = get_args(annotation) or (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+def settings_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the settings classes inside an annotation such as `Model | None`."""
+    if get_origin(annotation) is Annotated:
+        return settings_in(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for option in get_args(annotation) for found in settings_in(option)]
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
@@ -108,7 +111,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
         if part in fields or unknown or isinstance(part, int):  # else pydantic's name for a member of a union
             names.append(str(part))
             field = fields.get(part)
-            fields = fields if field is None else _fields(settings_in(field.annotation))
+            fields = fields if field is None else _fields(*settings_in(field.annotation))
     key = ".".join(names)
     if kind == "extra_forbidden":
         return f"unknown key {key}{nearest(names[-1], fields)}"
@@ -152,6 +155,6 @@ def _short(given: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _fields(model: type[BaseModel] | None) -> dict[Any, FieldInfo]:
-    """Return the fields of a settings class by the names that a config may use for them."""
-    return {} if model is None else {field.alias or name: field for name, field in model.model_fields.items()}
+def _fields(*models: type[BaseModel]) -> dict[Any, FieldInfo]:
+    """Return the fields of settings classes by the names that a config may use for them."""
+    return {field.alias or name: field for model in models for name, field in model.model_fields.items()}

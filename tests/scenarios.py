@@ -12,7 +12,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from fast_electra import config, parts
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.jobs import preprocess, pretrain
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import MaskedLanguageModel
@@ -225,7 +225,7 @@ def golden(corpus: Path, output: Path, ranks: Ranks) -> None:
     if ranks.rank == 0:
         settings = loaded.run.model.model_copy(update={"layers": 1, "initial_std": 0.4})
         weights = MaskedLanguageModel(settings, seed=1).state_dict()
-        tokenizer = Tokenizer.load(corpus / "tokenizer").hash
+        tokenizer = SentencePieceTokenizer.load(corpus / "tokenizer").hash
         save_model(auxiliary / "model", "mlm", settings, weights, tokenizer=tokenizer, evaluation={})
     engines.wait_for_ranks()
     pretrain.train(loaded, ranks)

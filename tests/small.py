@@ -12,9 +12,9 @@ from fast_electra import config
 from fast_electra.batch import TokenBatch
 from fast_electra.config import Config
 from fast_electra.corpus.loader import Loader, Share
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
 from fast_electra.deepspeed_config import Machine
 from fast_electra.model.encoder import EncoderSettings
@@ -42,7 +42,7 @@ def masked_lm(seed: int = 7, **changes: Any) -> MaskedLanguageModel:
 
 def sequences(corpus: Corpus, length: int = 40) -> Sequences:
     """The training sequences of a corpus."""
-    return Sequences(Shards.open(corpus.shards), Tokenizer.load(corpus.tokenizer), length)
+    return Sequences(Shards.open(corpus.shards), SentencePieceTokenizer.load(corpus.tokenizer), length)
 
 
 def batches(sequences: Sequences, n: int = 0, seed: int = 5, **share: int) -> list[TokenBatch]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fast_electra.cli import COMMANDS, main
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.text.build import build_shards
 from fast_electra.text.train_tokenizer import train_tokenizer
 
@@ -37,7 +37,7 @@ def test_from_text_to_shards(
     assert "data/shards/quarantine.jsonl" in printed
     train, heldout = (Shards.open("data/shards", split) for split in ("train", "heldout"))
     assert len(train.lengths) + len(heldout.lengths) == 50
-    assert train.tokenizer_hash == Tokenizer.load("data/tokenizer").hash
+    assert train.tokenizer_hash == SentencePieceTokenizer.load("data/tokenizer").hash
 
 
 @pytest.mark.parametrize(

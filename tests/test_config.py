@@ -100,7 +100,10 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ),
         ({"fast_electra__model": 3}, r"fast_electra.model is a section: write it as \{...\}"),
         ({"fast_electra__seed": {}}, "fast_electra.seed is a value, not a section"),
-        ({"fast_electra__recipe": "huge"}, 'fast_electra.recipe must be one of tiny, small, base, large, not "huge"'),
+        (
+            {"fast_electra__recipe": "huge"},
+            'recipe must be one of tiny, small, base, large, continue, not "huge"',
+        ),
         ({"fast_electra__auxiliary": None}, "objective rtd needs auxiliary.run"),
         ({"fast_electra__replacement": {"augmentation": "temprature"}}, "fast_electra.replacement.augmentation"),
         ({"fast_electra__updates": -1}, "fast_electra.updates"),
@@ -192,7 +195,9 @@ def test_every_key_is_documented() -> None:
         found = []
         for name, field in model.model_fields.items():
             nested = settings_in(field.annotation)
-            found += [f"{prefix}{name}"] if nested is None else names(nested, f"{prefix}{name}.")
+            found += [] if nested else [f"{prefix}{name}"]
+            for section in nested:
+                found += names(section, f"{prefix}{name}.")
         return found
 
     assert [name for name in names(config.RunConfig) if f"`{name}`" not in text] == []

@@ -10,9 +10,9 @@ from scipy import stats
 from fast_electra import randomness
 from fast_electra.batch import CorruptedBatch, MaskedBatch, TokenBatch, masked_counts
 from fast_electra.corpus.loader import Loader, Share, read_batch
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking, corrupt, mask
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import MaskedLanguageModel
@@ -33,7 +33,7 @@ def auxiliary(tiny_corpus: Corpus) -> Auxiliary:
 
 @pytest.fixture(scope="module")
 def sequences(tiny_corpus: Corpus) -> Sequences:
-    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 48)
+    return Sequences(Shards.open(tiny_corpus.shards), SentencePieceTokenizer.load(tiny_corpus.tokenizer), 48)
 
 
 def batches(sequences: Sequences, count: int, seed: int = 5, **split: int) -> list[TokenBatch]:

@@ -19,7 +19,8 @@ from fast_electra import load_discriminator
 from fast_electra.cli import main
 from fast_electra.corpus.corpus import CorpusSettings, open_corpus
 from fast_electra.corpus.loader import read_batch
-from fast_electra.corpus.tokenizer import Tokenizer, spell
+from fast_electra.corpus.pieces import spell
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corruption import Masking
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.detect import detector as module
@@ -49,15 +50,15 @@ def auxiliary(runs: Path, detector: Detector) -> Temperature:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_corpus: Corpus) -> Tokenizer:
-    return Tokenizer.load(tiny_corpus.tokenizer)
+def tokenizer(tiny_corpus: Corpus) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.load(tiny_corpus.tokenizer)
 
 
 @settings(max_examples=300, deadline=None)
 @given(texts)
 @example(NASTY)
 @example("")
-def test_spans_reproduce_the_text(tokenizer: Tokenizer, text: str) -> None:
+def test_spans_reproduce_the_text(tokenizer: SentencePieceTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     spelt, spans = spell([tokenizer.piece(token) for token in ids])
     assert spelt == text and len(spans) == len(ids)
@@ -71,7 +72,9 @@ def test_spans_reproduce_the_text(tokenizer: Tokenizer, text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.integers(5, 999), st.integers(5 + 0x7F, 260)), max_size=30))
-def test_any_drawn_tokens_are_spelt_as_the_tokenizer_decodes_them(tokenizer: Tokenizer, ids: list[int]) -> None:
+def test_any_drawn_tokens_are_spelt_as_the_tokenizer_decodes_them(
+    tokenizer: SentencePieceTokenizer, ids: list[int]
+) -> None:
     spelt, spans = spell([tokenizer.piece(token) for token in ids])
     assert spelt == tokenizer.decode(ids) and len(spans) == len(ids)
     assert [end for _, end in dict.fromkeys(spans)][-1:] == [len(spelt)][: len(ids)]

@@ -13,9 +13,9 @@ from conftest import ROOT, Corpus
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.training.loop import evaluation_batch
@@ -31,7 +31,7 @@ SIZES = EncoderSettings(vocabulary_size=1000, layers=1, hidden_size=32, ffn_size
 
 @pytest.fixture(scope="module")
 def splits(tiny_corpus: Corpus) -> tuple[Sequences, Sequences]:
-    tokenizer = Tokenizer.load(tiny_corpus.tokenizer)
+    tokenizer = SentencePieceTokenizer.load(tiny_corpus.tokenizer)
     train, heldout = (
         Sequences(Shards.open(tiny_corpus.shards, split, verify=False), tokenizer, 32) for split in ("train", "heldout")
     )

@@ -13,8 +13,8 @@ from moved_runs import UPDATE, altered, moved
 from ranks import Scenario
 
 from fast_electra.cli import main
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, file_hash, read_json, write_sealed
 from fast_electra.inspection.look import inspect
 from fast_electra.model.files import describe
@@ -68,7 +68,7 @@ def test_a_run_names_what_it_was_made_from(
     facts = json.loads(printed(capsys, lab / "plain", "--json"))
     for what, folder, expected in (
         ("corpus", "shards", Shards.open(tiny_corpus.shards).hash),
-        ("tokenizer", "tokenizer", Tokenizer.load(tiny_corpus.tokenizer).hash),
+        ("tokenizer", "tokenizer", SentencePieceTokenizer.load(tiny_corpus.tokenizer).hash),
         ("auxiliary", "auxiliary", (describe(lab / "auxiliary/model") or {})["hash"]),
     ):
         assert facts[what] == {"hash": expected, "path": str(lab / folder), "state": "the same"}

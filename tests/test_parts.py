@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import Corpus
 
+from fast_electra.auxiliary import open_auxiliary
 from fast_electra.config import RunConfig
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import save_model
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
-from fast_electra.parts import open_auxiliary, open_run_corpus
+from fast_electra.parts import open_run_corpus
 from fast_electra.settings import UserError
 from fast_electra.text.train_tokenizer import train_tokenizer
 from fast_electra.training.engines import Ranks
@@ -77,25 +77,25 @@ def test_tokenizer_that_did_not_make_the_shards_is_refused(tiny_corpus: Corpus, 
 
 
 def test_auxiliary_is_checked(tiny_corpus: Corpus, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(tiny_corpus.tokenizer)
+    corpus = open_run_corpus(run_config(tiny_corpus))
     with pytest.raises(UserError, match=r"holds no trained model; train the auxiliary first .*tiny_auxiliary.json"):
-        open_auxiliary(run_config(tiny_corpus, str(tmp_path / "none")), tokenizer)
+        open_auxiliary(run_config(tiny_corpus, str(tmp_path / "none")), corpus)
 
     settings = run_config(tiny_corpus).model
     model = MaskedLanguageModel(settings)
     other = auxiliary_run(tmp_path / "other", model, settings, "0" * 64)
     with pytest.raises(UserError, match="trained with another tokenizer"):
-        open_auxiliary(run_config(tiny_corpus, other), tokenizer)
+        open_auxiliary(run_config(tiny_corpus, other), corpus)
 
-    main = auxiliary_run(tmp_path / "main", Discriminator.new(settings), settings, tokenizer.hash)
+    main = auxiliary_run(tmp_path / "main", Discriminator.new(settings), settings, corpus.tokenizer.hash)
     with pytest.raises(UserError, match="holds a model of kind 'rtd', not 'mlm'"):
-        open_auxiliary(run_config(tiny_corpus, main), tokenizer)
+        open_auxiliary(run_config(tiny_corpus, main), corpus)
 
-    damaged = auxiliary_run(tmp_path / "damaged", model, settings, tokenizer.hash)
+    damaged = auxiliary_run(tmp_path / "damaged", model, settings, corpus.tokenizer.hash)
     weights = tmp_path / "damaged" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match="is not what was written"):
-        open_auxiliary(run_config(tiny_corpus, damaged), tokenizer)
+        open_auxiliary(run_config(tiny_corpus, damaged), corpus)
 
 
 def test_auxiliary_with_broken_weights_says_so(tiny_corpus: Corpus, tmp_path: Path) -> None:

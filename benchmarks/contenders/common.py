@@ -17,7 +17,7 @@ from torch.optim import AdamW
 import fast_electra
 from fast_electra import recipes
 from fast_electra.batch import TokenBatch
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.training.machine import cpu_flags, cpu_name
 
@@ -60,7 +60,7 @@ def sizes(name: str, tokenizer: Path | None = None, rounds: int | None = None, l
     """
     batch, updates, default = BATCHES[name]
     main, auxiliary = (recipes.recipe(name, objective) for objective in ("rtd", "mlm"))
-    vocabulary = {"vocabulary_size": Tokenizer.load(tokenizer).vocabulary_size} if tokenizer is not None else {}
+    vocabulary = {"vocabulary_size": open_tokenizer(tokenizer).vocabulary_size} if tokenizer is not None else {}
     return Sizes(
         discriminator=EncoderSettings(**main["model"] | vocabulary),
         auxiliary=EncoderSettings(**auxiliary["model"] | vocabulary),

@@ -12,13 +12,14 @@ import torch
 from matplotlib.figure import Figure
 
 from fast_electra import config
+from fast_electra.auxiliary import AnyAuxiliary, OpenedAuxiliary, open_auxiliary
 from fast_electra.calibration import fit
 from fast_electra.calibration.fit import MEASURES, NODES_K, Reference, Response
 from fast_electra.config import RunConfig
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corruption import mask
-from fast_electra.model.heads import MaskedLanguageModel
-from fast_electra.parts import masking, open_auxiliary, open_run_corpus
+from fast_electra.huggingface.folder import holds_model
+from fast_electra.parts import masking, open_run_corpus
 from fast_electra.plotting import BLUE, FORMATS, GREY, ORANGE, STYLE
 from fast_electra.settings import UserError
 from fast_electra.training.loop import evaluation_batch
@@ -45,7 +46,7 @@ class Calibration:
     """A proposed curriculum, and everything that shows how good it is."""
 
     run: RunConfig
-    auxiliary: dict[str, Any]  # the model's own description
+    auxiliary: OpenedAuxiliary
     sample: Sample
     response: Response
     reference: Reference
@@ -76,7 +77,7 @@ def calibrate(
     match: str,
     sequences: int,
 ) -> Calibration:
-    """Fit T0 and tau for a config's auxiliary, or for the one in the run folder `auxiliary`; see `fit.target`.
+    """Fit T0 and tau for a config's auxiliary, or for the one in the folder `auxiliary`; see `fit.target`.
 
     They are fitted to the reference, on so many sequences of the config's corpus, held-out ones if there are any.
 
@@ -85,7 +86,11 @@ def calibrate(
     """
     if sequences < 1:
         raise UserError(f"--sequences must be at least 1, not {sequences}")
-    more = [f"fast_electra.auxiliary.run={auxiliary}"] if auxiliary is not None else []
+    more = []
+    if auxiliary is not None:
+        existing = holds_model(Path(auxiliary))
+        named, other = ("huggingface", "run") if existing else ("run", "huggingface")
+        more = [f"fast_electra.auxiliary.{named}={auxiliary}", f"fast_electra.auxiliary.{other}=null"]
     run = config.load(path, [*overrides, *more]).run
     replacement = run.replacement
     if run.objective != "rtd" or not replacement.from_auxiliary or replacement.augmentation != "temperature":
@@ -97,15 +102,15 @@ def calibrate(
             "objective rtd that draws from an auxiliary model by temperature, such as ds_configs/tiny.json"
         )
     corpus = open_run_corpus(run)
-    model, description = open_auxiliary(run, corpus.tokenizer)
-    response, sample = measure(run, corpus, model, sequences)
+    opened = open_auxiliary(run, corpus)
+    response, sample = measure(run, corpus, opened.model, sequences)
     target_2P = fit.target(reference, response, match)
     initial, rate = (float(f"{value:.3g}") for value in fit.fit(response, reference.u_P, target_2P))
-    return Calibration(run, description, sample, response, reference, match, target_2P, initial, rate)
+    return Calibration(run, opened, sample, response, reference, match, target_2P, initial, rate)
 
 
 @torch.no_grad()
-def measure(run: RunConfig, corpus: Corpus, model: MaskedLanguageModel, sequences: int) -> tuple[Response, Sample]:
+def measure(run: RunConfig, corpus: Corpus, model: AnyAuxiliary, sequences: int) -> tuple[Response, Sample]:
     """Run the auxiliary in fp32 on an evaluation's sequences; return its response, and what it was measured on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
@@ -171,7 +176,7 @@ def notes(c: Calibration) -> list[str]:
 
 def to_text(c: Calibration) -> str:
     """Return the result for a terminal. The last line holds the arguments for the training command."""
-    encoder, folder = c.auxiliary["encoder"], c.run.auxiliary.run if c.run.auxiliary else ""
+    encoder, folder = c.auxiliary.encoder, c.auxiliary.place
     where = "held-out" if c.sample.source == "heldout" else "training"
     lines = [
         f"auxiliary {folder} ({encoder['layers']} x {encoder['hidden_size']}): at T = 1 {_pair(c.response.at(1.0))}",
@@ -207,7 +212,7 @@ def to_json(c: Calibration) -> dict[str, Any]:
         "residuals_of_paper": c.residuals(*PAPER),
         "notes": notes(c),
         "table": table(c),
-        "auxiliary": {"hash": c.auxiliary["hash"], "encoder": c.auxiliary["encoder"]},
+        "auxiliary": {"hash": c.auxiliary.hash, "encoder": c.auxiliary.encoder},
         "sample": asdict(c.sample),
         "response": {"temperature": NODES_K.tolist()}
         | dict(zip(MEASURES, c.response.measured_2K.tolist(), strict=True)),

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.settings import LocalPath, Settings, UserError
 
 
@@ -28,16 +28,18 @@ class Corpus:
     hash: str
 
 
-def open_corpus(settings: CorpusSettings, vocabulary_size: int, verify: bool) -> Corpus:
+def open_corpus(settings: CorpusSettings, vocabulary_size: int | None, verify: bool) -> Corpus:
     """Open tokenizer and shards, and check that they fit each other and a model whose vocabulary has V entries.
 
-    With `verify`, the contents of the shards are hashed; one rank does so for all.
+    V is None for an existing model, which may have more rows than its tokenizer has entries. With `verify`, the
+    contents of the shards are hashed; one rank does so for all.
 
     Raises:
         UserError: something is missing or damaged, or the parts do not fit each other.
     """
-    tokenizer = Tokenizer.load(settings.tokenizer)
-    if (size := tokenizer.vocabulary_size) != vocabulary_size:
+    tokenizer = open_tokenizer(settings.tokenizer)
+    size = tokenizer.vocabulary_size
+    if vocabulary_size is not None and size != vocabulary_size:
         raise UserError(
             f"{settings.tokenizer} has {size} entries and fast_electra.model.vocabulary_size is {vocabulary_size}: "
             f"train a tokenizer with `--vocabulary {vocabulary_size}`, or use "

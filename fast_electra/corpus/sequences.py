@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fast_electra import randomness
-from fast_electra.corpus.shards import Shards
+from fast_electra.corpus.frozen_tokenizer import FrozenTokenizer
+from fast_electra.corpus.shards import TOKENIZER, Shards
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
 
@@ -38,10 +39,16 @@ class Sequences:
         """
         if tokenizer.hash != shards.tokenizer_hash:
             made_by, given = shards.tokenizer_hash[:12], tokenizer.hash[:12]
-            raise UserError(
+            message = (
                 f"the shards were made with another tokenizer (sha256 {made_by}) than the one given ({given}); name "
                 "the one that made them in fast_electra.corpus.tokenizer, or run `fast-electra corpus` again"
             )
+            if isinstance(tokenizer, FrozenTokenizer):
+                message += (
+                    ". Another version of transformers may build another pipeline from the same directory: the folder "
+                    f"`{TOKENIZER}` in that of the shards holds the one that was used"
+                )
+            raise UserError(message)
         self.shards, self.tokenizer, self.length = shards, tokenizer, length
         lengths = shards.lengths
         kept = lengths >= minimum

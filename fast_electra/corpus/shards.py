@@ -10,6 +10,7 @@ from fast_electra.files import FileRecord, check_files, read_json, read_settings
 from fast_electra.settings import Settings, UserError
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
+TOKENIZER = "tokenizer"  # the folder of a frozen tokenizer, in that of the shards
 SplitName = Literal["train", "heldout"]
 SPLITS: tuple[SplitName, ...] = ("train", "heldout")
 _REMEDY = "restore the file or build the shards again with `fast-electra corpus --overwrite`"
@@ -44,6 +45,7 @@ class Manifest(Settings):
     rejected: dict[str, int]  # number of documents that are lost, by reason; quarantine.jsonl has a line for each loss
     inputs: list[InputRecord]  # in the order in which they were read
     splits: dict[SplitName, list[ShardRecord]]  # in order
+    unknown: int = 0  # tokens that stand for text that the tokenizer does not know; not written if there are none
 
 
 class Shards:

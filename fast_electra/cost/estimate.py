@@ -16,8 +16,10 @@ from fast_electra.config import SECTION, Config, RunConfig
 from fast_electra.corpus.corpus import open_corpus
 from fast_electra.cost import memory, methods
 from fast_electra.cost.flops import Lengths
-from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, sequence_flops, update_flops
+from fast_electra.cost.methods import METHODS, Job, highest_moment, job_of, main_settings, sequence_flops, update_flops
 from fast_electra.cost.table_1 import Models
+from fast_electra.huggingface.settings import HuggingFaceSettings
+from fast_electra.huggingface.sizes import sizes_of
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import DESCRIPTION, describe
 from fast_electra.settings import UserError
@@ -128,7 +130,7 @@ def corpus_lengths(run: RunConfig) -> tuple[Lengths | None, str]:
     Of a large corpus, SAMPLE sequences at most are looked up, evenly spaced. No token is read.
     """
     try:
-        train = open_corpus(run.corpus, run.model.vocabulary_size, verify=False).train
+        train = open_corpus(run.corpus, run.vocabulary_size, verify=False).train
     except UserError as error:
         return None, f"all are full, because no corpus is read ({error}); shorter ones cost less"
     sample = torch.arange(0, len(train), ceil_div(len(train), SAMPLE))
@@ -166,7 +168,7 @@ def check_machine(loaded: Config, capacity: float) -> None:
     """
     run, method = loaded.run, method_of(loaded.run)
     job = job_of(loaded, auxiliary_settings(run)[0] if method in ("joint", "online") else None)
-    if run.model.attention == "triton" and not memory.keeps_no_pairs(run.model, job.batch):
+    if job.model.attention == "triton" and not memory.keeps_no_pairs(job.model, job.batch):
         wanted = "an Ampere GPU or newer, 16 bit, and heads of 32, 64 or 128"
         raise UserError(f"{SECTION}.model.attention: triton needs {wanted}; use auto")
     short = job.batch._replace(lengths=Lengths.of(torch.tensor([SHORTEST]), run.corruption.mask_fraction))
@@ -260,12 +262,17 @@ def auxiliary_settings(run: RunConfig) -> tuple[EncoderSettings, str]:
     For objective rtd they are those of the model in `auxiliary.run`, if that is trained already. Else the layers are
     the main model's, as many as `joint.auxiliary_layers` or the recipe say (Table 2).
     """
+    if run.objective == "rtd" and run.auxiliary is not None and run.auxiliary.huggingface is not None:
+        folder = Path(run.auxiliary.huggingface)
+        return EncoderSettings(**sizes_of(folder)), str(folder)
     if run.objective == "rtd" and run.auxiliary is not None and run.auxiliary.run is not None:
         folder = Path(run.auxiliary.run) / "model"
         if description := describe(folder):
             return EncoderSettings(**description["encoder"]), str(folder / DESCRIPTION)
     if run.joint is not None:
         layers, source = run.joint.auxiliary_layers, "joint.auxiliary_layers"
+    elif isinstance(run.model, HuggingFaceSettings):
+        return main_settings(run), run.model.huggingface
     else:
         layers, source = recipes.recipe(run.recipe, "mlm")["model"]["layers"], f"the recipe {run.recipe}"
-    return run.model.model_copy(update={"layers": layers}), source
+    return main_settings(run).model_copy(update={"layers": layers}), source

@@ -7,14 +7,16 @@ auxiliary's own pre-training.
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from fast_electra.config import Config
+from fast_electra.config import Config, RunConfig
 from fast_electra.cost import flops, memory
 from fast_electra.cost.flops import Lengths, Terms
 from fast_electra.cost.memory import MicroBatch, Zero
+from fast_electra.huggingface.sizes import sizes_of
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import build_model
 from fast_electra.model.heads import count_parameters
@@ -38,6 +40,14 @@ class Job:
     auxiliary_dtype: str  # precision of a frozen auxiliary: a key of `memory.BYTES`
 
 
+def main_settings(run: RunConfig) -> EncoderSettings:
+    """Return the sizes of the model that a run trains; of an existing one, those that are nearest in our terms."""
+    if isinstance(run.model, EncoderSettings):
+        return run.model
+    checkpointing = {"activation_checkpointing": run.model.activation_checkpointing}
+    return EncoderSettings(**sizes_of(Path(run.model.huggingface)) | checkpointing)
+
+
 def job_of(config: Config, auxiliary: EncoderSettings | None, lengths: Lengths | None = None) -> Job:
     """Return the sizes of a config's run, with an auxiliary of these sizes and sequences of these lengths.
 
@@ -49,7 +59,7 @@ def job_of(config: Config, auxiliary: EncoderSettings | None, lengths: Lengths |
     contiguous = zero.get("contiguous_gradients", True)
     alone_on_cpu = machine.processes == 1 and not machine.on_gpu  # see `training.optimizer.spare_reduction`
     return Job(
-        model=run.model,
+        model=main_settings(run),
         auxiliary=auxiliary,
         sharing=run.joint.embedding_sharing if run.joint else "shared",
         batch=MicroBatch(micro_batch, full, config.dtype, machine.on_gpu, machine.runs_triton),

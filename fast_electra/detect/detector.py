@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from fast_electra.batch import Layout, TokenBatch
 from fast_electra.corpus.loader import read_batch
+from fast_electra.corpus.pieces import Span, spell
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corpus.tokenizer import Span, Tokenizer, spell
+from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import CorruptionSettings, Masking, corrupt
 from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fast_electra.corpus.tokenizer import Span
+from fast_electra.corpus.pieces import Span
 from fast_electra.detect.detector import Corrupted, Token, load_auxiliary, load_discriminator
 from fast_electra.settings import UserError
 

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from fast_electra.corpus.tokenizer import SPACE, SPECIAL_PIECES, Tokenizer
+from fast_electra.corpus.pieces import SPACE
+from fast_electra.corpus.sentencepiece_tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
+from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import write_json, write_text
 from fast_electra.settings import UserError
 
 MARKER = "tokenizer_config.json"  # every export holds it, and no folder of a run does
 FIRST_PIECE = len(SPECIAL_PIECES) + 256  # id of the first piece of text: the special tokens and the bytes come before
-WORD = r"\n| *[^ \n]+| +"  # no piece crosses the border of two such words; see `corpus.tokenizer`
+WORD = r"\n| *[^ \n]+| +"  # no piece crosses the border of two such words; see `corpus.sentencepiece_tokenizer`
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
@@ -19,13 +21,16 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
     a special token in a text as that token.
 
     Args:
-        tokenizer: ours.
+        tokenizer: must be ours.
         folder: exists.
         length: tokens to which users' texts are cut if they ask for it, [CLS] and [SEP] included.
 
     Raises:
-        UserError: the package `tokenizers` is not installed.
+        UserError: it is not ours, or the package `tokenizers` is not installed.
     """
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        remedy = "export a model with a tokenizer of `fast-electra tokenizer`"
+        raise UserError(f"a model whose tokenizer is one of Hugging Face cannot be exported: {remedy}")
     write_text(folder / "tokenizer.json", convert(tokenizer).to_str(pretty=True))
     named = {f"{piece[1:-1].lower()}_token": piece for piece in SPECIAL_PIECES}
     described = {
@@ -39,7 +44,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
     write_json(folder / "special_tokens_map.json", named)
 
 
-def convert(tokenizer: Tokenizer) -> Any:
+def convert(tokenizer: SentencePieceTokenizer) -> Any:
     """Return a `tokenizers.Tokenizer` with the same ids, which frames its texts.
 
     SentencePiece joins the pair of neighbours that forms the piece with the smallest id, the leftmost one first. So

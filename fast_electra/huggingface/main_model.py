@@ -194,7 +194,7 @@ def _probe_length(place: Path, encoder: HuggingFaceEncoder, length: int) -> None
     """Run a sequence of L tokens on the CPU: on a GPU a missing position would kill the process."""
     short, long = (
         (tokens_T, Layout.of(torch.tensor([len(tokens_T)])))
-        for tokens_T in probe_tokens(encoder.vocabulary_size, 3, length)
+        for tokens_T in probe_tokens(encoder.vocabulary_size, encoder.pad_id, 3, length)
     )
     try:
         encoder(*short)
@@ -214,7 +214,9 @@ def _probe(place: Path, encoder: HuggingFaceEncoder, length: int) -> list[str]:
         UserError: two equal calls differ, a sequence alone is not the same as in a batch, or no state depends on a
             later token.
     """
-    long, short = probe_tokens(encoder.vocabulary_size, min(PROBED[0], length), min(PROBED[1], length // 2))
+    long, short = probe_tokens(
+        encoder.vocabulary_size, encoder.pad_id, min(PROBED[0], length), min(PROBED[1], length // 2)
+    )
     both, tokens_T = Layout.of(torch.tensor([len(long), len(short)])), torch.cat([long, short])
     other_T = tokens_T.clone()
     other_T[len(long) - 1] = (long[-1] + 1) % encoder.vocabulary_size

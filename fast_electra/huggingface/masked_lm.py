@@ -117,7 +117,7 @@ def open_masked_lm(
 @torch.no_grad()
 def _probe(folder: Path, wrapped: HuggingFaceMaskedLM, own_logits: bool) -> None:
     """Compare the rows with the model's own logits, two equal calls, and a sequence alone with the same in a batch."""
-    long, short = probe_tokens(wrapped.bias.shape[0])
+    long, short = probe_tokens(wrapped.bias.shape[0], wrapped.pad_id)
     both, tokens_T = Layout.of(torch.tensor([len(long), len(short)])), torch.cat([long, short])
     every_T = torch.arange(len(tokens_T))
     try:
@@ -149,7 +149,7 @@ def _expect(folder: Path, found: Tensor, wanted: Tensor, otherwise: str) -> None
 def _probe_length(folder: Path, wrapped: HuggingFaceMaskedLM, length: int) -> None:
     """Run a sequence of L tokens twice on the CPU: on a GPU a missing position would kill the process."""
     layout, positions_M = Layout.of(torch.tensor([length])), torch.tensor([1, length // 2])
-    inputs = probe_tokens(wrapped.bias.shape[0], length)[0], layout, positions_M
+    inputs = probe_tokens(wrapped.bias.shape[0], wrapped.pad_id, length)[0], layout, positions_M
     try:
         first, again = (wrapped.hidden(*inputs) for _ in range(2))
     except (IndexError, RuntimeError):

@@ -15,9 +15,13 @@ PROBED = (24, 9)  # lengths of the sequences of a probe
 KEY = "fast_electra.corpus.sequence_length"  # of a pre-training's config
 
 
-def probe_tokens(size: int, *lengths: int) -> list[Tensor]:
-    """Return a sequence of each length: token ids below `size`, few of them special."""
-    return [torch.arange(7, 7 + 13 * length, 13) % size for length in lengths or PROBED]
+def probe_tokens(size: int, pad_id: int, *lengths: int) -> tuple[Tensor, ...]:
+    """Return sequences of token ids below `size`, few of them special: by default a longer and a shorter one.
+
+    None of them is the token of padding, because some models count positions without it.
+    """
+    sequences = tuple(torch.arange(7, 7 + 13 * length, 13) % size for length in lengths or PROBED)
+    return tuple(tokens.where(tokens != pad_id, (pad_id + 1) % size) for tokens in sequences)
 
 
 def differ(found: Tensor, wanted: Tensor) -> bool:

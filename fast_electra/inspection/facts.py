@@ -15,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 
 from fast_electra import config_file
 from fast_electra.batch import ceil_div
-from fast_electra.corpus.shards import MANIFEST, Manifest
-from fast_electra.corpus.tokenizer import CARD, MODEL, Tokenizer
+from fast_electra.corpus.shards import MANIFEST, TOKENIZER, Manifest
+from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.files import check_files, read_json, read_settings, seal
+from fast_electra.huggingface.folder import holds_model, identity
+from fast_electra.inspection.tokenizer import tokenizer_facts
 from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
 from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, model_in, run_above
 from fast_electra.settings import Settings, UserError
@@ -128,13 +130,15 @@ class Inspection:
             | {"shards": len(shards)}
             for name, shards in manifest.splits.items()
         }
+        frozen, beside = folder / TOKENIZER, folder.resolve().parent / "tokenizer"
+        place = frozen if frozen.is_dir() else beside
         return {
             "hash": seal(read_json(folder / MANIFEST)),
             **splits,
             "bytes": sum(record.size for record in records),
             "text": {"bytes": manifest.bytes, "documents": manifest.documents, "tokens": manifest.tokens},
             "rejected": manifest.rejected,
-            "tokenizer": self.link("tokenizer", manifest.tokenizer, folder.resolve().parent / "tokenizer"),
+            "tokenizer": self.link("tokenizer", manifest.tokenizer, place),
             "inputs": [file.path for file in manifest.inputs],
         }
 
@@ -163,9 +167,7 @@ class Inspection:
 
     def tokenizer(self, folder: Path) -> Facts:
         """Describe a tokenizer."""
-        tokenizer, card = Tokenizer.load(folder), json.loads((folder / CARD).read_text())
-        facts = {"entries": tokenizer.vocabulary_size, "bytes": (folder / MODEL).stat().st_size}
-        return facts | {"hash": tokenizer.hash, "options": card.get("options"), "inputs": card.get("inputs")}
+        return tokenizer_facts(folder)
 
     def metrics(self, folder: Path) -> Facts:
         """Describe the rows of a run's metrics.jsonl."""
@@ -205,8 +207,11 @@ class Inspection:
             facts["corpus"] = self.link("corpus", hashes.corpus_hash, run.found(record.corpus.shards))
         if (place := run.tokenizer) is not None:
             facts["tokenizer"] = self.link("tokenizer", None, place)
-        if record.auxiliary is not None and record.auxiliary.run is not None:
-            facts["auxiliary"] = self.link("auxiliary", hashes.auxiliary_hash, run.found(record.auxiliary.run))
+        auxiliary = record.auxiliary and (record.auxiliary.run or record.auxiliary.huggingface)
+        if auxiliary:
+            facts["auxiliary"] = self.link("auxiliary", hashes.auxiliary_hash, run.found(auxiliary))
+        if record.model.huggingface is not None:
+            facts["begun from"] = self.link("model", hashes.existing_hash, run.found(record.model.huggingface))
         if record.pretrained is not None:
             before, of = run.found(record.pretrained), hashes.model_hash
             facts["pretrained"] = self.link("model", of, before) if isinstance(of, str) else str(before)
@@ -226,10 +231,10 @@ class Inspection:
         facts: Facts = {
             "objective": f"{run.objective}, {run.recipe}",
             "updates": f"{run.updates:,} of {loaded.sequences:,} sequences, at most {run.corpus.sequence_length} long",
-            "encoder": {name: getattr(run.model, name) for name in _SIZES},
+            "encoder": {name: value for name, value in run.model if name in (*_SIZES, "huggingface")},
             "run": f"{folder} ({'begun' if (folder / CONFIG).exists() else 'not begun'})",
         }
-        record = RunRecord(**{key: getattr(run, key) for key in RunRecord.model_fields if hasattr(run, key)})
+        record = RunRecord.model_validate(run.model_dump())
         return facts | self.made_from(RunFolder(folder, record, RunFacts(fast_electra=record)))
 
 
@@ -259,11 +264,13 @@ def _corpus_hash(folder: Path) -> str:
 
 
 def _model_hash(folder: Path) -> str:
+    if folder.is_file() or holds_model(folder):  # of Hugging Face
+        return identity(folder)
     return str(_described(model_in(folder))["hash"])
 
 
 HASHES: dict[str, Callable[[Path], str]] = {
-    "tokenizer": lambda folder: Tokenizer.load(folder).hash,
+    "tokenizer": lambda folder: open_tokenizer(folder).hash,
     "corpus": _corpus_hash,
     "auxiliary": _model_hash,
     "model": _model_hash,

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fast_electra.corpus.frozen_tokenizer import CONFIG as TOKENIZER_CONFIG
+from fast_electra.corpus.frozen_tokenizer import FROZEN
+from fast_electra.corpus.sentencepiece_tokenizer import CARD, MODEL
 from fast_electra.corpus.shards import MANIFEST
-from fast_electra.corpus.tokenizer import CARD, MODEL
 from fast_electra.inspection.facts import COMPLETE, LATEST, METRICS, STATUS, Facts, Inspection
 from fast_electra.model.files import DESCRIPTION
 from fast_electra.run_folder import CONFIG
@@ -27,8 +29,8 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[Inspection, Path], Facts]]] = 
     "model": ((DESCRIPTION,), Inspection.model),
     "store": ((PLAN,), Inspection.store),
     "shards": ((MANIFEST,), Inspection.shards),
-    "export": (("tokenizer_config.json",), Inspection.export),  # before the tokenizer: both have a tokenizer.json
-    "tokenizer": ((MODEL, CARD), Inspection.tokenizer),
+    "export": ((TOKENIZER_CONFIG,), Inspection.export),  # before the tokenizer: both have a tokenizer.json
+    "tokenizer": ((MODEL, CARD, FROZEN), Inspection.tokenizer),
     "run": ((CONFIG, STATUS, METRICS), Inspection.run),
     "checkpoints": ((LATEST,), Inspection.checkpoints),
 }
@@ -48,6 +50,8 @@ def inspect(path: Path, verify: bool = False) -> Inspected:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a file or folder that exists") from None
     look, folder = Inspection(verify), path if path.is_dir() else path.parent
     kind = next((kind for kind, (names, _) in KINDS.items() if any((folder / name).is_file() for name in names)), "")
+    if kind == "export" and not (folder / CONFIG).is_file():
+        kind = "tokenizer"  # of Hugging Face, without a model
     if folder != path:
         if path.name == METRICS:
             return Inspected("metrics", look.metrics(folder), look.problems)

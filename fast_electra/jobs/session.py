@@ -23,15 +23,20 @@ from fast_electra.training.signals import Interrupted, watch
 FREE = {
     "apex",
     *(f"{SECTION}.{key}" for key in ("run", "log_every", "wait_minutes", "apex", "checkpoint", "evaluation")),
-    *(f"{SECTION}.{key}" for key in ("auxiliary.run", "replacement.store", "corpus.shards", "corpus.tokenizer")),
+    *(f"{SECTION}.{key}" for key in ("auxiliary.run", "auxiliary.huggingface", "auxiliary.accept_weak")),
+    *(f"{SECTION}.{key}" for key in ("replacement.store", "corpus.shards", "corpus.tokenizer")),
     *(f"{SECTION}.{key}" for key in ("pretrained", "tokenizer", "data", "task")),
-    *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention")),
+    *(f"{SECTION}.model.{key}" for key in ("activation_checkpointing", "attention", "huggingface")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown"),
     *("memory_breakdown", "dump_state", "log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("comms_logger", "flops_profiler", "checkpoint"),
     *(f"zero_optimization.{key}" for key in ("reduce_bucket_size", "allgather_bucket_size", "overlap_comm")),
 }
-HASHED = {"model_hash": "the model of --checkpoint", "data_hash": "the task or its data"}  # whose hash says nothing
+HASHED = {  # facts whose values say nothing to a user
+    "model_hash": "the model of --checkpoint",
+    "data_hash": "the task or its data",
+    "existing_hash": f"the model of {SECTION}.model.huggingface",
+}
 _FILES = ("config.json", "status.json", "metrics.jsonl", "examples.json", "scores.json", "report.html")
 _FOLDERS = ("checkpoints", "model", "predictions")
 

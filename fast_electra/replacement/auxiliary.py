@@ -46,8 +46,14 @@ class Auxiliary:
     range: ClassVar[Range]  # of the strength
     needs_frequency: ClassVar[bool] = False  # whether the augmentation needs log p_TF
 
-    def __init__(self, model: FrozenMaskedLM, unk_id: int, log_frequency_V: Tensor | None = None) -> None:
-        """Draw from `model`; `log_frequency_V` is log p_TF on its device, or None if `needs_frequency` is False."""
+    def __init__(self, model: FrozenMaskedLM, unk_id: int | None, log_frequency_V: Tensor | None = None) -> None:
+        """Draw from `model`.
+
+        Args:
+            model: the frozen auxiliary.
+            unk_id: what `DropToken` puts in the place of a token; None if the tokenizer has no such id.
+            log_frequency_V: log p_TF on the model's device, or None if `needs_frequency` is False.
+        """
         self.model, self.unk_id = model, unk_id
         self.log_frequency_V = None if log_frequency_V is None else log_frequency_V.float()
         self.parameter: str | None = self.range.parameter
@@ -171,6 +177,8 @@ class DropToken(Auxiliary):
         order_T = layout.order(noise_T, eligible_T)
         dropped_T = torch.zeros_like(eligible_T)
         dropped_T[order_T] = layout.position_T < count_B[layout.sequence_T]
+        if self.unk_id is None:
+            raise UserError("the tokenizer has no [UNK], which augmentation drop_token needs: use another augmentation")
         return masked.tokens_T.masked_fill(dropped_T, self.unk_id)
 
 

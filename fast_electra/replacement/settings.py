@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fast_electra.replacement.auxiliary import AUGMENTATIONS, OutputAugmentation
+from fast_electra.replacement.auxiliary import AUGMENTATIONS, Auxiliary, OutputAugmentation
 from fast_electra.replacement.auxiliary_free import AUXILIARY_FREE
 from fast_electra.replacement.distribution import GAMMA, Range
 from fast_electra.settings import LocalPath, Settings, one_of
@@ -14,8 +14,21 @@ class AuxiliarySettings(Settings):
     """The frozen model that draws the replacements, and its precision."""
 
     run: LocalPath | None = None  # a run folder of objective `mlm`
+    huggingface: LocalPath | None = None  # or the directory of a masked language model of Hugging Face
+    accept_weak: bool = False  # whether one will do that predicts no better than the frequency of tokens
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # `auto` is 16 bit if the device computes in it
     cuda_graph: bool = True  # on a GPU, with Triton's attention, the model is replayed as CUDA graphs
+
+    @model_validator(mode="after")
+    def _one(self) -> "AuxiliarySettings":
+        if self.run is not None and self.huggingface is not None:
+            raise ValueError("run and huggingface name two auxiliary models: leave one of the two out")
+        return self
+
+    @property
+    def named(self) -> bool:
+        """Whether there is one."""
+        return self.run is not None or self.huggingface is not None
 
 
 class ReplacementSettings(Settings):
@@ -52,6 +65,11 @@ class ReplacementSettings(Settings):
     def has_curriculum(self) -> bool:
         """Whether the strength changes the draws; uniform, term frequency and smoothed one-hot ignore it."""
         return self.from_auxiliary or AUXILIARY_FREE[self.distribution].gamma is None
+
+    @property
+    def needs_our_encoder(self) -> bool:
+        """Whether the augmentation drops inside the model, which a model of Hugging Face cannot do by key."""
+        return self.from_auxiliary and AUGMENTATIONS[self.augmentation].dropout is not Auxiliary.dropout
 
     @property
     def is_linear(self) -> bool:

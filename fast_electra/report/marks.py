@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from fast_electra.corpus.tokenizer import BYTE, SPECIAL_PIECES, spell
+from fast_electra.corpus.pieces import data_of, spell
+from fast_electra.corpus.sentencepiece_tokenizer import SPECIAL_PIECES
 
 
 class Token(BaseModel):
@@ -31,6 +32,7 @@ class Token(BaseModel):
         return (self.piece, self.original) if self.replaced and texts[0] == texts[1] else texts
 
 
+_OTHER_SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # names in many tokenizers of Hugging Face
 _TOKENS = TypeAdapter(list[Token])
 Sequence = tuple[str, list[tuple[str, str | Token]]]
 
@@ -58,7 +60,7 @@ def read_sequences(entries: Any, unreadable: list[str]) -> list[Sequence]:
 
 def _parts(tokens: list[Token]) -> Iterator[tuple[str, str | Token]]:
     """Yield the parts of a sequence. Unmarked tokens are joined, so that bytes spell characters."""
-    special = dict.fromkeys(SPECIAL_PIECES, "special")
+    special = dict.fromkeys((*SPECIAL_PIECES, *_OTHER_SPECIAL), "special")
     for kind, run in groupby(tokens, key=lambda token: token.mark or special.get(token.piece, "")):
         if kind:
             yield from ((kind, token.piece if kind == "special" else token) for token in run)
@@ -68,7 +70,7 @@ def _parts(tokens: list[Token]) -> Iterator[tuple[str, str | Token]]:
 
 def _alone(piece: str) -> str:
     """Return a piece as text, without its word mark; a space or a byte that spells nothing becomes a symbol."""
-    byte = BYTE.fullmatch(piece)
-    if byte and int(byte[1], 16) >= 0x80:
-        return f"⟨{byte[1].upper()}⟩"
-    return spell([piece])[0].removeprefix(" ") or "␣"
+    text, data = spell([piece])[0], data_of(piece)
+    if data and "\ufffd" in text:
+        return f"⟨{data.hex(' ').upper()}⟩"
+    return text.removeprefix(" ") or "␣"

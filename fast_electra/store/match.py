@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from fast_electra.auxiliary import hash_of
 from fast_electra.batch import ceil_div
 from fast_electra.config import SECTION, Config
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.files import check_files, read_settings
-from fast_electra.model.files import describe
 from fast_electra.replacement.distribution import Distribution, LinearDistribution, axis_position
 from fast_electra.settings import UserError
 from fast_electra.store.format import MANIFEST, PLAN, Facts, SetRecord, StoreKind, StoreManifest, StorePlan
@@ -93,12 +93,12 @@ def _short(value: str | int | float | None) -> str:
 
 def _known_of_auxiliary(config: Config) -> dict[str, Any]:
     """Return the hash and the dtype of the auxiliary, as far as they are known without loading it."""
-    run, known = config.run, {}
+    run, known = config.run, dict[str, Any]()
     if run.replacement.from_auxiliary and run.auxiliary is not None:
         if run.auxiliary.dtype != "auto":
             known["auxiliary_dtype"] = run.auxiliary.dtype
-        if run.auxiliary.run is not None and (description := describe(Path(run.auxiliary.run) / "model")):
-            known["auxiliary_hash"] = description["hash"]
+        if (found := hash_of(run.auxiliary)) is not None:
+            known["auxiliary_hash"] = found
     return known
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -17,11 +18,12 @@ import numpy as np
 import xxhash
 
 from fast_electra.corpus import shards
+from fast_electra.corpus.frozen_tokenizer import FrozenTokenizer
 from fast_electra.corpus.shards import InputRecord, Manifest, ShardRecord, SplitName
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.files import FileRecord, atomic_folder, write_sealed
 from fast_electra.settings import UserError
-from fast_electra.text.documents import Document, Losses, Rejected, printable
+from fast_electra.text.documents import Document, Losses, Rejected, printable, reject
 from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, kind, open_inputs
 from fast_electra.text.readers import read_documents
 
@@ -30,10 +32,11 @@ _MOST_WORKERS = 1024
 
 
 class _Tokenised(NamedTuple):
-    """One document: its token ids, the hash of its text (which decides its split), and the size of its text."""
+    """One document: its token ids, how many of them are unknown, and hash and size of its text."""
 
     ids: np.ndarray
-    text_hash: int
+    unknown: int
+    text_hash: int  # decides its split
     bytes: int
 
 
@@ -54,7 +57,7 @@ def build_shards(
 
     Args:
         inputs: files, folders, globs, or `sample`.
-        tokenizer: folder of the tokenizer.
+        tokenizer: folder of the tokenizer: see `open_tokenizer`. One of Hugging Face is frozen into the output.
         output: the folder to write.
         heldout: share of the documents kept for evaluation. The hash of a text decides, so equal documents stay
             together. Above 0, each split gets at least one document if there are two different ones.
@@ -75,14 +78,17 @@ def build_shards(
     check_range("--shard-bytes", shard_bytes, 1)
     files = open_inputs(inputs, field, max_document_bytes, document_per_line)
     records = [InputRecord(path=printable(file), size=file.stat().st_size) for file in files]
-    vocabulary = Tokenizer.load(tokenizer)
+    vocabulary, place = open_tokenizer(tokenizer), Path(tokenizer)
     with atomic_folder(Path(output), marker=shards.MANIFEST, overwrite=overwrite) as folder:
+        if isinstance(vocabulary, FrozenTokenizer):
+            place = folder / shards.TOKENIZER
+            vocabulary.save(place)
         threshold = int(heldout * 2**64)
         for _ in range(2):
-            for stale in folder.iterdir():
+            for stale in filter(Path.is_file, folder.iterdir()):
                 stale.unlink()
             writer = _Pass(folder, threshold, vocabulary.vocabulary_size, shard_bytes)
-            with _tokenising(vocabulary, Path(tokenizer), workers) as tokenise:
+            with _tokenising(vocabulary, place, workers) as tokenise:
                 documents = read_documents(files, field, max_document_bytes, document_per_line)
                 writer.write(tokenise(documents), progress)
             if not writer.documents:
@@ -104,8 +110,10 @@ def build_shards(
             rejected=dict(sorted(writer.losses.documents.items())),
             inputs=records,
             splits=splits,
+            unknown=writer.unknown,
         )
-        write_sealed(folder / shards.MANIFEST, manifest.model_dump())  # after all others
+        # After all others. Without `unknown`, if that is 0, the manifest has the hash that it had in older versions.
+        write_sealed(folder / shards.MANIFEST, manifest.model_dump(exclude_defaults=True))
     for line in writer.losses.lines():
         print(f"left out: {line}", file=sys.stderr)
     _remark_on_heldout(manifest, ".txt" in map(kind, files) and not document_per_line)
@@ -132,7 +140,7 @@ class _Pass:
     def __init__(self, folder: Path, threshold: int, vocabulary: int, shard_bytes: int):
         self._folder, self._threshold = folder, threshold
         self.splits = {name: _Split(folder, name, vocabulary, shard_bytes) for name in shards.SPLITS}
-        self.documents = self.bytes = 0
+        self.documents = self.bytes = self.unknown = 0
         self.losses = Losses()
         self.smallest, self.largest = 2**64, -1  # of the hashes of all texts
 
@@ -145,6 +153,7 @@ class _Pass:
                     continue
                 self.documents += 1
                 self.bytes += item.bytes
+                self.unknown += item.unknown
                 self.smallest, self.largest = min(self.smallest, item.text_hash), max(self.largest, item.text_hash)
                 self.splits["heldout" if item.text_hash < self._threshold else "train"].add(item.ids)
                 progress(self.documents, self.bytes)
@@ -255,15 +264,18 @@ def _batches(items: Iterable[Document | Rejected]) -> Iterator[list[Document | R
 def _tokenised(tokenizer: Tokenizer, item: Document | Rejected) -> _Tokenised | Rejected:
     if isinstance(item, Rejected):
         return item
-    text = item.text.encode()
     ids = np.array(tokenizer.encode(item.text), dtype=np.int32)
-    return _Tokenised(ids, xxhash.xxh3_64_intdigest(text), len(text))
+    if not len(ids):
+        return reject(item.source, "no token", item.text, "the tokenizer leaves out all of its characters")
+    text, unknown = item.text.encode(), 0 if tokenizer.unk_id is None else int((ids == tokenizer.unk_id).sum())
+    return _Tokenised(ids, unknown, xxhash.xxh3_64_intdigest(text), len(text))
 
 
 def _work(folder: Path, pipe: Connection) -> None:
     """Tokenise the batches that come through a pipe, until its other end is closed or gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    tokenizer = Tokenizer.load(folder)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process is one of --workers
+    tokenizer = open_tokenizer(folder)
     with suppress(EOFError, OSError):
         while True:
             pipe.send([_tokenised(tokenizer, item) for item in pipe.recv()])

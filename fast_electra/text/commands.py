@@ -58,7 +58,8 @@ def add_corpus(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `corpus`."""
     _add_text(parser)
     add = parser.add_argument
-    add("--tokenizer", type=_home, default="data/tokenizer", metavar="FOLDER", help="default: %(default)s")
+    tokenizer = "of `fast-electra tokenizer`, or a Hugging Face directory (default: %(default)s)"
+    add("--tokenizer", type=_home, default="data/tokenizer", metavar="FOLDER", help=tokenizer)
     add("--output", type=_home, default="data/shards", metavar="FOLDER", help="folder to write (default: %(default)s)")
     add("--heldout", type=float, metavar="SHARE", help="share of the documents kept for evaluation (default: 0.005)")
     add("--workers", type=int, metavar="N", help="tokenising processes (default: 1)")
@@ -85,6 +86,10 @@ def corpus(output: str, **options: Any) -> None:
         documents, tokens = (sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens"))
         print(f"{split:<8} {documents:>12,} documents {tokens:>15,} tokens {len(shards):>4} shards")
     print(f"text     {_megabytes(manifest.bytes)}, {manifest.bytes / manifest.tokens:.2f} bytes a token")
+    if manifest.unknown:
+        print(
+            f"unknown  {manifest.unknown:>12,} tokens ({manifest.unknown / manifest.tokens:.2%}) stand for other text"
+        )
     for reason, count in manifest.rejected.items():
         print(f"rejected {count:>12,} {reason}")
     if manifest.rejected:

@@ -9,8 +9,9 @@ from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
+from fast_electra.corpus.frozen_tokenizer import FROZEN
+from fast_electra.corpus.sentencepiece_tokenizer import CARD, MODEL
 from fast_electra.corpus.shards import MANIFEST, QUARANTINE
-from fast_electra.corpus.tokenizer import CARD, MODEL
 from fast_electra.settings import UserError
 from fast_electra.streams import COMPRESSED, StreamError, chunks, kind, packing, utf8
 from fast_electra.text.documents import printable
@@ -19,7 +20,7 @@ SAMPLE = Path(__file__).parent / "sample" / "sample_corpus.jsonl.xz"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 KINDS = (".txt", *JSON_LINES, ".parquet")
 DEFAULT_MAX_DOCUMENT_BYTES = 16 * 2**20  # no book is longer, and a few of them in flight fit any memory
-_OWN = ({MANIFEST, QUARANTINE}, {CARD, MODEL})  # what a folder of shards holds, and one of a tokenizer
+_OWN = ({MANIFEST, QUARANTINE}, {CARD, MODEL}, {FROZEN})  # what a folder of shards holds, and those of tokenizers
 _LFS = b"version https://git-lfs"  # begins the small file that stands for one that was not fetched
 
 

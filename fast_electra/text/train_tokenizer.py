@@ -12,7 +12,8 @@ from typing import Any
 import sentencepiece
 import xxhash
 
-from fast_electra.corpus.tokenizer import CARD, MODEL, SPACE, SPECIAL_PIECES, Tokenizer
+from fast_electra.corpus.pieces import SPACE
+from fast_electra.corpus.sentencepiece_tokenizer import CARD, MODEL, SPECIAL_PIECES, SentencePieceTokenizer
 from fast_electra.files import atomic_folder
 from fast_electra.settings import UserError
 from fast_electra.text.documents import Document, Losses, Rejected
@@ -20,7 +21,9 @@ from fast_electra.text.inputs import DEFAULT_MAX_DOCUMENT_BYTES, check_range, op
 from fast_electra.text.readers import read_documents
 
 _SENTENCE_CHARACTERS = 1024
-_BORDER = re.compile(rf"[^{SPACE}]{SPACE}|\n")  # between words, never inside a piece: see corpus/tokenizer.py
+_BORDER = re.compile(
+    rf"[^{SPACE}]{SPACE}|\n"
+)  # between words, never inside a piece: see corpus/sentencepiece_tokenizer.py
 
 
 def train_tokenizer(
@@ -64,7 +67,7 @@ def train_tokenizer(
         if not sample:
             raise UserError(f"no documents to learn from in {len(files)} files: {losses.summary()}")
         model = _train(sample, vocabulary, character_coverage)
-        tokenizer = Tokenizer(model)
+        tokenizer = SentencePieceTokenizer(model)
         assert tokenizer.vocabulary_size == vocabulary, (tokenizer.vocabulary_size, vocabulary)
         assert not any(_BORDER.search(tokenizer.piece(i)) for i in range(vocabulary))
         options = {"character_coverage": character_coverage, "max_train_bytes": max_train_bytes, "field": field}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed import DistNetworkError
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from fast_electra.huggingface.masked_lm import HuggingFaceMaskedLM
 from fast_electra.model.encoder import Encoder
 from fast_electra.model.heads import MaskedLanguageModel
 from fast_electra.objectives.objective import Sums
@@ -233,13 +234,19 @@ def training_engine(
     return engine
 
 
-def inference_engine(model: MaskedLanguageModel, dtype: str, cuda_graph: bool = True) -> ReplayedModel:
+def inference_engine(
+    model: MaskedLanguageModel | HuggingFaceMaskedLM, dtype: str, cuda_graph: bool = True
+) -> ReplayedModel:
     """Freeze a model on its device and give it to DeepSpeed's inference engine in a dtype of DTYPES.
 
     The CUDA graph of that engine serves a single shape, so it stays off. `ReplayedModel` has one for each shape.
     """
     model.requires_grad_(False).eval()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     engine = deepspeed.init_inference(model, config={"dtype": DTYPES[dtype], "tensor_parallel": {"tp_size": 1}})
+    for name, buffer in buffers.items():  # the engine rounds these too, and angles of rotary positions need 32 bit
+        place, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(place), leaf, buffer)
     return ReplayedModel(engine, model, limit=LIMIT if cuda_graph else 0)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_electra.batch import ON_DEVICE, Layout, ceil_div
+from fast_electra.huggingface.masked_lm import HuggingFaceMaskedLM
 from fast_electra.model.attention import choose
 from fast_electra.model.dropout import KeyedDropout
 from fast_electra.model.heads import MaskedLanguageModel
@@ -74,7 +75,7 @@ class ReplayedModel:
     `ReplayedModel`. All calls must come from one stream.
     """
 
-    def __init__(self, engine: nn.Module, model: MaskedLanguageModel, limit: int = LIMIT) -> None:
+    def __init__(self, engine: nn.Module, model: MaskedLanguageModel | HuggingFaceMaskedLM, limit: int = LIMIT) -> None:
         """Keep `engine`, which is called as its `model` is and never waits for the device.
 
         A graph is captured at the first call with a new shape, up to `limit` graphs. The engine answers all others.
@@ -107,6 +108,8 @@ class ReplayedModel:
         return hidden_ME[: len(positions_M)].clone()
 
     def _replays(self) -> bool:
+        if not isinstance(self.model, MaskedLanguageModel):  # another one reads the lengths on the host
+            return False
         settings = self.model.encoder.settings
         return choose(settings.attention, self.head[0], settings.hidden_size // settings.heads, None) == "triton"
 

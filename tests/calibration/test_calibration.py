@@ -66,7 +66,7 @@ def config(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str
 def response(config: str) -> fit.Response:
     run = load(config).run
     corpus = open_run_corpus(run)
-    model, _ = calibrate.open_auxiliary(run, corpus.tokenizer)
+    model = calibrate.open_auxiliary(run, corpus).model
     found, sample = calibrate.measure(run, corpus, model, 64)
     assert sample.source == "heldout" and sample.sequences == 64
     return found
@@ -120,7 +120,7 @@ def test_response_is_that_of_training_and_rises_with_the_temperature(config: str
     run = load(config).run
     corpus = open_run_corpus(run)
     assert corpus.heldout is not None
-    model, _ = calibrate.open_auxiliary(run, corpus.tokenizer)
+    model = calibrate.open_auxiliary(run, corpus).model
     auxiliary = Temperature(model.eval(), unk_id=1)
     batch = evaluation_batch(corpus.heldout, "heldout", torch.arange(64), run.seed)
     for temperature in (1.0, 1.31, 2.0, 5.5, fit.HIGHEST):
@@ -261,7 +261,7 @@ def test_a_mistake_is_one_line(
     reference_run(Path("stored"), [{"update": n, **common, **null} for n in range(1, 11)], "rtd")
     nothing = {"original_probability": 0.001, "replacement_entropy": math.log(1000)}
     reference_run(Path("ignorant"), [{"update": n, **common, **nothing} for n in range(1, 11)])
-    model, _ = calibrate.open_auxiliary(load(config).run, open_run_corpus(load(config).run).tokenizer)
+    model = calibrate.open_auxiliary(load(config).run, open_run_corpus(load(config).run)).model
     save_model(Path("other/model"), "mlm", model.encoder.settings, model.state_dict(), tokenizer="0" * 64)
 
     assert main(["calibrate", "--config", config, "--sequences", "8", *arguments]) == 2

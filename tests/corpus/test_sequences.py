@@ -6,8 +6,8 @@ import small
 import torch
 from conftest import Corpus
 
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.sequences import Sequences
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
 
 LENGTH = 48
@@ -68,7 +68,7 @@ def test_each_epoch_is_a_new_order_of_all_sequences(sequences: Sequences) -> Non
 
 
 def test_another_tokenizer_is_refused(sequences: Sequences) -> None:
-    class Other(Tokenizer):
+    class Other(SentencePieceTokenizer):
         def __init__(self) -> None:
             self.hash = "0" * 64
 

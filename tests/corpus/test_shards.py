@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.text.documents import Document
@@ -54,7 +54,7 @@ def built(corpus: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def texts_of(shards: Shards, tokenizer: Tokenizer) -> list[str]:
+def texts_of(shards: Shards, tokenizer: SentencePieceTokenizer) -> list[str]:
     return [tokenizer.decode(shards.tokens(i, 0, int(n)).tolist()) for i, n in enumerate(shards.lengths)]
 
 
@@ -64,7 +64,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_every_good_document_comes_back_once_whole_and_in_order(corpus: Path, built: Path, tokenizer: Path) -> None:
     good = [item.text for item in read_documents(expand([corpus])) if isinstance(item, Document)]
-    train, heldout = (texts_of(Shards.open(built, split), Tokenizer.load(tokenizer)) for split in ("train", "heldout"))
+    train, heldout = (
+        texts_of(Shards.open(built, split), SentencePieceTokenizer.load(tokenizer)) for split in ("train", "heldout")
+    )
     assert len(train) + len(heldout) == len(good) == 420
     assert not set(train) & set(heldout)
     assert train == [text for text in good if text in set(train)]
@@ -103,7 +105,7 @@ def test_counts_and_quarantine_account_for_everything(built: Path, tokenizer: Pa
     ]
     assert manifest.tokens == sum(tokens for tokens, _ in totals)
     assert manifest.documents == sum(documents for _, documents in totals)
-    assert manifest.tokenizer == Shards.open(built).tokenizer_hash == Tokenizer.load(tokenizer).hash
+    assert manifest.tokenizer == Shards.open(built).tokenizer_hash == SentencePieceTokenizer.load(tokenizer).hash
     assert manifest.vocabulary_size == 1000
 
 
@@ -125,7 +127,7 @@ def test_small_corpora_have_documents_on_both_sides(
     (tmp_path / "a.txt").write_text("\n\n".join(["one"] * 2 + ["two", "three", "four"][: count - 1]))
     build_shards([tmp_path / "a.txt"], tokenizer, tmp_path / "s", heldout=heldout)
     train, heldout_texts = (
-        texts_of(Shards.open(tmp_path / "s", s), Tokenizer.load(tokenizer)) for s in ("train", "heldout")
+        texts_of(Shards.open(tmp_path / "s", s), SentencePieceTokenizer.load(tokenizer)) for s in ("train", "heldout")
     )
     assert train
     assert heldout_texts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.settings import UserError
 from fast_electra.text.documents import Document
 from fast_electra.text.inputs import expand
@@ -43,11 +43,11 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)
+def tokenizer(folder: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.load(folder)
 
 
-def test_ids_are_where_the_contract_puts_them(tokenizer: Tokenizer) -> None:
+def test_ids_are_where_the_contract_puts_them(tokenizer: SentencePieceTokenizer) -> None:
     assert tokenizer.vocabulary_size == 1500
     assert tokenizer.special_ids == (0, 1, 2, 3, 4)
     named = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
@@ -63,7 +63,7 @@ def test_ids_are_where_the_contract_puts_them(tokenizer: Tokenizer) -> None:
 @example("")
 @example(" ")
 @example("\u2581")
-def test_any_text_comes_back_and_forges_no_special_token(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_comes_back_and_forges_no_special_token(tokenizer: SentencePieceTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not ids or (min(ids) >= 5 and max(ids) < 1500)
@@ -76,11 +76,11 @@ pieces = st.sampled_from(
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(pieces, max_size=30).map("".join))
-def test_mixtures_of_borders_come_back(tokenizer: Tokenizer, text: str) -> None:
+def test_mixtures_of_borders_come_back(tokenizer: SentencePieceTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_sample_comes_back(tokenizer: Tokenizer) -> None:
+def test_the_sample_comes_back(tokenizer: SentencePieceTokenizer) -> None:
     for item in read_documents(expand(["sample"])):
         assert isinstance(item, Document)
         if item.source.endswith("7"):
@@ -90,30 +90,30 @@ def test_the_sample_comes_back(tokenizer: Tokenizer) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(st.characters(exclude_categories=["Cs"]))))
 @example("a  b   c    d" + " " * 50 + "e")
-def test_word_by_word_gives_the_ids_of_the_whole(tokenizer: Tokenizer, text: str) -> None:
+def test_word_by_word_gives_the_ids_of_the_whole(tokenizer: SentencePieceTokenizer, text: str) -> None:
     text = text.replace("\u2581", "").replace("\0", "")
     assert tokenizer.encode(text) == tokenizer._processor.encode(text)
 
 
-def test_word_by_word_gives_the_ids_of_the_whole_sample(tokenizer: Tokenizer) -> None:
+def test_word_by_word_gives_the_ids_of_the_whole_sample(tokenizer: SentencePieceTokenizer) -> None:
     texts = [item[0] for item in read_documents(expand(["sample"]))][::20]
     assert [tokenizer.encode(text) for text in texts] == [tokenizer._processor.encode(text) for text in texts]
 
 
-def test_no_piece_reaches_over_a_word_border(tokenizer: Tokenizer) -> None:
+def test_no_piece_reaches_over_a_word_border(tokenizer: SentencePieceTokenizer) -> None:
     """What makes the above true of every text, not only of those tried."""
     assert not [piece for i in range(1500) if _BORDER.search(piece := tokenizer.piece(i))]
 
 
 def test_a_full_cache_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = SentencePieceTokenizer.load(folder)
     text = " ".join(str(random.Random(0).randrange(i + 1)) for i in range(500))
     expected = tokenizer.encode(text)
-    monkeypatch.setattr("fast_electra.corpus.tokenizer._Words._LIMIT", 7)
-    assert Tokenizer.load(folder).encode(text) == expected == tokenizer.encode(text)
+    monkeypatch.setattr("fast_electra.corpus.sentencepiece_tokenizer._Words._LIMIT", 7)
+    assert SentencePieceTokenizer.load(folder).encode(text) == expected == tokenizer.encode(text)
 
 
-def test_special_tokens_decode_to_nothing(tokenizer: Tokenizer) -> None:
+def test_special_tokens_decode_to_nothing(tokenizer: SentencePieceTokenizer) -> None:
     ids = tokenizer.encode("Call me Ishmael.")
     assert tokenizer.decode([2, *ids, 3, 0, 0, 4, 1]) == "Call me Ishmael."
 
@@ -122,7 +122,7 @@ def test_training_is_deterministic(corpus: Path, folder: Path, tmp_path: Path) -
     card = train_tokenizer([corpus], tmp_path / "again", 1500)
     for name in ("tokenizer.model", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
-    assert card["sha256"] == Tokenizer.load(folder).hash
+    assert card["sha256"] == SentencePieceTokenizer.load(folder).hash
 
 
 def test_a_sample_is_bounded_and_taken_from_everywhere(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_sample_is_bounded_and_taken_from_everywhere(tmp_path: Path) -> None:
     text = train_tokenizer([path], tmp_path / "t", 300, max_train_bytes=20_000)["text"]
     assert 19_000 < text["sampled_bytes"] <= 20_000 < text["bytes"]
     assert 50 < text["sampled_documents"] < text["documents"] == 2000
-    pieces = {Tokenizer.load(tmp_path / "t").piece(i) for i in range(300)}
+    pieces = {SentencePieceTokenizer.load(tmp_path / "t").piece(i) for i in range(300)}
     assert {"▁horse", "▁zebra"} <= pieces
 
 
@@ -139,7 +139,7 @@ def test_long_lines_are_learnt_from(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text("zyxwv utsrq " * 5_000 + "\n\n" + "q" * 2_000)
     train_tokenizer([path], tmp_path / "t", 284)
-    tokenizer = Tokenizer.load(tmp_path / "t")
+    tokenizer = SentencePieceTokenizer.load(tmp_path / "t")
     assert [tokenizer.piece(i) for i in tokenizer.encode("zyxwv utsrq")] == ["zyxwv", "▁utsrq"]
 
 
@@ -151,7 +151,7 @@ def test_the_size_is_exact_or_refused_with_the_largest_possible(tmp_path: Path) 
     largest = int(str(error.value).split("at most ")[1].split(";")[0])
     assert not (tmp_path / "t").exists()
     train_tokenizer([path], tmp_path / "t", largest)
-    assert Tokenizer.load(tmp_path / "t").vocabulary_size == largest
+    assert SentencePieceTokenizer.load(tmp_path / "t").vocabulary_size == largest
     for vocabulary in (100, 262):
         with pytest.raises(UserError, match="too small"):
             train_tokenizer([path], tmp_path / "u", vocabulary)
@@ -168,7 +168,7 @@ def test_an_existing_folder_is_replaced_only_on_demand(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--overwrite"):
         train_tokenizer([text], tmp_path / "t", 276)
     train_tokenizer([text], tmp_path / "t", 276, overwrite=True)
-    assert Tokenizer.load(tmp_path / "t").vocabulary_size == 276
+    assert SentencePieceTokenizer.load(tmp_path / "t").vocabulary_size == 276
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").touch()
     with pytest.raises(UserError, match="not replaced"):
@@ -178,18 +178,18 @@ def test_an_existing_folder_is_replaced_only_on_demand(tmp_path: Path) -> None:
 
 def test_a_missing_altered_or_foreign_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.model is missing"):
-        Tokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     model = bytearray((folder / "tokenizer.model").read_bytes())
     model[len(model) // 2] ^= 1
     (tmp_path / "tokenizer.model").write_bytes(model)
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
-        Tokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match="was altered"):
-        Tokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        Tokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("version", [2, "1", None])
@@ -198,4 +198,4 @@ def test_a_tokenizer_of_another_version_is_refused(folder: Path, tmp_path: Path,
     (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
     (tmp_path / "tokenizer.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match=rf"tokenizer\.json has format {version!r}, .* reads 1"):
-        Tokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.files import write_sealed
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import build_model, save_model
@@ -35,7 +35,10 @@ def shaken(kind: str, outputs: int = 1, seed: int = 1, **changes: Any) -> nn.Mod
 def save(folder: Path, kind: str, model: Any, tokenizer: Path, labels: list[str] | None = None) -> None:
     """Write a model folder as a run does."""
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    facts = {"tokenizer": Tokenizer.load(tokenizer).hash, "evaluation": {"heldout_auc": 0.75, "by_class": [1, 2]}}
+    facts = {
+        "tokenizer": SentencePieceTokenizer.load(tokenizer).hash,
+        "evaluation": {"heldout_auc": 0.75, "by_class": [1, 2]},
+    }
     save_model(folder, kind, model.encoder.settings, weights, **facts, **({"labels": labels} if labels else {}))
 
 

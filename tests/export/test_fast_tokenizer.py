@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import Corpus
 
-from fast_electra.corpus.tokenizer import SPACE, SPECIAL_PIECES, Tokenizer
+from fast_electra.corpus.pieces import SPACE
+from fast_electra.corpus.sentencepiece_tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
 from fast_electra.export.tokenizer import convert
 from fast_electra.text.documents import Document
 from fast_electra.text.inputs import expand
@@ -65,7 +66,7 @@ def mixes(count: int) -> Iterator[str]:
 
 
 def compare(tokenizer: Path, texts: list[str], lossless: bool = True) -> None:
-    ours = Tokenizer.load(tokenizer)
+    ours = SentencePieceTokenizer.load(tokenizer)
     fast = convert(ours)
     assert fast.get_vocab_size() == ours.vocabulary_size
     for text in texts:
@@ -116,7 +117,7 @@ def test_ids_are_ours_for_10_megabytes(vocabulary: int, tmp_path: Path) -> None:
 
 def test_names_of_special_tokens_are_special_tokens(tiny_corpus: Corpus) -> None:
     """Users of transformers need this to write [MASK]; the space before it is its own."""
-    fast = convert(Tokenizer.load(tiny_corpus.tokenizer))
+    fast = convert(SentencePieceTokenizer.load(tiny_corpus.tokenizer))
     assert [fast.token_to_id(piece) for piece in SPECIAL_PIECES] == [0, 1, 2, 3, 4]
     with_space, without = (fast.encode(f"of{space}[MASK] was", add_special_tokens=False).ids for space in (" ", ""))
     assert with_space == without and with_space.count(4) == 1

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fast_electra.batch import Layout
 from fast_electra.cli import main
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.model.heads import MaskedLanguageModel
 
 LENGTHS = (300, 37, 151)
@@ -120,7 +120,7 @@ def test_hidden_states_and_logits_are_ours(name: str, exports: dict[str, Export]
 
 @pytest.mark.parametrize("name", CASES)
 def test_texts_are_framed_as_in_training(name: str, exports: dict[str, Export], tiny_corpus: Corpus) -> None:
-    facts, ours = exports[name].facts, Tokenizer.load(tiny_corpus.tokenizer)
+    facts, ours = exports[name].facts, SentencePieceTokenizer.load(tiny_corpus.tokenizer)
     first, second = (ours.encode(text) for text in TEXTS["pair"])
     assert facts["ids"] == [2, *ours.encode(str(TEXTS["single"])), 3] and facts["decoded"] == TEXTS["single"]
     assert facts["pair"] == [2, *first, 3, *second, 3] and facts["keys"] == ["attention_mask", "input_ids"]
@@ -131,7 +131,7 @@ def test_texts_are_framed_as_in_training(name: str, exports: dict[str, Export], 
 def test_fill_mask_answers_as_our_model(name: str, exports: dict[str, Export], tiny_corpus: Corpus) -> None:
     """A space before [MASK] is no token: in training, the space belongs to the word that is masked."""
     model, _, facts = exports[name]
-    ours = Tokenizer.load(tiny_corpus.tokenizer)
+    ours = SentencePieceTokenizer.load(tiny_corpus.tokenizer)
     before, after = (ours.encode(text) for text in ("The king of", " was old."))
     tokens_T, place = torch.tensor([2, *before, 4, *after, 3]), torch.tensor([len(before) + 1])
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_fill_mask_answers_as_our_model(name: str, exports: dict[str, Export], t
 def test_text_classification_answers_as_our_model(name: str, exports: dict[str, Export], tiny_corpus: Corpus) -> None:
     """A regression's answer is its output itself."""
     model, _, facts = exports[name]
-    tokens_T = torch.tensor([2, *Tokenizer.load(tiny_corpus.tokenizer).encode(str(TEXTS["single"])), 3])
+    tokens_T = torch.tensor([2, *SentencePieceTokenizer.load(tiny_corpus.tokenizer).encode(str(TEXTS["single"])), 3])
     with torch.no_grad():
         logits_C = model(tokens_T, Layout.of(torch.tensor([len(tokens_T)])))[0]
     labels = CASES[name][1]

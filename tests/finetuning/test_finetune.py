@@ -70,14 +70,14 @@ def test_each_glue_task_is_learnt_and_predicted(glue: Path, task: str) -> None:
 def test_the_model_that_is_written_makes_the_scores(glue: Path, tiny_corpus: Corpus, task: str) -> None:
     """Each row alone, through the model from its folder: no batch, no engine."""
     from fast_electra.batch import Layout
-    from fast_electra.corpus.tokenizer import Tokenizer
+    from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
     from fast_electra.finetuning.pretrained import encoder_of
 
     spec, data = TASKS[task], glue / "data" / TASKS[task].shown
     model, description = load_model(glue / task / "model", "classifier", "")
     assert description["labels"] == list(spec.labels) and description["sequence_length"] == 64
     model.eval()
-    encode = encoder_of(Tokenizer.load(tiny_corpus.tokenizer))
+    encode = encoder_of(SentencePieceTokenizer.load(tiny_corpus.tokenizer))
     table = read_data(spec, data)[spec.dev[0]]
     outputs = np.array(
         [model(torch.tensor(ids), Layout.of(torch.tensor([len(ids)])))[0].numpy() for ids, _ in encode(table.texts, 64)]

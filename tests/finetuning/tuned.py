@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, Corpus
 from small import sizes
 
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.finetuning import sweep
 from fast_electra.jobs import finetune
 from fast_electra.model.files import build_model, save_model
@@ -21,7 +21,7 @@ def pretrained(folder: Path, corpus: Corpus, **changes: Any) -> Path:
     """Write a model folder that no training has seen, with larger weights than usual, so that it learns at once."""
     settings = sizes(**{"initial_std": 0.1, "initialization": "bert"} | changes)
     weights = build_model("rtd", settings, seed=3).state_dict()
-    save_model(folder / "model", "rtd", settings, weights, tokenizer=Tokenizer.load(corpus.tokenizer).hash)
+    save_model(folder / "model", "rtd", settings, weights, tokenizer=SentencePieceTokenizer.load(corpus.tokenizer).hash)
     return folder
 
 

@@ -16,7 +16,7 @@ import torch
 from small import ALONE
 
 from fast_electra import config
-from fast_electra.corpus.tokenizer import Tokenizer
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corruption import corrupt
 from fast_electra.jobs import preprocess
 from fast_electra.model.files import save_model
@@ -46,7 +46,7 @@ def path(
     section = {"model": sizes.model_dump(), "auxiliary": {"run": str(folder / "auxiliary"), "dtype": "fp32"}}
     tree = small.tree(tiny_corpus, BATCH, updates=UPDATES, evaluation={"sequences": 20}, **section)
     (folder / "config.json").write_text(json.dumps(tree))
-    tokenizer, weights = Tokenizer.load(tiny_corpus.tokenizer).hash, auxiliary.state_dict()
+    tokenizer, weights = SentencePieceTokenizer.load(tiny_corpus.tokenizer).hash, auxiliary.state_dict()
     save_model(folder / "auxiliary" / "model", "mlm", sizes, weights, tokenizer=tokenizer, evaluation=evaluation)
     return folder / "config.json"
 

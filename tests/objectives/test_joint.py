@@ -10,9 +10,9 @@ from conftest import Corpus
 
 from fast_electra.batch import TokenBatch
 from fast_electra.corpus.loader import Loader, Share
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking, corrupt, mask
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.files import load_model
@@ -44,7 +44,7 @@ def sizes(tiny_corpus: Corpus) -> EncoderSettings:
 
 @pytest.fixture(scope="module")
 def parts(tiny_corpus: Corpus) -> list[TokenBatch]:
-    sequences = Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
+    sequences = Sequences(Shards.open(tiny_corpus.shards), SentencePieceTokenizer.load(tiny_corpus.tokenizer), 40)
     return Loader(sequences, Share(4, 4), 2, 0.15).batch(1)
 
 

@@ -8,9 +8,9 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 from fast_electra.batch import Layout
 from fast_electra.corpus.loader import Loader, Share
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.model.encoder import EncoderSettings
@@ -25,7 +25,7 @@ MASKING = Masking(fraction=0.15, mask_id=4)
 
 @pytest.fixture(scope="module")
 def sequences(tiny_corpus: Corpus) -> Sequences:
-    return Sequences(Shards.open(tiny_corpus.shards), Tokenizer.load(tiny_corpus.tokenizer), 40)
+    return Sequences(Shards.open(tiny_corpus.shards), SentencePieceTokenizer.load(tiny_corpus.tokenizer), 40)
 
 
 @pytest.fixture(scope="module")

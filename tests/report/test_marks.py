@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pages import report, token, train
 
-from fast_electra.corpus.tokenizer import spell
+from fast_electra.corpus.pieces import spell
 from fast_electra.report.marks import Token
 
 

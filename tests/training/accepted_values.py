@@ -46,9 +46,9 @@ UNINSTALLED = ("tensorboard", "wandb", "comet")  # each needs a package
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """A key with a value, and the config that has it."""
-    keys = [(name,) for name, kind in SECTIONS.items() if settings_in(kind) is None]
+    keys = [(name,) for name, kind in SECTIONS.items() if not settings_in(kind)]
     for name, kind in SECTIONS.items():
-        if (model := settings_in(kind)) is not None and name not in UNINSTALLED:
+        if (model := next(iter(settings_in(kind)), None)) is not None and name not in UNINSTALLED:
             keys += [(name, field.alias or own) for own, field in model.model_fields.items()]
     keys += [("optimizer", "params", name) for name in AdamParams.model_fields]
     trees = [(key, BASE) for key in keys]

@@ -11,8 +11,8 @@ import pytest
 import small
 from conftest import ROOT, Corpus
 
+from fast_electra.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
 from fast_electra.corpus.shards import Shards
-from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.files import FileRecord, file_hash, write_json
 from fast_electra.model.files import load_model, save_model
 from fast_electra.report.page import write_report
@@ -121,7 +121,7 @@ def test_a_store_a_tokenizer_and_a_report_run_no_payload(
     for path in tiny_corpus.tokenizer.iterdir():
         payloads.write(tmp_path / path.name, shows, kind)
     with pytest.raises(UserError):
-        Tokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     for name in ("config.json", "metrics.jsonl", "status.json", "examples.json"):
         payloads.write(tmp_path / name, shows, kind)
     read_metrics(tmp_path)

@@ -1,0 +1,244 @@
+"""A Hugging Face fast tokenizer, frozen: its whole pipeline in one file, which the `tokenizers` library alone reads.
+
+When transformers loads a tokenizer, it builds the pipeline of most kinds anew from the vocabulary. Two versions of it
+may build two pipelines from one directory. So the pipeline that made the tokens is kept beside them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from fast_electra.corpus.pieces import SPACE, printed
+from fast_electra.files import read_settings, write_sealed
+from fast_electra.settings import Settings, UserError
+
+FROZEN, CONFIG = "frozen_tokenizer.json", "tokenizer_config.json"  # the second marks a Hugging Face directory
+_REMEDY = "restore it, or build the shards again from the Hugging Face directory"
+_UNUSED = re.compile(r"[\[<]unused[_-]?\d+[\]>]|madeupword\d+|.*NOTUSED", re.IGNORECASE)  # names of spare entries
+_EVERYTHING = "a\u00e9\u0e01\u4e2d\U0001f642\ue000\U0010ffff \t\n<0x0A>"  # no vocabulary has all of it
+
+
+class Frozen(Settings):
+    """What the file holds."""
+
+    format: Literal[1]
+    pipeline: str  # JSON of the `tokenizers` library with sorted keys, and without truncation and padding
+    pad_id: int
+    unk_id: int | None
+    mask_id: int
+    source: str  # the directory
+    versions: dict[str, str]  # of the packages that built the pipeline
+
+
+class FrozenTokenizer:
+    """A pipeline of the `tokenizers` library: see `corpus.tokenizer.Tokenizer` for what it offers."""
+
+    def __init__(self, frozen: Frozen, where: str | Path, remedy: str) -> None:
+        """Open a pipeline; `where` and `remedy` begin and end the message if it cannot be used.
+
+        Raises:
+            UserError: it cannot be used, or the package `tokenizers` is missing.
+        """
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise UserError(f"{where} needs the package tokenizers: pip install 'fast_electra[hf]'") from None
+        self.frozen, self.pad_id, self.unk_id, self.mask_id = frozen, frozen.pad_id, frozen.unk_id, frozen.mask_id
+        self.hash = _sha256([frozen.pipeline, self.pad_id, self.unk_id, self.mask_id])
+        try:
+            self._fast = Tokenizer.from_str(frozen.pipeline)
+            self._fast.encode_special_tokens = True  # no text can forge a special token; the pipeline does not say so
+            pipeline = json.loads(frozen.pipeline)
+            self._pieces = _Pieces(pipeline)
+            ids = self._fast.get_vocab(with_added_tokens=True)
+            self._check_ids(ids)
+            self.cls_id, self.sep_id = self._frame(ids)
+            self._spelt: dict[int, list[int]] = {}
+            self.encode(_EVERYTHING)
+        except _Unfit as error:
+            raise UserError(f"{where} cannot be used: {error}; {remedy}") from None
+        except Exception as error:  # of the library, which has no classes for them
+            versions = ", ".join(f"{name} {version}" for name, version in frozen.versions.items())
+            reason = f"{first_line(error)}; it was built by {versions}"
+            raise UserError(
+                f"{where} holds no pipeline that the package tokenizers reads ({reason}); {remedy}"
+            ) from None
+        self.vocabulary_size = max(ids.values()) + 1
+        added = self._pieces.added
+        named = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+        special = {token for token in named if token is not None} | {
+            token for token, is_special in added.items() if is_special
+        }
+        self.special_ids = tuple(sorted(special))
+        unused = {token for text, token in ids.items() if _UNUSED.fullmatch(text)}
+        holes = set(range(self.vocabulary_size)) - set(ids.values())
+        self.never_drawn = tuple(sorted(special | set(added) | unused | holes))
+        self._spelt = {token: list(self._by_characters(token)) for token in special - {self.unk_id}}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FrozenTokenizer":
+        """Open a folder written by `save`.
+
+        Raises:
+            UserError: the file is missing, altered, or of another version, or cannot be used.
+        """
+        path = Path(folder) / FROZEN
+        return cls(read_settings(path, Frozen, f"{path} is missing; {_REMEDY}", _REMEDY), path, _REMEDY)
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline into a folder, which is made."""
+        folder.mkdir(exist_ok=True)
+        write_sealed(folder / FROZEN, self.frozen.model_dump())
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text; see `Tokenizer.encode`."""
+        ids: list[int] = self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if self._spelt.keys().isdisjoint(ids):
+            return ids
+        # Some models, such as Unigram, find the name of a special token in the text as if it were a word.
+        return list(chain.from_iterable(self._spelt.get(token, (token,)) for token in ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, as far as the pipeline keeps it; see `Tokenizer.decode`."""
+        return str(self._fast.decode([int(token) for token in ids], skip_special_tokens=True))
+
+    def piece(self, token: int) -> str:
+        """Return a token as it is printed; see `Tokenizer.piece`."""
+        text = self._fast.id_to_token(int(token))
+        return f"[no token {int(token)}]" if text is None else self._pieces(int(token), text)
+
+    def _check_ids(self, ids: dict[str, int]) -> None:
+        """Refuse a vocabulary that is empty or full of holes, and a mask token that means something else too."""
+        if not set(ids.values()) - set(self._pieces.added):
+            raise _Unfit("its vocabulary is empty")
+        if (top := max(ids.values())) >= 2 * len(ids):
+            raise _Unfit(f"its ids reach {top:,}, and it has only {len(ids):,} tokens")
+        for name, token in (("padding", self.pad_id), ("unknown", self.unk_id), ("mask", self.mask_id)):
+            if token is not None and self._fast.id_to_token(token) is None:
+                raise _Unfit(f"the id {token} of its {name} token is not in its vocabulary")
+
+    def _frame(self, ids: dict[str, int]) -> tuple[int, int]:
+        """Return the id before and the id behind each text."""
+        for word in ("a", *ids):
+            bare, framed = (self._fast.encode(word, add_special_tokens=special).ids for special in (False, True))
+            if bare:
+                break
+        else:
+            raise _Unfit("it gives no token for any word")
+        if len(framed) != len(bare) + 2 or framed[1:-1] != bare:
+            before = next((n for n in range(len(framed)) if framed[n : n + len(bare)] == bare), 0)
+            numbers = f"{before} and {len(framed) - len(bare) - before}"
+            raise _Unfit(
+                f"it must put one token before a text and one behind it, such as [CLS] and [SEP], not {numbers}"
+            )
+        frame = (framed[0], framed[-1])
+        if self.mask_id in (*frame, self.pad_id, self.unk_id):
+            raise _Unfit(f"its mask token {self._fast.id_to_token(self.mask_id)} has other uses too")
+        return frame
+
+    def _by_characters(self, token: int) -> Iterator[int]:
+        """Yield the ids of the characters of a special token's name."""
+        for character in self._fast.id_to_token(token) or "":
+            found = self._fast.token_to_id(character)
+            if (found := self.unk_id if found is None else found) is not None:
+                yield found
+
+
+class _Unfit(Exception):
+    """Why a pipeline cannot be used."""
+
+
+class _Pieces:
+    """From a token of a pipeline to the piece that is printed."""
+
+    def __init__(self, pipeline: dict[str, Any]) -> None:
+        """Read how the pipeline marks spaces."""
+        model = pipeline["model"]
+        self.added = {token["id"]: token["special"] for token in pipeline["added_tokens"]}  # whether it is special
+        steps = json.dumps([pipeline["normalizer"], pipeline["pre_tokenizer"], pipeline["decoder"]])
+        self._bytes = _byte_letters() if '"ByteLevel"' in steps else {}
+        self._inner, self._end = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+        words = model["type"] == "WordLevel" and '"Metaspace"' not in steps
+        self._marks_inner = bool(self._inner) or words  # what has no mark begins a word
+
+    def __call__(self, token: int, text: str) -> str:
+        """Return the piece of a token, whose text in the pipeline is given."""
+        if token in self.added:
+            return text if self.added[token] else printed(text.encode())
+        if self._end:
+            text = text.removesuffix(self._end) + " " * text.endswith(self._end)
+        if self._bytes and set(text) <= self._bytes.keys() | {" "}:
+            return printed(bytes(self._bytes.get(letter, 32) for letter in text))
+        if self._marks_inner:
+            inner = self._inner and text.startswith(self._inner)
+            return printed((text.removeprefix(self._inner) if inner else f" {text}").encode())
+        return printed(text.replace(SPACE, " ").encode())
+
+
+def freeze(folder: str | Path) -> FrozenTokenizer:
+    """Freeze the pipeline that the installed transformers builds from a Hugging Face directory.
+
+    Raises:
+        UserError: the directory is damaged, needs code of its own, or holds no fast tokenizer that is of use here.
+    """
+    remedy = "name the directory of another tokenizer"
+    try:
+        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        own_code = config.get("auto_map")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{Path(folder) / CONFIG} cannot be read ({first_line(error)}): restore it") from None
+    if own_code:
+        raise UserError(f"{folder}: its tokenizer needs code of its own (auto_map), which is never run; {remedy}")
+    try:
+        import tokenizers
+        import transformers
+    except ImportError:
+        raise UserError(f"{folder} needs the package transformers: pip install 'fast_electra[hf]'") from None
+    versions = {"transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
+    transformers.logging.set_verbosity_error()
+    try:
+        loaded: Any = transformers.AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # whatever a damaged file makes of transformers' code
+        where = f"transformers {transformers.__version__} cannot load the tokenizer in {folder}"
+        raise UserError(f"{where} ({type(error).__name__}: {first_line(error)}): restore its files") from None
+    if not getattr(loaded, "is_fast", False):
+        raise UserError(f"{folder} holds a slow tokenizer ({type(loaded).__name__}); only fast ones are read; {remedy}")
+    for name in ("mask", "pad"):
+        if getattr(loaded, f"{name}_token_id") is None:
+            raise UserError(f"{folder}: its tokenizer has no {name} token ({name}_token in {CONFIG}); {remedy}")
+    pipeline = json.loads(loaded.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    frozen = Frozen(
+        format=1,
+        pipeline=json.dumps(pipeline, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
+        pad_id=loaded.pad_token_id,
+        unk_id=loaded.unk_token_id,
+        mask_id=loaded.mask_token_id,
+        source=str(folder),
+        versions=versions,
+    )
+    return FrozenTokenizer(frozen, f"the tokenizer in {folder}", remedy)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of the first line of an error's message."""
+    return next(filter(None, str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return the byte that each letter of a byte-level vocabulary stands for.
+
+    Printable bytes stand for themselves, the others, in order, for the letters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

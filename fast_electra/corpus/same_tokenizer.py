@@ -1,0 +1,62 @@
+"""Whether the tokenizer in a directory of Hugging Face is the one that made a corpus."""
+
+from pathlib import Path
+
+import torch
+
+from fast_electra.corpus.corpus import Corpus
+from fast_electra.corpus.frozen_tokenizer import CONFIG
+from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
+from fast_electra.settings import UserError
+
+SAMPLE = 64  # sequences whose text is encoded again
+_SPECIAL = ("mask_id", "pad_id", "cls_id", "sep_id")
+
+
+def check_same_tokenizer(folder: Path, corpus: Corpus) -> str | None:
+    """Return None if a model's directory has the corpus's tokenizer, or a note if it has none to compare.
+
+    Equal sizes prove nothing. The pieces must be equal, and so must the ids of some of the corpus's text.
+
+    Raises:
+        UserError: it has another one. The message shows the first difference.
+    """
+    ours = corpus.tokenizer
+    if not (folder / CONFIG).is_file():
+        return f"{folder} holds no tokenizer, so it is taken for granted that the corpus's is its own"
+    its = open_tokenizer(folder)
+    if its.hash != ours.hash and (found := difference(ours, its, sample_of(corpus))):
+        raise UserError(
+            f"{folder} has another tokenizer than the corpus: {found}. Make the corpus with the model's own "
+            f"(`fast-electra corpus --tokenizer {folder}`), or use a model that shares the corpus's"
+        )
+    return None
+
+
+def sample_of(corpus: Corpus) -> list[str]:
+    """Return the text of some training sequences."""
+    numbers = torch.arange(min(SAMPLE, len(corpus.train)))
+    tokens, ends = corpus.train.tokens(numbers), corpus.train.lengths(numbers)
+    return [corpus.tokenizer.decode(part[1:-1].tolist()) for part in tokens.split(ends.tolist())]
+
+
+def difference(ours: Tokenizer, its: Tokenizer, texts: list[str]) -> str | None:
+    """Return the first difference of two tokenizers in words; None if texts are encoded alike by both."""
+    for name in _SPECIAL:
+        if (one := getattr(ours, name)) != (other := getattr(its, name)):
+            return f"{name} is {one} in the corpus's and {other} in the model's"
+    size = min(ours.vocabulary_size, its.vocabulary_size)
+    for token in range(size):
+        if (piece := ours.piece(token)) != (its_piece := its.piece(token)):
+            return f"token {token} is {piece!r} in the corpus's and {its_piece!r} in the model's"
+    if ours.vocabulary_size > size:
+        return f"the corpus's has {ours.vocabulary_size:,} tokens and the model's {size:,}"
+    for text in texts:
+        ids, its_ids = ours.encode(text), its.encode(text)
+        for place, (one, other) in enumerate(zip(ids, its_ids, strict=False)):
+            if one != other:
+                near = ours.decode(ids[max(0, place - 2) : place + 3])
+                return f"in {near!r} the corpus's finds {ours.piece(one)!r} and the model's {its.piece(other)!r}"
+        if len(ids) != len(its_ids):
+            return f"{ours.decode(ids[-3:])!r} has other tokens"
+    return None
