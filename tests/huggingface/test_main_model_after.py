@@ -8,7 +8,6 @@ import torch
 from conftest import Corpus
 from export import exporting
 from finetuning.tuned import hugging_face
-from huggingface.encoders import notes_of
 
 from fast_electra.batch import Layout
 from fast_electra.export.export import export
@@ -19,6 +18,7 @@ from fast_electra.objectives.objective import export_main_model
 from fast_electra.settings import UserError
 
 transformers = pytest.importorskip("transformers")
+from huggingface.encoders import notes_of  # noqa: E402 (it needs transformers)
 
 
 def saved(run: Path, source: Path, size: int) -> dict[str, torch.Tensor]:

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from huggingface.broken import BROKEN, edited, weights
-from huggingface.encoders import SIZES, V, config_of, opened, write
 
 from fast_electra.settings import UserError
 
 transformers = pytest.importorskip("transformers")
+from huggingface.encoders import opened, write  # noqa: E402 (it needs transformers)
+from huggingface.zoo import V, config_of  # noqa: E402
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 2, "eos_token_id": 3}
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
 ELECTRA_HEAD = "discriminator_predictions.dense.bias"
@@ -22,7 +25,7 @@ ELECTRA_HEAD = "discriminator_predictions.dense.bias"
 
 @pytest.fixture(scope="module")
 def electra(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("electra"), "Electra", "ForPreTraining")
+    return write(tmp_path_factory.mktemp("electra"), "electra", "AutoModelForPreTraining")
 
 
 def refused(place: Path, **more: Any) -> str:
@@ -72,12 +75,12 @@ def test_a_model_that_does_not_fit_is_one_line(electra: Path, tmp_path: Path, ki
 @pytest.mark.parametrize(
     ("family", "sizes", "message"),
     [
-        ("GPT2", GPT2, "is a decoder"),
-        ("T5", T5, "is an encoder with a decoder .t5."),
-        ("FNet", SIZES, "reads the padding after a sequence"),
-        ("ConvBert", SIZES | {"embedding_size": 16}, "reads the padding after a sequence"),
-        ("ViT", SIZES | {"image_size": 8, "patch_size": 4}, "is no model of text .vit."),
-        ("Roberta", SIZES | {"max_position_embeddings": 40}, "has 40 positions, not enough for sequences of 40 tokens"),
+        ("gpt2", GPT2, "is a decoder"),
+        ("t5", T5, "is an encoder with a decoder .t5."),
+        ("fnet", SIZES, "reads the padding after a sequence"),
+        ("convbert", SIZES | {"embedding_size": 16}, "reads the padding after a sequence"),
+        ("vit", SIZES | {"image_size": 8, "patch_size": 4}, "is no model of text .vit."),
+        ("roberta", SIZES | {"max_position_embeddings": 40}, "has 40 positions, not enough for sequences of 40 tokens"),
     ],
 )
 def test_a_family_that_cannot_be_a_main_model_is_one_line(
@@ -88,7 +91,7 @@ def test_a_family_that_cannot_be_a_main_model_is_one_line(
 
 
 def test_the_longest_sequence_and_the_largest_vocabulary_are_taken(tmp_path: Path) -> None:
-    folder = write(tmp_path / "roberta", "Roberta", max_position_embeddings=41)  # its first position is 1
+    folder = write(tmp_path / "roberta", "roberta", max_position_embeddings=41)  # its first position is 1
     assert opened(folder, length=40).encoder.vocabulary_size == V
     assert "use --set fast_electra.corpus.sequence_length=N" in refused(folder, length=41)
     assert f"has {V} tokens, and the tokenizer of the corpus has {V + 1}" in refused(folder, size=V + 1)
@@ -111,7 +114,7 @@ def test_the_longest_sequence_and_the_largest_vocabulary_are_taken(tmp_path: Pat
 def test_a_config_that_cannot_be_trained_is_one_line(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "small.json"
     if isinstance(content, dict):
-        content = json.dumps(config_of("Bert").to_dict() | content)
+        content = json.dumps(config_of("bert").to_dict() | content)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=f"^[^\n]*{path}[^\n]*{message}[^\n]*$"):
         opened(path)
