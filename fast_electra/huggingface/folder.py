@@ -55,11 +55,9 @@ def check_safe(folder: Path, weights: bool = True) -> None:
         raise UserError(f"there is no folder {folder}: download the model, and name its directory")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} is missing): name the directory of one")
-    config = read_config(folder)
+    read_config(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter and no whole model: merge it into its model first")
-    if config.get("quantization_config"):
-        raise UserError(f"{folder} holds a quantized model, which cannot be used here: name the original one")
     if weights and not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         which = f"only {pickles[0]}, a pickle, which is never loaded" if pickles else "no weights"
@@ -71,7 +69,7 @@ def read_config(place: Path) -> dict[str, Any]:
     """Return what config.json of a directory says, or a file like it.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is that of a quantized model.
     """
     path = place / CONFIG if place.is_dir() else place
     try:
@@ -80,6 +78,8 @@ def read_config(place: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({first_line(error)}): restore it") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} cannot be read (it is no object of JSON): restore it")
+    if config.get("quantization_config"):
+        raise UserError(f"{place} holds a quantized model, which cannot be used here: name the original one")
     return config
 
 

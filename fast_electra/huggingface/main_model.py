@@ -11,9 +11,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fast_electra.batch import Layout
-from fast_electra.huggingface.folder import check_encoder, check_safe, load, new_model, open_config, set_dropout
+from fast_electra.huggingface.folder import (
+    check_encoder,
+    check_safe,
+    load,
+    new_model,
+    open_config,
+    read_config,
+    set_dropout,
+)
 from fast_electra.huggingface.padding import pad
-from fast_electra.huggingface.probe import KEY, differ, probe_tokens, too_long
+from fast_electra.huggingface.probe import KEY, PROBED, differ, probe_tokens, too_long
+from fast_electra.huggingface.rtd_head import HEADS
 from fast_electra.huggingface.saved import saved_folder, tokenizer_files
 from fast_electra.huggingface.settings import HuggingFaceSettings
 from fast_electra.settings import UserError, first_line
@@ -49,7 +58,8 @@ class HuggingFaceEncoder(nn.Module):
         """Exclude weights from training, and keep them in fp32 to be saved: an engine may convert its own."""
         for name in names:
             self.model.get_parameter(name).requires_grad_(False)
-        trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+        every = self.model.named_parameters(remove_duplicate=False)
+        trained = {name for name, weight in every if weight.requires_grad}
         self._kept = {name: held.clone() for name, held in self.model.state_dict().items() if name not in trained}
 
     def save(
@@ -74,10 +84,12 @@ class HuggingFaceEncoder(nn.Module):
         fresh: Any = new_model(auto, place, self.config)
         without_pooler(fresh.base_model, like=self.model)
         inside = "" if fresh.base_model is fresh else fresh.base_model_prefix + "."
-        held = {inside + name: weight for name, weight in held.items()}
-        whole, inner = held | head, fresh.state_dict().keys()
-        fresh.load_state_dict({name: tensor for name, tensor in whole.items() if name in inner or name in held})
+        held, inner = {inside + name: weight for name, weight in held.items()}, fresh.state_dict().keys()
         added = {name: tensor for name, tensor in head.items() if name not in inner}
+        held |= {name: tensor for name, tensor in head.items() if name in inner}
+        unexpected = fresh.load_state_dict(held, strict=False).unexpected_keys
+        missing = set(dict(fresh.named_parameters())) - set(held)  # tied ones have one name here
+        assert not unexpected and not missing, (unexpected, missing)
         with saved_folder(place, facts) as partial:
             fresh.save_pretrained(partial, state_dict=fresh.state_dict() | added, max_shard_size="999TB")
             for name, content in self.tokenizer.items():
@@ -105,9 +117,12 @@ def open_encoder(
     place = Path(settings.huggingface)
     alone = place.is_file()  # a config without weights
     scratch = alone or settings.initialization == "random"
-    if not alone:
+    if alone:
+        read_config(place)
+    else:
         check_safe(place, weights=not scratch)
     config = open_config(place)
+    config.__dict__.pop("auto_map", None)  # names code that is neither run nor saved
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{place} is an encoder with a decoder ({config.model_type}): the main model is an encoder")
     _match_padding(place, config, pad_id, scratch)
@@ -126,6 +141,8 @@ def open_encoder(
         check_encoder(place, model, info)
         if any("pooler." in key for key in info["missing_keys"]):
             without_pooler(model)
+        if unread := sorted(set(info["unexpected_keys"]) - {name for names in HEADS for name in names.values()}):
+            notes.append(f"{len(unread)} weights in {place} are not used, and not saved again ({unread[0]})")
     try:
         encoder = HuggingFaceEncoder(model.eval(), config, pad_id)
     except (AttributeError, NotImplementedError):
@@ -135,8 +152,8 @@ def open_encoder(
             f"{place} has {encoder.vocabulary_size:,} tokens, and the tokenizer of the corpus has {size:,}: "
             + ("set vocab_size in its config" if scratch else _own_tokenizer(place))
         )
-    frozen = _probe(place, encoder)
     _probe_length(place, encoder, length)
+    frozen = _probe(place, encoder, length)
     if not alone:
         encoder.tokenizer = tokenizer_files(place)
     if frozen:
@@ -172,28 +189,46 @@ def _own_tokenizer(place: Path) -> str:
     return f"use the corpus with the model's own tokenizer (`fast-electra corpus --tokenizer {place}`)"
 
 
+@torch.no_grad()
+def _probe_length(place: Path, encoder: HuggingFaceEncoder, length: int) -> None:
+    """Run a sequence of L tokens on the CPU: on a GPU a missing position would kill the process."""
+    short, long = (
+        (tokens_T, Layout.of(torch.tensor([len(tokens_T)])))
+        for tokens_T in probe_tokens(encoder.vocabulary_size, encoder.pad_id, 3, length)
+    )
+    try:
+        encoder(*short)
+    except Exception as error:  # whatever a model asks of its inputs
+        raise _not_run(place, error) from None
+    try:
+        encoder(*long)
+    except (IndexError, RuntimeError):
+        raise too_long(place, encoder.model, length, KEY) from None
+
+
 @torch.enable_grad()
-def _probe(place: Path, encoder: HuggingFaceEncoder) -> list[str]:
+def _probe(place: Path, encoder: HuggingFaceEncoder, length: int) -> list[str]:
     """Return the names of weights that get no gradient.
 
     Raises:
-        UserError: the model cannot run, two equal calls differ, a sequence alone is not the same as in a batch, or no
-            state depends on a later token.
+        UserError: two equal calls differ, a sequence alone is not the same as in a batch, or no state depends on a
+            later token.
     """
-    long, short = probe_tokens(encoder.vocabulary_size, encoder.pad_id)
+    long, short = probe_tokens(
+        encoder.vocabulary_size, encoder.pad_id, min(PROBED[0], length), min(PROBED[1], length // 2)
+    )
     both, tokens_T = Layout.of(torch.tensor([len(long), len(short)])), torch.cat([long, short])
     other_T = tokens_T.clone()
     other_T[len(long) - 1] = (long[-1] + 1) % encoder.vocabulary_size
     weights = {name: weight for name, weight in encoder.model.named_parameters() if weight.requires_grad}
     try:
-        first = encoder(tokens_T, both)
-        gradients = torch.autograd.grad(first.sum(), list(weights.values()), allow_unused=True)
+        states_TD = encoder(tokens_T, both)
+        gradients = torch.autograd.grad(states_TD.sum(), list(weights.values()), allow_unused=True)
         with torch.no_grad():
-            again, changed = encoder(tokens_T, both), encoder(other_T, both)
+            first, again, changed = states_TD.detach(), encoder(tokens_T, both), encoder(other_T, both)
             alone = encoder(short, Layout.of(torch.tensor([len(short)])))
-    except Exception as error:  # whatever a model asks of its inputs
-        raise UserError(f"{place} cannot be a main model ({first_line(error)[:200]})") from None
-    first = first.detach()
+    except Exception as error:  # whatever a model makes of padding
+        raise _not_run(place, error) from None
     earlier = slice(0, len(long) - 1)
     for wrong, otherwise in (
         (first.shape != (len(tokens_T), encoder.hidden_size), "its states have another size than its config says"),
@@ -206,13 +241,8 @@ def _probe(place: Path, encoder: HuggingFaceEncoder) -> list[str]:
     return [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
 
 
-@torch.no_grad()
-def _probe_length(place: Path, encoder: HuggingFaceEncoder, length: int) -> None:
-    """Run a sequence of L tokens on the CPU: on a GPU a missing position would kill the process."""
-    try:
-        encoder(*probe_tokens(encoder.vocabulary_size, encoder.pad_id, length), Layout.of(torch.tensor([length])))
-    except (IndexError, RuntimeError):
-        raise too_long(place, encoder.model, length, KEY) from None
+def _not_run(place: Path, error: Exception) -> UserError:
+    return UserError(f"{place} cannot be a main model ({type(error).__name__}: {first_line(error)[:200]})")
 
 
 def _checkpoint_layers(place: Path, model: nn.Module) -> None:

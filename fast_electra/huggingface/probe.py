@@ -11,6 +11,7 @@ from fast_electra.settings import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PROBED = (24, 9)  # lengths of the sequences of a probe
 KEY = "fast_electra.corpus.sequence_length"  # of a pre-training's config
 
 
@@ -19,7 +20,7 @@ def probe_tokens(size: int, pad_id: int, *lengths: int) -> tuple[Tensor, ...]:
 
     None of them is the token of padding, because some models count positions without it.
     """
-    sequences = tuple(torch.arange(7, 7 + 13 * length, 13) % size for length in lengths or (24, 9))
+    sequences = tuple(torch.arange(7, 7 + 13 * length, 13) % size for length in lengths or PROBED)
     return tuple(tokens.where(tokens != pad_id, (pad_id + 1) % size) for tokens in sequences)
 
 

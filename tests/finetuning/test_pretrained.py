@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Corpus
 from finetuning.tuned import hugging_face, overrides, pretrained
-from safetensors.torch import load_file, save_file
+from huggingface.broken import BROKEN, edited, text, without
 
 from fast_electra.batch import Layout
 from fast_electra.export.export import export
@@ -145,94 +145,24 @@ def test_a_wrong_config_is_one_line(bert: Path, given: list[str], message: str) 
         config.load("ds_configs/finetune.json", [*right, *given], 100, config_machine())
 
 
-def edited(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def _pickle(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def _without(*names: str) -> Callable[[Path], None]:
-    def remove(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-
-    return remove
-
-
-def _cut(name: str, share: float) -> Callable[[Path], None]:
-    def cut(folder: Path) -> None:
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[: int(len(data) * share)])
-
-    return cut
-
-
-def _text(name: str, text: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(text)
-
-
 TOKENIZER = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-BROKEN: dict[str, Callable[[Path], object]] = {
-    "pickle_only": _pickle,
-    "no_weights": _without("model.safetensors"),
-    "half_weights": _cut("model.safetensors", 0.5),
-    "header_cut": _cut("model.safetensors", 0.01),
-    "empty_weights": _cut("model.safetensors", 0),
-    "weights_are_text": _text("model.safetensors", "weights" * 100),
-    "no_config": _without("config.json"),
-    "config_is_no_json": _text("config.json", '{"model_type": '),
-    "config_is_a_list": _text("config.json", "[]"),
-    "config_has_no_type": _text("config.json", "{}"),
-    "unknown_type": lambda folder: edited(folder, model_type="gremlin"),
-    "remote_code": lambda folder: edited(folder, model_type="gremlin", auto_map={"AutoConfig": "code.Config"}),
+UNFIT: dict[str, Callable[[Path], object]] = BROKEN | {
     "no_classifier": lambda folder: edited(folder, model_type="clip"),
-    "quantized": lambda folder: edited(folder, quantization_config={"quant_method": "bitsandbytes"}),
-    "adapter": _text("adapter_config.json", "{}"),
-    "other_hidden_size": lambda folder: edited(folder, hidden_size=16),
-    "more_layers": lambda folder: edited(folder, num_hidden_layers=3),
-    "odd_heads": lambda folder: edited(folder, num_attention_heads=5),
-    "sizes_are_text": lambda folder: edited(folder, hidden_size="wide"),
-    "huge": lambda folder: edited(folder, hidden_size=2**40),
-    "few_positions": lambda folder: edited(folder, max_position_embeddings=8),
-    "short_positions": lambda folder: (
-        edited(folder, max_position_embeddings=8),
-        weights(
-            folder,
-            lambda held: held.update({name: held[name][:8].clone() for name in held if "position_embeddings" in name}),
-        ),
-    ),
-    "not_finite": lambda folder: weights(folder, lambda held: next(iter(held.values())).fill_(torch.nan)),
-    "encoder_lacks_a_weight": lambda folder: weights(
-        folder, lambda held: held.pop(next(name for name in held if "attention.self.query.weight" in name))
-    ),
-    "weights_of_another_model": lambda folder: save_file({"x": torch.ones(3)}, folder / "model.safetensors"),
-    "no_tokenizer": _without(*TOKENIZER),
-    "tokenizer_is_no_json": _text("tokenizer.json", "{"),
+    "no_tokenizer": without(*TOKENIZER),
+    "tokenizer_is_no_json": text("tokenizer.json", "{"),
     "larger_tokenizer": lambda folder: (
-        _without("tokenizer.json")(folder),
+        without("tokenizer.json")(folder),
         (folder / "vocab.txt").write_text(
             "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(999))])
         ),
     ),
-    "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
-    "gone": shutil.rmtree,
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", UNFIT)
 def test_a_broken_directory_is_one_line(bert: Path, tmp_path: Path, kind: str) -> None:
     folder = shutil.copytree(bert, tmp_path / "model")
-    BROKEN[kind](folder)
+    UNFIT[kind](folder)
     with pytest.raises(UserError) as error:
         open_pretrained(settings(folder), PAIR)
     assert str(folder) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
