@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fast_electra.corpus.frozen_tokenizer import CONFIG
+from fast_electra.corpus.freeze import CONFIG
 from fast_electra.corpus.same_tokenizer import difference
 from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.huggingface.folder import check_safe
@@ -15,7 +15,8 @@ from fast_electra.settings import UserError
 # Text of several kinds, on which tokenizers tend to differ.
 _TEXTS = (
     "The Whale's first words, spoken in 1851, were: 'I would prefer not to' -- or so they say.",
-    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u4e2d\u6587 \u0440\u0443\u0441\u0441\u043a\u0438\u0439 \U0001f433 \u2026 \u201cquoted\u201d",
+    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u4e2d\u6587 \u0440\u0443\u0441",
+    "\U0001f433 \u2026 \u201cquoted\u201d",
     "  two  spaces\tand a tab\nnew line  ",
     "def f(x): return x**2 if x != 0 else None  # 3.14159e-10",
     "ANTIDISESTABLISHMENTARIANISM antidisestablishmentarianism",

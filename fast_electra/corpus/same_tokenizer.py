@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from fast_electra.corpus.corpus import Corpus
-from fast_electra.corpus.frozen_tokenizer import CONFIG
+from fast_electra.corpus.freeze import CONFIG
 from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.settings import UserError
 
