@@ -27,9 +27,10 @@ RESULTS = ROOT / "experiments/results/existing_models.json"
 VOCABULARY, LENGTH, BATCH = 4096, 64, 64
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512, "max_position_embeddings": 128}
 PLAIN = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.06}
-MLM_UPDATES, MLM_RATE = 3000, 3e-3
-UPDATES, RATE, TAU = 3000, 3e-3, 0.3
+MLM_UPDATES, MLM_RATE = 2000, 2e-3
+UPDATES, RATE = 2000, 5e-4
 EPOCHS, TASK_RATE = 4, 1e-3
+BEGINNINGS = ("random", "encoder", "rtd")  # new weights, before RTD, after RTD
 
 
 def main() -> None:
@@ -45,10 +46,11 @@ def main() -> None:
     if not (folder / "shards").exists():
         source = ("--input", "sample", "--tokenizer", folder / "tokenizer", "--output", folder / "shards")
         command("-m", "fast_electra.cli", "corpus", *source, "--heldout", 0.05, log=folder / "corpus.log")
-    train_mlm(folder)
-    make_encoder(folder)
+    train_mlm(folder, "mlm", 2)
+    train_mlm(folder, "main_mlm", 4)
+    take_encoder(folder)
     pretrain(folder)
-    for name in ("encoder", "rtd"):
+    for name in BEGINNINGS:
         finetune(folder, given.task, name, given.seeds)
     write(folder, given.seeds)
 
@@ -72,9 +74,9 @@ def make_tokenizer(folder: Path) -> None:
     BertTokenizer.from_pretrained(folder / "words", do_lower_case=True).save_pretrained(place)
 
 
-def train_mlm(folder: Path) -> None:
+def train_mlm(folder: Path, name: str, layers: int) -> None:
     """Train a masked language model by transformers' Trainer, on the tokens of the shards."""
-    place = folder / "mlm"
+    place = folder / name
     if place.exists():
         return
     import torch
@@ -86,7 +88,7 @@ def train_mlm(folder: Path) -> None:
 
     sequences = Sequences(Shards.open(folder / "shards"), open_tokenizer(folder / "shards"), LENGTH)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
-    config = transformers.BertConfig(vocab_size=len(tokenizer), num_hidden_layers=2, **SIZES | PLAIN)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), num_hidden_layers=layers, **SIZES | PLAIN)
     torch.manual_seed(0)
     rows = [{"input_ids": sequences.tokens(torch.tensor([number]))} for number in range(len(sequences))]
     arguments = transformers.TrainingArguments(
@@ -112,23 +114,19 @@ def train_mlm(folder: Path) -> None:
     trainer.train()
     trainer.save_model(str(folder / "partial"))
     tokenizer.save_pretrained(folder / "partial")
-    write_json(folder / "mlm_log.json", {"log": trainer.state.log_history})
+    write_json(folder / f"{name}.json", {"log": trainer.state.log_history})
     (folder / "partial").rename(place)
 
 
-def make_encoder(folder: Path) -> None:
-    """Write the encoder that is trained next, with new weights."""
+def take_encoder(folder: Path) -> None:
+    """Write the encoder of the larger masked language model, whose training goes on by RTD."""
     place = folder / "encoder"
     if place.exists():
         return
-    import torch
     import transformers
 
-    torch.manual_seed(1)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
-    config = transformers.BertConfig(vocab_size=len(tokenizer), num_hidden_layers=4, **SIZES | PLAIN)
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    transformers.BertForMaskedLM.from_pretrained(folder / "main_mlm").bert.save_pretrained(place)
+    transformers.AutoTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(place)
 
 
 def pretrain(folder: Path) -> None:
@@ -141,7 +139,6 @@ def pretrain(folder: Path) -> None:
         "corpus.tokenizer": folder / "shards",
         "corpus.sequence_length": LENGTH,
         "updates": UPDATES,
-        "curriculum.rate": TAU,
         "evaluation.every": 1000,
         "checkpoint.every": 500,
         "checkpoint.keep": 1,
@@ -159,11 +156,18 @@ def pretrain(folder: Path) -> None:
 
 
 def finetune(folder: Path, data: Path, name: str, seeds: int) -> None:
-    """Fine-tune the encoder before (`encoder`) or after (`rtd`) its pre-training, with every seed."""
+    """Fine-tune one of BEGINNINGS with every seed."""
     run = folder / "tasks" / name
     if (run / "results.json").exists():
         return
-    keys = {"run": run, "pretrained": folder / name, "sequence_length": LENGTH, "epochs": EPOCHS, "dropout": 0.0}
+    keys = {
+        "run": run,
+        "pretrained": folder / ("encoder" if name == "random" else name),
+        "initialization": "random" if name == "random" else "pretrained",
+        "sequence_length": LENGTH,
+        "epochs": EPOCHS,
+        "dropout": 0.0,
+    }
     values = {f"fast_electra.{key}": value for key, value in keys.items()} | {"optimizer.params.lr": TASK_RATE}
     task = ROOT / "experiments/tasks/rt_sentiment.json"
     what = ("--deepspeed_config", ROOT / "ds_configs/finetune.json", "--task", task, "--data", data)
@@ -175,15 +179,16 @@ def write(folder: Path, seeds: int) -> None:
     evaluations = [row for row in read_metrics(folder / "rtd")[1] if "heldout_auc" in row]
     last: dict[str, Any] = {key: evaluations[-1][key] for key in ("heldout_auc", "heldout_auc_token_identity")}
     scores = {}
-    for name in ("encoder", "rtd"):
+    for name in BEGINNINGS:
         places = [folder / "tasks" / name / (f"seed-{seed}" if seeds > 1 else "") for seed in range(seeds)]
         found = [read_json(place / "scores.json")["test"]["test_score"] for place in places]
         scores[name] = {"scores": found, "mean": mean(found), "deviation": stdev(found) if seeds > 1 else None}
-    log = json.loads((folder / "mlm_log.json").read_text())["log"]
+    logs = {name: json.loads((folder / f"{name}.json").read_text())["log"] for name in ("mlm", "main_mlm")}
+    losses = {name: [float(row["loss"]) for row in log if "loss" in row][-1] for name, log in logs.items()}
     about = {"machine": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "deepspeed", "transformers")}
     about |= {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    result = {"about": about, "mlm": log[-1], "rtd": last, "rt_sentiment": scores}
+    result = {"about": about, "mlm_loss": losses, "rtd": last, "rt_sentiment": scores}
     write_json(RESULTS, result)
     print(json.dumps(result, indent=1))
 
