@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fast_electra.corpus.freeze import CONFIG
-from fast_electra.corpus.same_tokenizer import difference
+from fast_electra.corpus.same_tokenizer import ODD_TEXTS, difference
 from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.huggingface.folder import check_safe
 from fast_electra.huggingface.masked_lm import open_masked_lm
@@ -11,16 +11,6 @@ from fast_electra.huggingface.settings import HuggingFaceSettings
 from fast_electra.huggingface.sizes import sizes_of
 from fast_electra.model.huggingface import open_main_model
 from fast_electra.settings import UserError
-
-# Text of several kinds, on which tokenizers tend to differ.
-_TEXTS = (
-    "The Whale's first words, spoken in 1851, were: 'I would prefer not to' -- or so they say.",
-    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u4e2d\u6587 \u0440\u0443\u0441",
-    "\U0001f433 \u2026 \u201cquoted\u201d",
-    "  two  spaces\tand a tab\nnew line  ",
-    "def f(x): return x**2 if x != 0 else None  # 3.14159e-10",
-    "ANTIDISESTABLISHMENTARIANISM antidisestablishmentarianism",
-)
 
 
 def pair(main: Path, auxiliary: Path, length: int) -> tuple[list[str], bool]:
@@ -50,7 +40,7 @@ def pair(main: Path, auxiliary: Path, length: int) -> tuple[list[str], bool]:
         without, other = (main, auxiliary) if tokenizers[0] is None else (auxiliary, main)
         lines.append(f"tokenizer  {without} has none; that of {other} is taken for both")
     elif tokenizers[1] is not None and its.hash != tokenizers[1].hash:
-        if found := difference(its, tokenizers[1], list(_TEXTS), ("the main model's", "the auxiliary's")):
+        if found := difference(its, tokenizers[1], ODD_TEXTS, ("the main model's", "the auxiliary's")):
             problems.append(f"their tokenizers differ: {found}")
         else:
             lines.append("tokenizer  not the same file, but the same tokens")

@@ -1,5 +1,6 @@
 """Whether the tokenizer in a directory of Hugging Face is the one that made a corpus."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,15 @@ from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.settings import UserError
 
 SAMPLE = 64  # sequences whose text is encoded again
+# Text of several kinds, on which tokenizers tend to differ.
+ODD_TEXTS = (
+    "The Whale's first words, spoken in 1851, were: 'I would prefer not to' -- or so they say.",
+    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m \u4e2d\u6587 \u0440\u0443\u0441",
+    "\U0001f433 \u2026 \u201cquoted\u201d",
+    "  two  spaces\tand a tab\nnew line  ",
+    "def f(x): return x**2 if x != 0 else None  # 3.14159e-10",
+    "ANTIDISESTABLISHMENTARIANISM antidisestablishmentarianism",
+)
 _SPECIAL = ("mask_id", "pad_id", "cls_id", "sep_id")
 
 
@@ -41,7 +51,7 @@ def sample_of(corpus: Corpus) -> list[str]:
 
 
 def difference(
-    ours: Tokenizer, its: Tokenizer, texts: list[str], names: tuple[str, str] = ("the corpus's", "the model's")
+    ours: Tokenizer, its: Tokenizer, texts: Sequence[str], names: tuple[str, str] = ("the corpus's", "the model's")
 ) -> str | None:
     """Return the first difference of two tokenizers in words; None if texts are encoded alike by both."""
     one_name, other_name = names

@@ -23,6 +23,7 @@ from fast_electra.corpus.pieces import Span, spell
 from fast_electra.corpus.sequences import Sequences
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import CorruptionSettings, Masking, corrupt
+from fast_electra.detect import existing
 from fast_electra.model.files import load_model
 from fast_electra.model.heads import Discriminator
 from fast_electra.objectives.detection import auc
@@ -104,6 +105,13 @@ class Detector:
             UserError: the text holds a NUL or a lone surrogate.
         """
         return self._tokens(self._ids(text))
+
+    def spelt(self, text: str) -> str:
+        """Return the text as its tokens spell it, into which their spans point.
+
+        It is the text itself with our tokenizers. Others may lower its case, for one.
+        """
+        return spell(list(map(self.tokenizer.piece, self._ids(text))))[0]
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Return the encoder's last hidden states of each text: float32 [tokens, D], on the model's device.
@@ -191,7 +199,8 @@ def load_discriminator(
     """Load a trained discriminator, in fp32 and eval mode.
 
     Args:
-        path: a completed run of objective rtd or joint, or a folder with its model.
+        path: a completed run of objective rtd or joint, or a folder with its model. It may be one of Hugging Face with
+            a head for replaced tokens.
         tokenizer: folder of its tokenizer; by default the one that the run's config.json names.
         sequence_length: positions of a sequence, [CLS] and [SEP] included; by default those that the run trained on.
         device: where the model computes.
@@ -199,6 +208,9 @@ def load_discriminator(
     Raises:
         UserError: there is no such model, it is damaged, or the tokenizer is another than it was trained with.
     """
+    if (folder := existing.existing_model(Path(path).expanduser())) is not None:
+        its, its_tokenizer, its_length = existing.open_discriminator(folder, tokenizer, sequence_length)
+        return Detector(its.to(device), its_tokenizer, its_length)
     folder, remedy = model_in(Path(path).expanduser()), _REMEDY.format("rtd or joint")
     model, _, loaded, run, trained_on = open_trained(folder, "rtd", remedy, tokenizer, "--tokenizer FOLDER")
     length = trained_on if sequence_length is None else sequence_length
@@ -214,12 +226,16 @@ def load_auxiliary(path: str | Path, detector: Detector) -> Temperature:
     """Load a frozen auxiliary model in fp32, with which `Detector.corrupt` draws replacements.
 
     Args:
-        path: a completed run of objective mlm, or a folder with its model; of a joint run its folder `auxiliary`.
+        path: a completed run of objective mlm, or a folder with its model; of a joint run its folder `auxiliary`. Or
+            the directory of a masked language model of Hugging Face.
         detector: gives the tokenizer and the device.
 
     Raises:
         UserError: there is no such model, it is damaged, or its tokenizer is another than that of the detector.
     """
+    if (folder := existing.existing_model(Path(path).expanduser())) is not None:
+        its = existing.open_auxiliary(folder, detector.tokenizer, detector.sequence_length)
+        return Temperature(its.to(detector.device).requires_grad_(False), detector.tokenizer.unk_id)
     folder, remedy = model_in(Path(path).expanduser()), _REMEDY.format("mlm")
     model, described = load_model(folder, "mlm", remedy)
     if described["tokenizer"] != detector.tokenizer.hash:

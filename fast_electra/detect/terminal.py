@@ -55,6 +55,7 @@ def main(
         value: dict[str, Any] = {"text": text}
         try:
             _check(text)
+            text = value["text"] = detector.spelt(text)
             if draws is None:
                 tokens = detector.detect(text)
                 value["tokens"] = [token._asdict() for token in tokens]

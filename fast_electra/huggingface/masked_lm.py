@@ -42,7 +42,7 @@ class HuggingFaceMaskedLM(nn.Module):
         self.bias = nn.Parameter(bias_V)
 
     def forward(
-        self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, hidden_only: bool = False, drop: None = None
+        self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, hidden_only: bool = False, drop: Any = None
     ) -> Tensor:
         """Return logits at the masked positions, [M, V]; if `hidden_only`, what the head multiplies, [M, E]."""
         assert drop is None, "only our own encoder drops by key"
@@ -50,7 +50,7 @@ class HuggingFaceMaskedLM(nn.Module):
         hidden_ME = self._parts.hidden(padded.ids_BL, padded.mask_BL, padded.numbers_T.index_select(0, positions_M))
         return hidden_ME if hidden_only else F.linear(hidden_ME, *self.head)
 
-    def hidden(self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, drop: None = None) -> Tensor:
+    def hidden(self, tokens_T: Tensor, layout: Layout, positions_M: Tensor, drop: Any = None) -> Tensor:
         """Return what the vocabulary head multiplies, [M, E]; see `forward`."""
         hidden_ME: Tensor = self(tokens_T, layout, positions_M, hidden_only=True, drop=drop)
         return hidden_ME

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from zoo import FAMILIES, masked_lm, shaken
+from zoo import FAMILIES, config_of, masked_lm, shaken
 
 from fast_electra import config, parts
 from fast_electra.corruption import corrupt
@@ -26,32 +26,34 @@ MAINS = ("bert", "roberta", "deberta-v2", "modernbert", "electra", "mpnet")
 PAIRS = list(zip(AUXILIARIES, cycle(MAINS)))
 
 
-def write_all(folder: Path) -> None:
-    """Write a tokenizer, models with it, and shards."""
+def words() -> Any:
+    """Return a tokenizer of ENTRIES words, special tokens first."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = special + [f"w{number}" for number in range(ENTRIES - len(special))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    known = special + [f"w{number}" for number in range(ENTRIES - len(special))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     frame = [("[CLS]", 2), ("[SEP]", 3)]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
-    fast.save_pretrained(folder / "tokenizer")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
+
+
+def write_all(folder: Path) -> None:
+    """Write a tokenizer, models with it, and shards."""
+    words().save_pretrained(folder / "tokenizer")
     numbers = torch.randint(0, ENTRIES - 5, (60, 50), generator=torch.Generator().manual_seed(0)) ** 2 // ENTRIES
     text = "\n\n".join(" ".join(f"w{number}" for number in row) for row in numbers.tolist())
     (folder / "text.txt").write_text(text)
     build_shards([folder / "text.txt"], folder / "tokenizer", folder / "shards", heldout=0.2)
     for family in AUXILIARIES:
         masked_lm(folder / f"auxiliary_{family}", family)
-        fast.save_pretrained(folder / f"auxiliary_{family}")
+        words().save_pretrained(folder / f"auxiliary_{family}")
     for family in MAINS:
-        from zoo import config_of
-
         torch.manual_seed(1)
         shaken(transformers.AutoModel.from_config(config_of(family)), 1).save_pretrained(folder / f"main_{family}")
-        fast.save_pretrained(folder / f"main_{family}")
+        words().save_pretrained(folder / f"main_{family}")
 
 
 def tree(folder: Path, pair: tuple[str, str], run: Path) -> dict[str, Any]:
