@@ -31,9 +31,10 @@ REQUIRES = [
 EXTRAS = {
     "parquet": ["pyarrow"],
     "zstd": ["zstandard"],
-    "hf": ["transformers>=5", "tokenizers"],
+    "hf": ["transformers>=5", "tokenizers", "protobuf"],  # the last for tokenizers in SentencePiece files (DeBERTa-v3)
     "gpu": ["triton>=3.6; sys_platform == 'linux'"],
     "dev": [
+        "accelerate",
         "hypothesis",
         "import-linter",
         "mypy",

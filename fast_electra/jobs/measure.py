@@ -64,6 +64,11 @@ def main(config: Config, path: str, overrides: list[str], options: Options) -> N
     if config.run.objective != "rtd":
         what = f"{path} has objective {config.run.objective}"
         raise UserError(f"{what}: name a config of objective rtd; joint follows from it")
+    if config.run.vocabulary_size is None:
+        raise UserError(
+            f"{path} trains an existing model, and this compares with joint training, which is for our own: leave out "
+            "fast_electra.model.huggingface. A run's metrics.jsonl has its tokens_per_second"
+        )
     if not config.run.replacement.from_auxiliary:
         raise UserError(
             f"fast_electra.replacement.distribution {config.run.replacement.distribution} needs no auxiliary model, "
@@ -144,9 +149,14 @@ def _prepare(config: Config, last: int, folder: Path, ranks: Ranks) -> tuple[dic
     """
     short = config.changed(updates=last, evaluation={"sequences": 1}, replacement={"store": None})
     corpus = parts.open_run_corpus(short.run, ranks)
-    auxiliary_run, source = _auxiliary(short.run, corpus, folder, ranks)
     per = short.run.curriculum.per if short.run.replacement.is_linear else "epoch"
-    online = short.changed(auxiliary={"run": str(auxiliary_run)}, curriculum={"per": per})
+    online = short.changed(curriculum={"per": per})
+    assert online.run.auxiliary is not None
+    if online.run.auxiliary.huggingface is not None:
+        source = f"of Hugging Face: {online.run.auxiliary.huggingface}"
+    else:
+        auxiliary_run, source = _auxiliary(short.run, corpus, folder, ranks)
+        online = online.changed(auxiliary={"run": str(auxiliary_run)})
     auxiliary, _ = auxiliary_settings(online.run)
     store = folder / "store"
     preprocess.write(online, store, ranks, ceil_div(last * online.sequences, ranks.world))

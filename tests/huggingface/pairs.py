@@ -1,6 +1,7 @@
 """RTD of one model of transformers against another, on a corpus of their tokenizer: what the ranks of a test run."""
 
 import json
+import shutil
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from zoo import FAMILIES, config_of, masked_lm, shaken
 
 from fast_electra import config, parts
 from fast_electra.corruption import corrupt
-from fast_electra.jobs import preprocess
+from fast_electra.jobs import preprocess, pretrain
+from fast_electra.settings import UserError
 from fast_electra.text.build import build_shards
 from fast_electra.training.engines import Ranks, add_over_ranks
 from fast_electra.training.loop import Run
@@ -113,6 +115,26 @@ def train(folder: Path, pair: tuple[str, str], output: Path, ranks: Ranks) -> No
     found["bf16"] = updates(parts.build(opened(values, ranks, *half), ranks))
     if ranks.rank == 0:
         (output / f"{'-'.join(pair)}.json").write_text(json.dumps({"rows": found, "auxiliary_is_the_same": same}))
+
+
+def resume(folder: Path, pair: tuple[str, str], output: Path, ranks: Ranks) -> None:
+    """Train a pair to its end, and again from a checkpoint in between."""
+    values = tree(folder, pair, output / "whole")
+    values["fast_electra"]["checkpoint"] = {"every": 1, "keep": 9}
+    values["fast_electra"]["model"]["dropout"] = None  # that of the model's own config
+    pretrain.train(opened(values, ranks), ranks)
+    cut = output / "resumed"
+    shutil.copytree(output / "whole", cut)
+    shutil.rmtree(cut / "model")
+    for later in range(2, UPDATES + 1):
+        shutil.rmtree(cut / f"checkpoints/update-{later:08d}")
+    (cut / "checkpoints/latest").write_text("update-00000001\n")
+    pretrain.train(opened(values, ranks, f"fast_electra.run={cut}"), ranks)
+    other = f"fast_electra.model.huggingface={folder / 'main_electra'}"
+    try:
+        pretrain.train(opened(values, ranks, f"fast_electra.run={cut}", other), ranks)
+    except UserError as error:
+        (output / "refused.txt").write_text(str(error))
 
 
 @torch.no_grad()

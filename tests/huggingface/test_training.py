@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import Pool
+from safetensors.torch import load_file
 
 transformers = pytest.importorskip("transformers")
-from pairs import MAINS, PAIRS, UPDATES, train, write_all  # noqa: E402 (it needs transformers)
+from pairs import MAINS, PAIRS, UPDATES, resume, train, write_all  # noqa: E402 (it needs transformers)
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -46,3 +48,12 @@ def test_a_pair_trains_alike_on_one_process_and_two_online_and_from_a_store(
 
 def test_six_main_models_are_among_the_pairs() -> None:
     assert {main for _, main in PAIRS} == set(MAINS) and len({auxiliary for auxiliary, _ in PAIRS}) == 10
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path, pools: dict[int, Pool]) -> None:
+    pools[1].run(resume, folder, ("electra", "roberta"), tmp_path)
+    whole, resumed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    start = load_file(folder / "main_roberta/model.safetensors")
+    assert any(not torch.equal(start[name], whole[name]) for name in start)
+    assert "the model of fast_electra.model.huggingface is another one" in (tmp_path / "refused.txt").read_text()
