@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from fast_electra.batch import Layout
 from fast_electra.huggingface.folder import (
     check_encoder,
+    check_padding,
     check_safe,
     load,
     new_model,
     open_config,
+    own_tokenizer,
     read_config,
     set_dropout,
 )
@@ -125,7 +127,10 @@ def open_encoder(
     config.__dict__.pop("auto_map", None)  # names code that is neither run nor saved
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{place} is an encoder with a decoder ({config.model_type}): the main model is an encoder")
-    _match_padding(place, config, pad_id, scratch)
+    if scratch:
+        config.pad_token_id = pad_id
+    else:
+        check_padding(place, config, pad_id)
     used = copy.deepcopy(config)
     if config.model_type == "big_bird":
         used.attention_type = "original_full"  # the other one draws random blocks
@@ -150,7 +155,7 @@ def open_encoder(
     if encoder.vocabulary_size < size:
         raise UserError(
             f"{place} has {encoder.vocabulary_size:,} tokens, and the tokenizer of the corpus has {size:,}: "
-            + ("set vocab_size in its config" if scratch else _own_tokenizer(place))
+            + ("set vocab_size in its config" if scratch else own_tokenizer(place))
         )
     _probe_length(place, encoder, length)
     frozen = _probe(place, encoder, length)
@@ -169,24 +174,6 @@ def without_pooler(model: Any, like: Any = None) -> None:
     optional = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
     if optional and getattr(like, "pooler", None) is None:
         model.pooler = None
-
-
-def _match_padding(place: Path, config: "PreTrainedConfig", pad_id: int, scratch: bool) -> None:
-    """Give a new model the tokenizer's id of padding, and refuse a trained one that has another.
-
-    Some models count positions by the tokens that are not this one.
-    """
-    if scratch:
-        config.pad_token_id = pad_id
-    elif getattr(config, "pad_token_id", None) not in (None, pad_id):
-        raise UserError(
-            f"{place} pads with token {config.pad_token_id}, and the tokenizer of the corpus with {pad_id}: "
-            + _own_tokenizer(place)
-        )
-
-
-def _own_tokenizer(place: Path) -> str:
-    return f"use the corpus with the model's own tokenizer (`fast-electra corpus --tokenizer {place}`)"
 
 
 @torch.no_grad()

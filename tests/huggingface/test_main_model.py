@@ -14,8 +14,7 @@ from fast_electra.model.heads import DebertaDiscriminator, Discriminator
 from fast_electra.objectives.objective import export_main_model
 
 transformers = pytest.importorskip("transformers")
-from huggingface.encoders import KINDS, notes_of, opened, write  # noqa: E402 (it needs transformers)
-from huggingface.zoo import V, config_of  # noqa: E402
+from huggingface.zoo import KINDS, V, config_of, notes_of, opened, write  # noqa: E402 (it needs transformers)
 
 LENGTHS = (9, 24, 2, 15)
 TOKENS = [torch.randint(5, V, (n,), generator=torch.Generator().manual_seed(n)) for n in LENGTHS]
