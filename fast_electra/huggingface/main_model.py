@@ -22,7 +22,7 @@ from fast_electra.huggingface.folder import (
     read_config,
     set_dropout,
 )
-from fast_electra.huggingface.padding import pad
+from fast_electra.huggingface.padding import pad, shorter
 from fast_electra.huggingface.probe import KEY, PROBED, differ, probe_tokens, too_long
 from fast_electra.huggingface.rtd_head import HEADS
 from fast_electra.huggingface.saved import saved_folder, tokenizer_files
@@ -53,6 +53,17 @@ class HuggingFaceEncoder(nn.Module):
 
     def forward(self, tokens_T: Tensor, layout: Layout) -> Tensor:
         """Return hidden states, [T, D]."""
+        short_B = shorter(layout)
+        if short_B is None:
+            return self.rectangle(tokens_T, layout)
+        numbers, states = [], []
+        for chosen_B in (~short_B, short_B):
+            numbers.append(chosen_B[layout.sequence_T].nonzero()[:, 0])
+            states.append(self.rectangle(tokens_T[numbers[-1]], Layout.of(layout.lengths_B[chosen_B])))
+        return torch.cat(states).index_select(0, torch.cat(numbers).argsort())
+
+    def rectangle(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return hidden states, [T, D], of sequences that are padded to the longest of them."""
         padded = pad(tokens_T, layout, self.pad_id)
         return padded.tokens(self.model(input_ids=padded.ids_BL, attention_mask=padded.mask_BL).last_hidden_state)
 
@@ -209,10 +220,14 @@ def _probe(place: Path, encoder: HuggingFaceEncoder, length: int) -> list[str]:
     other_T[len(long) - 1] = (long[-1] + 1) % encoder.vocabulary_size
     weights = {name: weight for name, weight in encoder.model.named_parameters() if weight.requires_grad}
     try:
-        states_TD = encoder(tokens_T, both)
+        states_TD = encoder.rectangle(tokens_T, both)
         gradients = torch.autograd.grad(states_TD.sum(), list(weights.values()), allow_unused=True)
         with torch.no_grad():
-            first, again, changed = states_TD.detach(), encoder(tokens_T, both), encoder(other_T, both)
+            first, again, changed = (
+                states_TD.detach(),
+                encoder.rectangle(tokens_T, both),
+                encoder.rectangle(other_T, both),
+            )
             alone = encoder(short, Layout.of(torch.tensor([len(short)])))
     except Exception as error:  # whatever a model makes of padding
         raise _not_run(place, error) from None
