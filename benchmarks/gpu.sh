@@ -9,7 +9,7 @@
 # DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
 set -uo pipefail
 all='operators:150 smoke:60 data:180 tests:150+kernels:150+resume:150+launcher:90+learn:200 sampler:60 sampler_1024:60
-  step:200 table7_whole:120 table7_large:120 table7:120 huggingface:120 attention:60 tiles:150'
+  step:200 table7_whole:120 table7_large:120 table7:120 huggingface:120 existing:90 attention:60 tiles:150'
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
@@ -26,6 +26,7 @@ huggingface() {  # a step as users get it, at two sizes
     --attention sdpa --tokenizer "$DATA/base/tokenizer" --shards "$DATA/base/shards" &&
     python3 benchmarks/step_vs_huggingface.py --recipe small --engine --rounds 5 --json "$LOG/step_vs_huggingface_small.json"
 }
+existing() { python3 benchmarks/existing_models.py --batch 128 --json "$LOG/existing_models.json"; }
 tests() { python3 -m pytest -q -m gpu tests/test_gpu.py tests/model tests/training/test_graphs.py tests/kernels tests/finetuning; }
 kernels() { python3 -m pytest -q -k triton tests/kernels/test_sample.py tests/kernels/test_triton_sampler.py; }
 data() {  # two vocabularies, if no data are given; the corpus that ships fills 120,000 tokens

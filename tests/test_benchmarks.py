@@ -40,6 +40,19 @@ def test_our_steps_train_in_plain_pytorch_and_in_the_engine(tmp_path: Path, tiny
     assert losses[OURS[1]] == pytest.approx(losses[OURS[0]], rel={"fp32": 1e-4, "bf16": 1e-2}[dtype])
 
 
+def test_existing_models_are_timed_beside_plain_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    choice = ["--tiny", "--vocabulary", "2000", "--batch", "4", "--length", "64", "--dtype", "fp32"]
+    ragged, full = bench("existing_models.py", tmp_path, "fp32", *choice)["settings"]
+    assert ragged["mean_length"] < full["mean_length"] == 64
+    for row in (ragged, full):
+        (seconds,) = row["rounds"]
+        ours, rows, quick, all_logits = (figures["cpu"] for name, figures in seconds.items() if name != "tokens")
+        assert row["ours_over_masked_rows"]["cpu"]["median"] == pytest.approx(ours / rows)
+        assert row["ours_over_quick_draw"]["cpu"]["median"] == pytest.approx(ours / quick)
+        assert row["all_logits_over_ours"]["cpu"]["median"] == pytest.approx(all_logits / ours)
+
+
 def test_the_sampler_is_timed(tmp_path: Path) -> None:
     result = bench("sampler.py", tmp_path, "bf16", "--positions", "40", "--vocabulary", "512", "--hidden", "32")
     assert len(result["contenders"]) == 6 + multiplies_bf16()  # one more converts to float32 where that is not needed

@@ -34,8 +34,8 @@ def joint(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
     optimizer = adam(both)
 
     def step(batch: TokenBatch) -> Tensor:
-        tokens_BL, real_BL = _padded(batch)
-        mask_BL = _mask(tokens_BL)
+        tokens_BL, real_BL = padded(batch)
+        mask_BL = mask(tokens_BL)
         masked_BL = tokens_BL.masked_fill(mask_BL, MASK)
         labels_BL = tokens_BL.masked_fill(~mask_BL, -100)
         with autocast(dtype):
@@ -57,8 +57,8 @@ def frozen(size: Sizes, dtype: torch.dtype, attention: str) -> Step:
     optimizer = adam(discriminator)
 
     def step(batch: TokenBatch) -> Tensor:
-        tokens_BL, real_BL = _padded(batch)
-        mask_BL = _mask(tokens_BL)
+        tokens_BL, real_BL = padded(batch)
+        mask_BL = mask(tokens_BL)
         masked_BL = tokens_BL.masked_fill(mask_BL, MASK)
         with torch.no_grad():
             generated = generator(input_ids=masked_BL, attention_mask=real_BL)
@@ -102,14 +102,14 @@ def _config(settings: EncoderSettings, length: int, attention: str) -> ElectraCo
     return config
 
 
-def _padded(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+def padded(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """Return the tokens, int64 [B, L], and 1 where there is no padding."""
     parts = batch.tokens_T.split(batch.layout.lengths_B.tolist())
     tokens_BL = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=PAD)
     return tokens_BL, (tokens_BL != PAD).long()
 
 
-def _mask(tokens_BL: Tensor) -> Tensor:
+def mask(tokens_BL: Tensor) -> Tensor:
     """Choose 15% of the positions that hold text, bool [B, L]."""
     text_BL = tokens_BL >= SPECIALS
     return (torch.rand(text_BL.shape, device=DEVICE) < MASK_FRACTION) & text_BL
@@ -118,8 +118,13 @@ def _mask(tokens_BL: Tensor) -> Tensor:
 @torch.no_grad()
 def _replace(tokens_BL: Tensor, mask_BL: Tensor, logits_BLV: Tensor, temperature: float) -> Tensor:
     """Return the sequences with a draw from softmax(logits / temperature) at each masked position."""
-    logits_MV = logits_BLV[mask_BL].float()
-    probabilities_MV = (logits_MV if temperature == 1.0 else logits_MV / temperature).softmax(dim=-1)
     corrupted_BL = tokens_BL.clone()
-    corrupted_BL[mask_BL] = torch.multinomial(probabilities_MV, 1).squeeze(1)
+    corrupted_BL[mask_BL] = drawn(logits_BLV[mask_BL], temperature)
     return corrupted_BL
+
+
+def drawn(logits_MV: Tensor, temperature: float) -> Tensor:
+    """Return a draw from softmax(logits / temperature) for each row: int64 [M]."""
+    logits_MV = logits_MV.float()
+    probabilities_MV = (logits_MV if temperature == 1.0 else logits_MV / temperature).softmax(dim=-1)
+    return torch.multinomial(probabilities_MV, 1).squeeze(1)

@@ -55,7 +55,8 @@ def check_safe(folder: Path, weights: bool = True) -> None:
         raise UserError(f"there is no folder {folder}: download the model, and name its directory")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} is missing): name the directory of one")
-    read_config(folder)
+    if "model_type" not in read_config(folder):
+        raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} has no model_type): name the directory of one")
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter and no whole model: merge it into its model first")
     if weights and not any(folder.glob("*.safetensors")):
@@ -154,6 +155,22 @@ def check_encoder(folder: Path, model: "PreTrainedModel", info: dict[str, Any]) 
     check_finite(folder, model)
 
 
+def check_padding(folder: Path, config: "PreTrainedConfig", pad_id: int) -> None:
+    """Refuse a trained model that pads with another token than the corpus's tokenizer, whose id is given.
+
+    Some models count positions by the tokens that are not this one.
+    """
+    if (its := getattr(config, "pad_token_id", None)) not in (None, pad_id):
+        raise UserError(
+            f"{folder} pads with token {its}, and the tokenizer of the corpus with {pad_id}: {own_tokenizer(folder)}"
+        )
+
+
+def own_tokenizer(folder: Path) -> str:
+    """Return the remedy for a corpus whose tokenizer is not that of a model."""
+    return f"use the corpus with the model's own tokenizer (`fast-electra corpus --tokenizer {folder}`)"
+
+
 def check_finite(folder: Path, model: "PreTrainedModel") -> None:
     """Refuse weights that are not finite."""
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
@@ -183,4 +200,5 @@ def _not_loaded(place: Path, error: Exception) -> UserError:
     import transformers
 
     what = f"{type(error).__name__}: {first_line(error)[:200]}"
-    return UserError(f"{place} cannot be loaded by transformers {transformers.__version__} ({what})")
+    version, remedy = transformers.__version__, "restore its files, or name another model"
+    return UserError(f"{place} cannot be loaded by transformers {version} ({what}): {remedy}")

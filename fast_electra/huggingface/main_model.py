@@ -13,14 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from fast_electra.batch import Layout
 from fast_electra.huggingface.folder import (
     check_encoder,
+    check_padding,
     check_safe,
     load,
     new_model,
     open_config,
+    own_tokenizer,
     read_config,
     set_dropout,
 )
-from fast_electra.huggingface.padding import pad
+from fast_electra.huggingface.padding import pad, shorter
 from fast_electra.huggingface.probe import KEY, PROBED, differ, probe_tokens, too_long
 from fast_electra.huggingface.rtd_head import HEADS
 from fast_electra.huggingface.saved import saved_folder, tokenizer_files
@@ -51,6 +53,17 @@ class HuggingFaceEncoder(nn.Module):
 
     def forward(self, tokens_T: Tensor, layout: Layout) -> Tensor:
         """Return hidden states, [T, D]."""
+        short_B = shorter(layout)
+        if short_B is None:
+            return self.rectangle(tokens_T, layout)
+        numbers, states = [], []
+        for chosen_B in (~short_B, short_B):
+            numbers.append(chosen_B[layout.sequence_T].nonzero()[:, 0])
+            states.append(self.rectangle(tokens_T[numbers[-1]], Layout.of(layout.lengths_B[chosen_B])))
+        return torch.cat(states).index_select(0, torch.cat(numbers).argsort())
+
+    def rectangle(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Return hidden states, [T, D], of sequences that are padded to the longest of them."""
         padded = pad(tokens_T, layout, self.pad_id)
         return padded.tokens(self.model(input_ids=padded.ids_BL, attention_mask=padded.mask_BL).last_hidden_state)
 
@@ -125,7 +138,10 @@ def open_encoder(
     config.__dict__.pop("auto_map", None)  # names code that is neither run nor saved
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{place} is an encoder with a decoder ({config.model_type}): the main model is an encoder")
-    _match_padding(place, config, pad_id, scratch)
+    if scratch:
+        config.pad_token_id = pad_id
+    else:
+        check_padding(place, config, pad_id)
     used = copy.deepcopy(config)
     if config.model_type == "big_bird":
         used.attention_type = "original_full"  # the other one draws random blocks
@@ -150,7 +166,7 @@ def open_encoder(
     if encoder.vocabulary_size < size:
         raise UserError(
             f"{place} has {encoder.vocabulary_size:,} tokens, and the tokenizer of the corpus has {size:,}: "
-            + ("set vocab_size in its config" if scratch else _own_tokenizer(place))
+            + ("set vocab_size in its config" if scratch else own_tokenizer(place))
         )
     _probe_length(place, encoder, length)
     frozen = _probe(place, encoder, length)
@@ -169,24 +185,6 @@ def without_pooler(model: Any, like: Any = None) -> None:
     optional = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
     if optional and getattr(like, "pooler", None) is None:
         model.pooler = None
-
-
-def _match_padding(place: Path, config: "PreTrainedConfig", pad_id: int, scratch: bool) -> None:
-    """Give a new model the tokenizer's id of padding, and refuse a trained one that has another.
-
-    Some models count positions by the tokens that are not this one.
-    """
-    if scratch:
-        config.pad_token_id = pad_id
-    elif getattr(config, "pad_token_id", None) not in (None, pad_id):
-        raise UserError(
-            f"{place} pads with token {config.pad_token_id}, and the tokenizer of the corpus with {pad_id}: "
-            + _own_tokenizer(place)
-        )
-
-
-def _own_tokenizer(place: Path) -> str:
-    return f"use the corpus with the model's own tokenizer (`fast-electra corpus --tokenizer {place}`)"
 
 
 @torch.no_grad()
@@ -222,10 +220,14 @@ def _probe(place: Path, encoder: HuggingFaceEncoder, length: int) -> list[str]:
     other_T[len(long) - 1] = (long[-1] + 1) % encoder.vocabulary_size
     weights = {name: weight for name, weight in encoder.model.named_parameters() if weight.requires_grad}
     try:
-        states_TD = encoder(tokens_T, both)
+        states_TD = encoder.rectangle(tokens_T, both)
         gradients = torch.autograd.grad(states_TD.sum(), list(weights.values()), allow_unused=True)
         with torch.no_grad():
-            first, again, changed = states_TD.detach(), encoder(tokens_T, both), encoder(other_T, both)
+            first, again, changed = (
+                states_TD.detach(),
+                encoder.rectangle(tokens_T, both),
+                encoder.rectangle(other_T, both),
+            )
             alone = encoder(short, Layout.of(torch.tensor([len(short)])))
     except Exception as error:  # whatever a model makes of padding
         raise _not_run(place, error) from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fast_electra.batch import Layout
 from fast_electra.huggingface import deberta_v3
 from fast_electra.huggingface.families import FAMILIES, Vocabulary, generic
-from fast_electra.huggingface.folder import check_safe, load, open_config
+from fast_electra.huggingface.folder import check_safe, load, open_config, own_tokenizer, quiet_transformers
 from fast_electra.huggingface.padding import pad
 from fast_electra.huggingface.probe import KEY, differ, probe_tokens, too_long
 from fast_electra.settings import UserError, first_line
@@ -81,7 +81,9 @@ def open_masked_lm(
     check_safe(folder)
     config = open_config(folder)
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{folder} holds an encoder with a decoder ({config.model_type}): the auxiliary is an encoder")
+        raise UserError(f"{folder} holds an encoder with a decoder ({config.model_type}): name that of an encoder")
+    if type(config) not in quiet_transformers(folder).MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(f"{folder} holds no masked language model ({config.model_type}): name the directory of one")
     if config.model_type == "big_bird":
         config.attention_type = "original_full"  # the other one draws random blocks
     deberta_v3.prepare(folder, config)
@@ -94,8 +96,7 @@ def open_masked_lm(
     rows = getattr(model.get_input_embeddings(), "num_embeddings", size)
     if rows < size:
         raise UserError(
-            f"{folder} has {rows:,} tokens, and the tokenizer of the corpus has {size:,}: use the corpus with the "
-            f"model's own tokenizer (`fast-electra corpus --tokenizer {folder}`)"
+            f"{folder} has {rows:,} tokens, and the tokenizer of the corpus has {size:,}: {own_tokenizer(folder)}"
         )
     positions_LD = deberta_v3.positions_of(folder, config)
     try:
@@ -106,8 +107,8 @@ def open_masked_lm(
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder}: {config.model_type} cannot be an auxiliary: {first_line(error)}") from None
     wrapped = HuggingFaceMaskedLM(model, parts, size, never_drawn).eval()
-    _probe(folder, wrapped, own_logits=positions_LD is None)
     _probe_length(folder, wrapped, length)
+    _probe(folder, wrapped, own_logits=positions_LD is None)
     notes = []
     if unread := sorted(key for key in info["unexpected_keys"] if not key.endswith(deberta_v3.POSITIONS)):
         notes.append(f"{len(unread)} weights in {folder} are not used ({unread[0]})")
@@ -134,7 +135,7 @@ def _probe(folder: Path, wrapped: HuggingFaceMaskedLM, own_logits: bool) -> None
     except (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder} cannot be an auxiliary ({first_line(error)[:200]})") from None
+        raise _not_run(folder, error) from None
     _expect(folder, again, first, "two calls with the same tokens differ")
     padding = "it reads the padding after a sequence, so the draws would depend on the batch"
     _expect(folder, F.linear(alone, weight_VE), found_TV[len(long) :], padding)
@@ -142,16 +143,26 @@ def _probe(folder: Path, wrapped: HuggingFaceMaskedLM, own_logits: bool) -> None
 
 def _expect(folder: Path, found: Tensor, wanted: Tensor, otherwise: str) -> None:
     if differ(found, wanted):
-        raise UserError(f"{folder} cannot be an auxiliary: {otherwise}")
+        raise UserError(f"{folder} cannot be an auxiliary: {otherwise}; name another model")
+
+
+def _not_run(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder} cannot be an auxiliary ({first_line(error)[:200]}): name another model")
 
 
 @torch.no_grad()
 def _probe_length(folder: Path, wrapped: HuggingFaceMaskedLM, length: int) -> None:
-    """Run a sequence of L tokens twice on the CPU: on a GPU a missing position would kill the process."""
-    layout, positions_M = Layout.of(torch.tensor([length])), torch.tensor([1, length // 2])
-    inputs = probe_tokens(wrapped.bias.shape[0], wrapped.pad_id, length)[0], layout, positions_M
+    """Run a short sequence, and one of L tokens twice. On a GPU a missing position would kill the process."""
+    short, long = (
+        (tokens_T, Layout.of(torch.tensor([len(tokens_T)])), torch.tensor([1, len(tokens_T) // 2]))
+        for tokens_T in probe_tokens(wrapped.bias.shape[0], wrapped.pad_id, 3, length)
+    )
     try:
-        first, again = (wrapped.hidden(*inputs) for _ in range(2))
+        wrapped.hidden(*short)
+    except Exception as error:  # whatever a model asks of its inputs
+        raise _not_run(folder, error) from None
+    try:
+        first, again = (wrapped.hidden(*long) for _ in range(2))
     except (IndexError, RuntimeError):
         raise too_long(folder, wrapped.model, length, KEY) from None
     _expect(folder, again, first, "two calls with the same tokens differ")

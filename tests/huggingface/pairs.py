@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from zoo import FAMILIES, config_of, masked_lm, shaken
+from huggingface.zoo import FAMILIES, KINDS, masked_lm, saved
 
 from fast_electra import config, parts
 from fast_electra.corruption import corrupt
@@ -24,8 +24,7 @@ UPDATES, LENGTH, ENTRIES = 3, 32, 200
 AUXILIARIES = (
     *("bert", "roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "modernbert", "nomic_bert", "esm"),
 )
-MAINS = ("bert", "roberta", "deberta-v2", "modernbert", "electra", "mpnet")
-PAIRS = list(zip(AUXILIARIES, cycle(MAINS)))
+PAIRS = list(zip(AUXILIARIES, cycle(KINDS)))
 
 
 def words() -> Any:
@@ -42,20 +41,26 @@ def words() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
 
 
-def write_all(folder: Path) -> None:
-    """Write a tokenizer, models with it, and shards."""
-    words().save_pretrained(folder / "tokenizer")
+def write_corpus(folder: Path) -> Any:
+    """Write a tokenizer and shards; return it as transformers has it."""
+    fast = words()
+    fast.save_pretrained(folder / "tokenizer")
     numbers = torch.randint(0, ENTRIES - 5, (60, 50), generator=torch.Generator().manual_seed(0)) ** 2 // ENTRIES
     text = "\n\n".join(" ".join(f"w{number}" for number in row) for row in numbers.tolist())
     (folder / "text.txt").write_text(text)
     build_shards([folder / "text.txt"], folder / "tokenizer", folder / "shards", heldout=0.2)
+    return fast
+
+
+def write_all(folder: Path) -> None:
+    """Write a corpus, and models with its tokenizer."""
+    fast = write_corpus(folder)
     for family in AUXILIARIES:
         masked_lm(folder / f"auxiliary_{family}", family)
-        words().save_pretrained(folder / f"auxiliary_{family}")
-    for family in MAINS:
-        torch.manual_seed(1)
-        shaken(transformers.AutoModel.from_config(config_of(family)), 1).save_pretrained(folder / f"main_{family}")
-        words().save_pretrained(folder / f"main_{family}")
+        fast.save_pretrained(folder / f"auxiliary_{family}")
+    for family in KINDS:
+        saved(folder / f"main_{family}", family, seed=1)
+        fast.save_pretrained(folder / f"main_{family}")
 
 
 def tree(folder: Path, pair: tuple[str, str], run: Path) -> dict[str, Any]:
@@ -155,4 +160,4 @@ def _check_draws(folder: Path, pair: tuple[str, str], run: Run) -> None:
         assert torch.equal(scores_MV.argmax(1), corrupted.draws.tokens_M)
 
 
-assert set(AUXILIARIES) | set(MAINS) <= set(FAMILIES)
+assert set(AUXILIARIES) | set(KINDS) <= set(FAMILIES)

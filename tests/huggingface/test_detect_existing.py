@@ -9,8 +9,8 @@ from fast_electra.detect.detector import load_auxiliary, load_discriminator
 from fast_electra.settings import UserError
 
 transformers = pytest.importorskip("transformers")
-from pairs import words  # noqa: E402 (it needs transformers)
-from zoo import config_of, masked_lm, shaken  # noqa: E402
+from huggingface.pairs import words  # noqa: E402 (it needs transformers)
+from huggingface.zoo import config_of, masked_lm, shaken  # noqa: E402
 
 TEXT = "w1 w2 w3 w50 w60 w7"
 

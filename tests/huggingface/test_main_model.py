@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fast_electra.batch import Layout
+from fast_electra.huggingface.padding import shorter
 from fast_electra.model.heads import DebertaDiscriminator, Discriminator
 from fast_electra.objectives.objective import export_main_model
 
 transformers = pytest.importorskip("transformers")
-from huggingface.encoders import KINDS, notes_of, opened, write  # noqa: E402 (it needs transformers)
-from huggingface.zoo import V, config_of  # noqa: E402
+from huggingface.zoo import KINDS, V, config_of, notes_of, opened, write  # noqa: E402 (it needs transformers)
 
 LENGTHS = (9, 24, 2, 15)
 TOKENS = [torch.randint(5, V, (n,), generator=torch.Generator().manual_seed(n)) for n in LENGTHS]
@@ -63,6 +63,17 @@ def test_a_sequence_is_the_same_alone_and_in_a_ragged_batch(folders: dict[str, P
     for name, gradient in together.items():
         alone = model.get_parameter(name).grad
         assert torch.allclose(gradient, alone, atol=1e-4 * float(alone.abs().max()) + 1e-5), name
+
+
+def test_short_sequences_are_padded_apart_where_that_saves_an_eighth() -> None:
+    for lengths, wanted in (
+        ([128, 128, 20, 9, 120], [False, False, True, True, False]),
+        ([128, 9, 128, 128, 128, 128, 128, 128, 128], None),  # one of nine saves less
+        ([50, 49, 48], None),
+        ([7], None),
+    ):
+        found = shorter(Layout.of(torch.tensor(lengths)))
+        assert (None if found is None else found.tolist()) == wanted
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -18,7 +18,7 @@ from fast_electra.objectives.objective import export_main_model
 from fast_electra.settings import UserError
 
 transformers = pytest.importorskip("transformers")
-from huggingface.encoders import notes_of  # noqa: E402 (it needs transformers)
+from huggingface.zoo import notes_of  # noqa: E402 (it needs transformers)
 
 
 def saved(run: Path, source: Path, size: int) -> dict[str, torch.Tensor]:

@@ -18,8 +18,7 @@ from fast_electra.training.engines import Ranks
 from fast_electra.training.optimizer import parameter_groups
 
 transformers = pytest.importorskip("transformers")
-from huggingface.encoders import KINDS, opened, write  # noqa: E402 (it needs transformers)
-from huggingface.zoo import V  # noqa: E402
+from huggingface.zoo import KINDS, V, opened, write  # noqa: E402 (it needs transformers)
 
 UPDATES, ADAM = 4, {"lr": 1e-2, "eps": 1e-2, "weight_decay": 0.1}  # eps: rounding of tiny gradients hardly moves
 

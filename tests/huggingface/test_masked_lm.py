@@ -15,7 +15,7 @@ from fast_electra.training.engines import inference_engine
 from fast_electra_kernels import gumbel
 
 transformers = pytest.importorskip("transformers")
-from zoo import FAMILIES, V, config_of, masked_lm, shaken  # noqa: E402 (it needs transformers)
+from huggingface.zoo import FAMILIES, config_of, masked_lm  # noqa: E402 (it needs transformers)
 
 SIZE, NEVER_DRAWN = 200, (0, 1, 2, 3, 4, 150)
 ONE_LAYER = {"hidden_size": 32, "num_hidden_layers": 1}
@@ -149,8 +149,7 @@ def test_in_bf16_the_draws_are_mostly_those_of_fp32(tmp_path: Path) -> None:
     ],
 )
 def test_models_that_cannot_be_an_auxiliary(tmp_path: Path, family: str, more: dict[str, Any], why: str) -> None:
-    config = transformers.AutoConfig.for_model(family, **more | {"vocab_size": V})
-    shaken(transformers.AutoModelForMaskedLM.from_config(config)).save_pretrained(tmp_path)
+    masked_lm(tmp_path, family, **more)
     with pytest.raises(UserError, match=why):
         open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
 

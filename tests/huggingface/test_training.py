@@ -10,7 +10,8 @@ from ranks import Pool
 from safetensors.torch import load_file
 
 transformers = pytest.importorskip("transformers")
-from pairs import MAINS, PAIRS, UPDATES, resume, train, write_all  # noqa: E402 (it needs transformers)
+from huggingface.pairs import PAIRS, UPDATES, resume, train, write_all  # noqa: E402 (it needs transformers)
+from huggingface.zoo import KINDS  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -47,7 +48,7 @@ def test_a_pair_trains_alike_on_one_process_and_two_online_and_from_a_store(
 
 
 def test_six_main_models_are_among_the_pairs() -> None:
-    assert {main for _, main in PAIRS} == set(MAINS) and len({auxiliary for auxiliary, _ in PAIRS}) == 10
+    assert {main for _, main in PAIRS} == set(KINDS) and len({auxiliary for auxiliary, _ in PAIRS}) == 10
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path, pools: dict[int, Pool]) -> None:

@@ -14,8 +14,7 @@ from huggingface.broken import BROKEN, edited, weights
 from fast_electra.settings import UserError
 
 transformers = pytest.importorskip("transformers")
-from huggingface.encoders import opened, write  # noqa: E402 (it needs transformers)
-from huggingface.zoo import V, config_of  # noqa: E402
+from huggingface.zoo import V, config_of, opened, write  # noqa: E402 (it needs transformers)
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 2, "eos_token_id": 3}

@@ -1,4 +1,7 @@
-"""Small models of transformers' real architectures, with weights in which nothing hides: no zero bias, no unit norm."""
+"""Small models of transformers, saved to disk, and opened as main models.
+
+They have real architectures, and weights in which nothing hides: no zero bias, no unit norm.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +9,12 @@ from typing import Any
 import torch
 import transformers
 
+from fast_electra.huggingface.settings import HuggingFaceSettings
+from fast_electra.model.heads import Discriminator
+from fast_electra.model.huggingface import open_main_model
+
+LENGTH, PAD = 40, 0
+KINDS = ("bert", "roberta", "deberta-v2", "modernbert", "electra", "mpnet")
 V = 211  # rows; the tokenizer of `words` has 200 entries
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 _SIZES |= {"max_position_embeddings": 72, "type_vocab_size": 2, "vocab_size": V}
@@ -36,7 +45,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def config_of(family: str, **more: Any) -> Any:
-    """Return the config of a small model; [PAD] is 0."""
+    """Return the config of a small model; [PAD] is 0. A family that is not listed has no sizes but `more`."""
+    if family not in FAMILIES:
+        return transformers.AutoConfig.for_model(family, **{"vocab_size": V, "pad_token_id": PAD} | more)
     base = transformers.AutoConfig.for_model(family)
     known = {name: value for name, value in _SIZES.items() if hasattr(base, name)}
     settled = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
@@ -52,9 +63,33 @@ def shaken(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def masked_lm(folder: Path, family: str, seed: int = 0, **more: Any) -> Any:
-    """Write a masked language model to a folder, and return it."""
+def saved(folder: Path, family: str, auto: str = "AutoModel", seed: int = 0, **more: Any) -> Any:
+    """Write a model to a folder, and return it."""
     torch.manual_seed(seed)
-    model = shaken(transformers.AutoModelForMaskedLM.from_config(config_of(family, **more)), seed)
+    model = shaken(getattr(transformers, auto).from_config(config_of(family, **more)), seed)
     model.save_pretrained(folder)
     return model
+
+
+def write(folder: Path, family: str, auto: str = "AutoModel", **more: Any) -> Path:
+    """Write a model to a folder."""
+    saved(folder, family, auto, **more)
+    return folder
+
+
+def masked_lm(folder: Path, family: str, seed: int = 0, **more: Any) -> Any:
+    """Write a masked language model to a folder, and return it."""
+    return saved(folder, family, "AutoModelForMaskedLM", seed, **more)
+
+
+def opened(place: Path, seed: int = 3, size: int = V, length: int = LENGTH, **settings: Any) -> Discriminator:
+    """Open a directory as a main model."""
+    return notes_of(place, seed, size, length, **settings)[0]
+
+
+def notes_of(
+    place: Path, seed: int = 3, size: int = V, length: int = LENGTH, **settings: Any
+) -> tuple[Discriminator, list[str]]:
+    """Open a directory as a main model, and return what a user is told of it too."""
+    chosen = HuggingFaceSettings(huggingface=str(place), **settings)
+    return open_main_model(chosen, size, PAD, length, seed)
