@@ -56,6 +56,8 @@ def check_safe(folder: Path, weights: bool = True) -> None:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} is missing): name the directory of one")
     read_config(folder)
+    if not holds_model(folder) and holds_model(folder / "model"):
+        raise UserError(f"{folder} is a run folder: name the model in it, {folder / 'model'}")
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter and no whole model: merge it into its model first")
     if weights and not any(folder.glob("*.safetensors")):
