@@ -187,15 +187,15 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("main", type=path_argument, metavar="MAIN", help="directory of the encoder to train")
     add("auxiliary", type=path_argument, metavar="AUXILIARY", help="directory of the masked language model that draws")
-    add("--length", type=int, default=512, metavar="N", help="of the longest sequence (default: %(default)s)")
+    add("--sequence-length", type=int, default=512, metavar="N", help="of the run (default: %(default)s)")
 
 
-def _pair(main: Path, auxiliary: Path, length: int) -> int:
+def _pair(main: Path, auxiliary: Path, sequence_length: int) -> int:
     from fast_electra.pair import pair
 
-    if length < 8:
-        raise UserError(f"--length must be at least 8, not {length}")
-    lines, fit = pair(main, auxiliary, length)
+    if sequence_length < 8:
+        raise UserError(f"--sequence-length must be at least 8, not {sequence_length}")
+    lines, fit = pair(main, auxiliary, sequence_length)
     print("\n".join(lines))
     return 0 if fit else 1
 

@@ -66,6 +66,7 @@ class RunConfig(RunSettings):
             "auxiliary.run": auxiliary,
             "auxiliary.huggingface": existing,
             "replacement.store": self.replacement.store,
+            "model.huggingface": self.model.huggingface if isinstance(self.model, HuggingFaceSettings) else None,
         }
         for key, folder in read.items():
             if folder is not None and os.path.realpath(folder) == os.path.realpath(self.run):
@@ -220,8 +221,12 @@ def _run_config(section: dict[str, Any], where: str) -> RunConfig:
             given = json.dumps(section.get(key))
             raise UserError(f"{where}: {SECTION}.{key} must be one of {', '.join(allowed)}, not {given}")
     preset = recipes.recipe(section["recipe"], section["objective"])
-    if _is_existing(section.get("model")):  # whose sizes are its own
+    model = section.get("model")
+    if isinstance(model, dict) and "huggingface" in model:  # whose sizes are its own
         preset["model"] = {}
+        if sizes := sorted(set(model) & set(EncoderSettings.model_fields) - set(HuggingFaceSettings.model_fields)):
+            key = f"{SECTION}.model.{sizes[0]}"
+            raise UserError(f"{where}: {SECTION}.model.huggingface names a model of its own sizes: leave out {key}")
     merged = _merge(preset, section)
     try:
         return RunConfig.model_validate(_with_initial(merged) if section["objective"] == "rtd" else merged)

@@ -7,6 +7,7 @@ from fast_electra.corpus.same_tokenizer import ODD_TEXTS, difference
 from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.huggingface.folder import check_safe
 from fast_electra.huggingface.masked_lm import open_masked_lm
+from fast_electra.huggingface.probe import KEY
 from fast_electra.huggingface.settings import HuggingFaceSettings
 from fast_electra.huggingface.sizes import sizes_of
 from fast_electra.model.huggingface import open_main_model
@@ -57,7 +58,7 @@ def pair(main: Path, auxiliary: Path, length: int) -> tuple[list[str], bool]:
         "they fit. Next:",
         f"fast-electra corpus --input TEXT --tokenizer {main if tokenizers[0] else auxiliary} --output SHARDS",
         f"deepspeed launch/pretrain.py --deepspeed_config ds_configs/continue.json {named} "
-        "--set fast_electra.corpus.shards=SHARDS --set fast_electra.corpus.tokenizer=SHARDS",
+        f"--set fast_electra.corpus.shards=SHARDS --set fast_electra.corpus.tokenizer=SHARDS --set {KEY}={length}",
     ]
     return lines, True
 

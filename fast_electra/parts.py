@@ -91,12 +91,13 @@ def build_objective(config: Config, corpus: Corpus, ranks: Ranks) -> tuple[Objec
         assert isinstance(run.model, EncoderSettings) and run.joint is not None
         model = JointModel(run.model, run.joint.auxiliary_layers, run.joint.embedding_sharing, run.seed)
         return Joint(model, run.joint, chosen), {}
+    main = new_main_model(config, corpus, ranks)  # first: the auxiliary takes longer, as it is tried
     distribution: Distribution
     if run.replacement.store is not None:
         distribution, facts = open_for_run(config, corpus, ranks)
     else:
         distribution, facts = build_distribution(config, corpus, ranks)
-    return RTD(new_main_model(config, corpus, ranks), distribution, run.curriculum, chosen), facts
+    return RTD(main, distribution, run.curriculum, chosen), facts
 
 
 def new_main_model(config: Config, corpus: Corpus, ranks: Ranks) -> Discriminator:

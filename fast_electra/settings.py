@@ -110,11 +110,11 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
         unknown = kind == "extra_forbidden" and place == len(first["loc"])
         if part in fields or unknown or isinstance(part, int):  # else pydantic's name for a member of a union
             names.append(str(part))
-            field = fields.get(part)
+            field = None if unknown else fields.get(part)
             fields = fields if field is None else _fields(*settings_in(field.annotation))
     key = ".".join(names)
-    if kind == "extra_forbidden":
-        return f"unknown key {key}{nearest(names[-1], fields)}"
+    if kind == "extra_forbidden":  # another member of a union may have it
+        return f"unknown key {key}{nearest(names[-1], fields.keys() - {names[-1]})}"
     if kind == "missing":
         return f"{key} is missing"
     if kind in ("model_type", "model_attributes_type", "dict_type"):

@@ -93,6 +93,14 @@ def tiny(tmp_path: Path, **changes: Any) -> Path:
         ({"fast_electra__curriculm": {}}, r"unknown key fast_electra.curriculm; did you mean curriculum\?"),
         ({"fast_electra__curriculum": {"rat": 1}}, r"fast_electra.curriculum.rat; did you mean rate\?"),
         ({"fast_electra__model": {"hiden_size": 1}}, r"fast_electra.model.hiden_size; did you mean hidden_size\?"),
+        (
+            {"fast_electra__model": {"huggingface": "x", "dropout": 0.0, "hidden_size": 64}},
+            "model.huggingface names a model of its own sizes: leave out fast_electra.model.hidden_size",
+        ),
+        (
+            {"fast_electra__model": {"huggingface": "x"}, "fast_electra__run": "x"},
+            "run and model.huggingface are both x",
+        ),
         ({"fast_electra__model": {"heads": 5}}, "hidden_size .* is not a multiple of heads 5"),
         (
             {"fast_electra__model": {"layers": "3"}},

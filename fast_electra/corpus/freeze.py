@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_electra.corpus.frozen_tokenizer import Frozen, FrozenTokenizer, gap, one_line
+from fast_electra.huggingface.folder import SAFE, quiet_transformers
 from fast_electra.settings import UserError
 
 CONFIG = "tokenizer_config.json"  # marks a Hugging Face directory
@@ -21,16 +22,11 @@ def freeze(folder: str | Path) -> FrozenTokenizer:
     """
     folder = Path(folder)
     _refuse(folder)
+    transformers = quiet_transformers(folder)
+    import tokenizers  # on which transformers builds its own
+
     try:
-        import tokenizers
-        import transformers
-    except ImportError:
-        raise UserError(f"{folder} needs the package transformers: pip install 'fast_electra[hf]'") from None
-    transformers.logging.set_verbosity_error()
-    try:
-        loaded: Any = transformers.AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
+        loaded: Any = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **SAFE)
     except Exception as error:  # whatever a damaged file makes of transformers' code
         where = f"transformers {transformers.__version__} cannot load the tokenizer in {folder}"
         raise UserError(f"{where} ({type(error).__name__}: {one_line(error)}): restore its files") from None

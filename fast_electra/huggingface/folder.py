@@ -56,6 +56,8 @@ def check_safe(folder: Path, weights: bool = True) -> None:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} is missing): name the directory of one")
     if "model_type" not in read_config(folder):
+        if holds_model(folder / "model"):
+            raise UserError(f"{folder} is a run folder: name the model in it, {folder / 'model'}")
         raise UserError(f"{folder} is no model of Hugging Face ({CONFIG} has no model_type): name the directory of one")
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter and no whole model: merge it into its model first")
