@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def main() -> None:
 
 def write(folder: Path, size: int, arguments: argparse.Namespace) -> None:
     """Write two models of a vocabulary, and shards of the sample corpus: each of its paragraphs is a document."""
-    text = [document.text for document in read_documents(expand(["sample"]), "text")]
+    documents = islice(read_documents(expand(["sample"]), "text"), 30 if arguments.tiny else None)
+    text = [document.text for document in documents]
     (folder / "text.txt").write_text("\n".join(text))
     counts = Counter(word for part in text for word in part.split())
     words = [word for word, _ in counts.most_common(size - len(SPECIAL))]

@@ -47,7 +47,10 @@ def test_existing_models_are_timed_beside_plain_transformers(tmp_path: Path) -> 
     assert ragged["mean_length"] < full["mean_length"] == 64
     for row in (ragged, full):
         (seconds,) = row["rounds"]
-        ours, rows, quick, all_logits = (figures["cpu"] for name, figures in seconds.items() if name != "tokens")
+        ours = seconds[OURS[1]]["cpu"]
+        rows, quick, all_logits = (
+            seconds[f"transformers, {what}"]["cpu"] for what in ("masked rows", "masked rows, quick draw", "all logits")
+        )
         assert row["ours_over_masked_rows"]["cpu"]["median"] == pytest.approx(ours / rows)
         assert row["ours_over_quick_draw"]["cpu"]["median"] == pytest.approx(ours / quick)
         assert row["all_logits_over_ours"]["cpu"]["median"] == pytest.approx(all_logits / ours)
