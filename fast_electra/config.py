@@ -8,7 +8,6 @@ folder. Every key of both parts is checked before any process group starts.
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +67,7 @@ class RunConfig(RunSettings):
             "replacement.store": self.replacement.store,
             "model.huggingface": self.model.huggingface if isinstance(self.model, HuggingFaceSettings) else None,
         }
-        for key, folder in read.items():
-            if folder is not None and os.path.realpath(folder) == os.path.realpath(self.run):
-                raise ValueError(f"run and {key} are both {folder}: name another folder for the run to write into")
+        self.refuse_to_write_into(read)
         return self
 
     @model_validator(mode="after")

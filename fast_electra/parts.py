@@ -9,11 +9,13 @@ from fast_electra.auxiliary import load_auxiliary
 from fast_electra.config import Config, RunConfig
 from fast_electra.corpus.corpus import Corpus, open_corpus
 from fast_electra.corpus.frequency import log_frequency, token_counts
+from fast_electra.corpus.frozen_tokenizer import FrozenTokenizer
 from fast_electra.corpus.loader import Loader, SequenceSource, Share
 from fast_electra.corpus.same_tokenizer import check_same_tokenizer
 from fast_electra.corpus.tokenizer import Tokenizer
 from fast_electra.corruption import Masking
 from fast_electra.huggingface.folder import identity
+from fast_electra.huggingface.main_model import HuggingFaceEncoder
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
 from fast_electra.model.huggingface import open_main_model
@@ -110,6 +112,9 @@ def new_main_model(config: Config, corpus: Corpus, ranks: Ranks) -> Discriminato
     place = Path(run.model.huggingface)
     if place.is_dir() and (note := check_same_tokenizer(place, corpus)):
         notes.append(note)
+    encoder = model.encoder
+    if isinstance(encoder, HuggingFaceEncoder) and isinstance(tokenizer, FrozenTokenizer) and not encoder.tokenizer:
+        encoder.tokenizer = tokenizer.hugging_face_files()
     if ranks.rank == 0:
         print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
     return model

@@ -1,5 +1,6 @@
 """What the config of every training run holds, whatever it trains; see `config` for pre-training."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +37,12 @@ class RunSettings(Settings):
     apex: Literal["auto"] | bool = Field(default="auto", description="true, false or auto")  # NVIDIA's norms and Adam
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    def refuse_to_write_into(self, read: dict[str, str | None]) -> None:
+        """Raise a ValueError if the run's folder is one that it reads; `read` has those by their keys."""
+        for key, folder in read.items():
+            if self.run and folder is not None and os.path.realpath(folder) == os.path.realpath(self.run):
+                raise ValueError(f"run and {key} are both {folder}: name another folder for the run to write into")
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,16 @@ class FrozenTokenizer:
         folder.mkdir(exist_ok=True)
         write_sealed(folder / FROZEN, self.frozen.model_dump())
 
+    def hugging_face_files(self) -> dict[str, bytes]:
+        """Return the files by which transformers opens this pipeline, as it is, by name."""
+        ids = {"pad": self.pad_id, "unk": self.unk_id, "cls": self.cls_id, "sep": self.sep_id, "mask": self.mask_id}
+        named = {f"{name}_token": self._fast.id_to_token(token) for name, token in ids.items() if token is not None}
+        described = {"tokenizer_class": "PreTrainedTokenizerFast"} | named
+        return {
+            "tokenizer.json": self.frozen.pipeline.encode(),
+            "tokenizer_config.json": json.dumps(described, indent=1).encode(),
+        }
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; see `Tokenizer.encode`."""
         ids = self._ids(text)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fast_electra.corpus.freeze import CONFIG
 from fast_electra.corpus.same_tokenizer import ODD_TEXTS, difference
 from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.files import read_json
@@ -35,6 +36,8 @@ def open_discriminator(
     check_safe(folder)
     if head_of(folder) is None:
         raise UserError(f"{folder} has no head for replaced tokens: name a run of objective rtd, or its model")
+    if tokenizer is None and not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no tokenizer: name it, or the shards that hold it, with --tokenizer")
     opened = open_tokenizer(tokenizer or folder)
     if length is None:
         facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fast_electra import config_file, deepspeed_config
 from fast_electra.deepspeed_config import Machine
@@ -31,6 +31,11 @@ class FineTuningSettings(RunSettings):
     epochs: float = Field(default=3.0, gt=0, le=1000, strict=False)
     warmup: float = Field(default=0.06, ge=0, lt=1)  # share of the updates
     dropout: float = Field(default=0.1, ge=0, lt=1)  # of hidden states and attention
+
+    @model_validator(mode="after")
+    def _writes_into_a_folder_of_its_own(self) -> "FineTuningSettings":
+        self.refuse_to_write_into({"pretrained": self.pretrained, "tokenizer": self.tokenizer})
+        return self
 
 
 @dataclass(frozen=True)

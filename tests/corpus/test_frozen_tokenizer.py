@@ -68,6 +68,15 @@ def test_the_ids_are_those_of_transformers(frozen: FrozenTokenizer, folders: dic
     assert frozen.vocabulary_size == len(theirs)
 
 
+def test_its_files_open_in_transformers_as_the_same_pipeline(frozen: FrozenTokenizer, tmp_path: Path) -> None:
+    for name, content in frozen.hugging_face_files().items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in NASTY:
+        assert [frozen.cls_id, *frozen.encode(text), frozen.sep_id] == theirs(text, verbose=False)["input_ids"]
+    assert open_tokenizer(tmp_path).hash == frozen.hash
+
+
 def test_no_text_forges_a_special_token(frozen: FrozenTokenizer, kind: str) -> None:
     """Unigram finds the name of a special token like any word, even when `tokenizers` is told to see text there."""
     special = KINDS[kind][1]

@@ -136,6 +136,10 @@ def config_machine() -> Any:
         (["fast_electra.epochs=0"], "fast_electra.epochs must be a number > 0 and <= 1,000, not 0"),
         (["fast_electra.warmup=1"], "fast_electra.warmup must be a number >= 0 and < 1, not 1"),
         (["optimizer.params.torch_adam=true"], "optimizer.params.torch_adam belongs to Adam"),
+        (
+            ["fast_electra.pretrained=x", "fast_electra.run=x"],
+            "fast_electra: run and pretrained are both x: name another folder for the run",
+        ),
         (["fast_electra.apex=true"], "fast_electra.apex brings its own Adam, and optimizer.type asks for torch's"),
     ],
 )

@@ -45,3 +45,10 @@ def test_an_auxiliary_corrupts(folder: Path) -> None:
 def test_what_has_no_head_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="has no head for replaced tokens: name a run"):
         load_discriminator(folder / "bert")
+
+
+def test_a_directory_without_a_tokenizer_needs_it_named(folder: Path, tmp_path: Path) -> None:
+    transformers.ElectraForPreTraining(config_of("electra")).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"holds no tokenizer: name .* with --tokenizer"):
+        load_discriminator(tmp_path, sequence_length=64)
+    assert load_discriminator(tmp_path, folder / "bert", sequence_length=64).detect(TEXT)
