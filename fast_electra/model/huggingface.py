@@ -23,13 +23,15 @@ def open_main_model(
     """
     encoder, notes = open_encoder(settings, size, pad_id, length, seed)
     place = Path(settings.huggingface)
-    found = None if place.is_file() or settings.initialization == "random" else head_of(place)
+    scratch = place.is_file() or settings.initialization == "random"
+    found = None if scratch else head_of(place)
     if found and found[0] is DEBERTA:
         model: Discriminator = DebertaDiscriminator(encoder, getattr(encoder.config, "layer_norm_eps", 1e-7))
     else:
         model = Discriminator(encoder, _activation(encoder) if _is_electra(encoder) else F.gelu)
     if found is None:
-        notes.append(f"{place} has no head for replaced tokens: a new one is trained")
+        if not scratch:
+            notes.append(f"{place} has no head for replaced tokens: a new one is trained")
         generator, std = torch.Generator().manual_seed(seed), getattr(encoder.config, "initializer_range", 0.02)
         for layer in (model.transform, model.output):
             torch.nn.init.normal_(layer.weight, 0.0, std, generator=generator)
