@@ -85,7 +85,8 @@ def pretrain_and_score(study: Study, name: str, seed: int) -> str:
         for update in range(loaded.run.checkpoint.every, study.updates, loaded.run.checkpoint.every):
             folder = study.run(name, seed) / "checkpoints" / checkpoint.name(update)
             state = read_checkpoint_file(folder / "mp_rank_00_model_states.pt")
-            model.load_state_dict(state["module"])  # the run is in fp32, so these are its exact weights
+            own = {n.removeprefix("main."): w for n, w in state["module"].items() if not n.startswith("auxiliary.")}
+            model.load_state_dict(own)  # the run is in fp32, so these are its exact weights
             kept["scores"][str(update)] = probes.score(model, inputs)
         write_json(file, kept)
     return f"{name} seed {seed}: {_shown(kept['scores'][str(study.updates)])}"

@@ -32,17 +32,15 @@ FINE_TUNING_SEEDS = 5
 
 def train_or_diverge(study: Study, name: str, seed: int) -> str:
     """Train and score a variant. If its loss or gradients stay not finite, that is its result: keep it."""
-    run = study.run(name, seed)
-    file = run / "scores.json"
+    file = study.run(name, seed) / "scores.json"
     if not (file.exists() and "diverged" in read_json(file)):
         try:
             return pretrain_and_score(study, name, seed)
-        except UserError:
-            status = read_json(run / "status.json")
-            if not status["message"].startswith("NotFinite"):
+        except UserError as error:
+            if "not finite, up to update" not in str(error):
                 raise
-            write_json(file, {"scores": {str(study.updates): {}}, "diverged": status["update"]})
-    return f"{name} seed {seed}: diverged by update {read_json(file)['diverged']}"
+            write_json(file, {"scores": {str(study.updates): {}}, "diverged": str(error)})
+    return f"{name} seed {seed}: {read_json(file)['diverged']}"
 
 
 def main() -> None:
