@@ -182,10 +182,11 @@ def reference_table(result: Result) -> str:
 def sweep_table(result: Result, lines: dict[str, dict[float, str]]) -> str:
     """Return a Markdown table of the lines of a sweep: differences are from the method's default, seed by seed.
 
-    Below each line is the range of its means, and behind it the standard deviation of one seed, pooled over the line.
+    A run uses no context if its AUC against the judge is not above the best that the token alone allows. Below each
+    line is the range of its means, and behind it the standard deviation of one seed, pooled over the line.
     """
     heads = [cell for measure in MEASURES for cell in (measure.head, "− default")]
-    end = ["auxiliary's accuracy", "not finite"]
+    end = ["auxiliary's accuracy", "went wrong"]
     table_rows = [_row(["", *heads, *end]), _row(["---"] * (1 + len(heads) + len(end)))]
     for method, line in lines.items():
         for value, name in line.items():
@@ -195,9 +196,11 @@ def sweep_table(result: Result, lines: dict[str, dict[float, str]]) -> str:
                 cells += [_spread(result, name, measure.key), "" if name == method else _signed(found)]
             runs = result["runs"][name].values()
             known = [run["auxiliary_accuracy"] for run in runs if run["auxiliary_accuracy"] is not None]
-            lost, stopped = (sum(run[key] for run in runs) for key in ("skipped", "stopped"))
-            trouble = f"{lost} updates" + f", {stopped} runs stopped" * (stopped > 0) if lost else "–"
-            table_rows.append(_row([*cells, f"{np.mean(known):.2f}" if known else "–", trouble]))
+            skipped, diverged = (sum(run[key] for run in runs) for key in ("skipped", "diverged"))
+            deaf = int((values(result, name, "judge_auc") <= result["without_a_model"]["judge_auc"]).sum())
+            counts = {"updates skipped": skipped, "runs diverged": diverged, "runs use no context": deaf}
+            wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            table_rows.append(_row([*cells, f"{np.mean(known):.2f}" if known else "–", wrong or "–"]))
         cells = [f"*{METHODS[method]}: range (spread of a seed)*"]
         for measure in MEASURES:
             figures = np.array([values(result, name, measure.key) for name in line.values()])

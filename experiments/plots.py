@@ -156,7 +156,7 @@ def draw_courses(result: Result, file: Path) -> None:
 
 
 def draw_losses(result: Result, file: Path) -> None:
-    """Draw Figure 2: the loss of detection in training, each seed a line; a cross where a run was given up."""
+    """Draw Figure 2: the loss of detection in training, each seed a line; a cross where a run ends that diverged."""
     with _figure(file, (9.0, 2.9)) as figure:
         lines = SWEEPS["rate"].lines
         for axes, (method, line) in zip(figure.subplots(1, len(lines), sharey=True), lines.items(), strict=True):
@@ -166,7 +166,7 @@ def draw_losses(result: Result, file: Path) -> None:
                     x = (np.arange(len(run["losses"])) + 0.5) * result["bin"]
                     label = f"{rate:g}" if seed == "0" else None
                     axes.plot(x, run["losses"], color=colour, linewidth=1.0, label=label)
-                    if run["stopped"]:
+                    if run["diverged"]:
                         axes.plot(x[-1:], run["losses"][-1:], "x", color=colour)
             axes.set_title(METHODS[method], fontsize=9)
             axes.set_xlabel("update")

@@ -22,7 +22,7 @@ from variants import JUDGE, ROOT, SWEEPS, SWEPT, VARIANTS, Study
 from fast_electra.files import read_json, write_json
 from fast_electra.finetuning.tasks import open_task
 from fast_electra.settings import UserError
-from fast_electra.training.metrics import read_metrics
+from fast_electra.training.metrics import absurd_loss, read_metrics
 
 BIN = 20  # updates whose mean loss is one point of a plot
 TASK = ROOT / "experiments/tasks/rt_sentiment.json"
@@ -94,7 +94,7 @@ def course(study: Study, name: str, seed: int) -> dict[str, Any]:
     return {
         "losses": [sum(part) / len(part) if part else None for part in bins],
         "skipped": sum(row["skipped"] for row in rows),
-        "stopped": len(rows) < study.updates,
+        "diverged": len(rows) < study.updates or bool(absurd_loss(run)),
         "auxiliary_accuracy": evaluated[-1] if evaluated else None,
     }
 
