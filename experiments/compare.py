@@ -47,6 +47,7 @@ LABELS = {
     "auxiliary_1": "auxiliary, 1 layer (an MLM)",
     "auxiliary_3": "auxiliary, 3 layers (an MLM)",
 }
+METHODS = {"fast": "Fast-ELECTRA", "fixed": "fixed auxiliary", "joint": "joint"}  # the lines of a sweep
 GROUPS = {
     "distributions": (
         "fast",
@@ -116,12 +117,12 @@ def values(result: Result, name: str, key: str, update: int | None = None) -> np
     return np.array([row.get(key, np.nan) for row in rows], dtype=np.float64)
 
 
-def difference(result: Result, name: str, key: str) -> Difference:
+def difference(result: Result, name: str, key: str, reference: str = REFERENCE) -> Difference:
     """Return the difference of a variant from the reference.
 
     Runs with the same seed form a pair, because they share initial weights, order, masks and auxiliary.
     """
-    pairs = values(result, name, key) - values(result, REFERENCE, key)
+    pairs = values(result, name, key) - values(result, reference, key)
     n = len(pairs)
     if n < 2:
         return Difference(float(pairs.mean()), float("inf"))
@@ -178,6 +179,47 @@ def reference_table(result: Result) -> str:
     return "\n".join([*lines, _row(["no model: chance, token frequency, the token alone", *bare])])
 
 
+def sweep_table(result: Result, lines: dict[str, dict[float, str]]) -> str:
+    """Return a Markdown table of the lines of a sweep: differences are from the method's default, seed by seed.
+
+    A run uses no context if its AUC against the judge is not above the best that the token alone allows. Below each
+    line is the range of its means, and behind it the standard deviation of one seed, pooled over the line.
+    """
+    heads = [cell for measure in MEASURES for cell in (measure.head, "− default")]
+    end = ["auxiliary's accuracy", "went wrong"]
+    table_rows = [_row(["", *heads, *end]), _row(["---"] * (1 + len(heads) + len(end)))]
+    for method, line in lines.items():
+        for value, name in line.items():
+            cells = [f"{METHODS[method]}, {value:g}"]
+            for measure in MEASURES:
+                found = difference(result, name, measure.key, method)
+                cells += [_spread(result, name, measure.key), "" if name == method else _signed(found)]
+            runs = result["runs"][name].values()
+            known = [run["auxiliary_accuracy"] for run in runs if run["auxiliary_accuracy"] is not None]
+            skipped, diverged = (sum(run[key] for run in runs) for key in ("skipped", "diverged"))
+            deaf = int((values(result, name, "judge_auc") <= result["without_a_model"]["judge_auc"]).sum())
+            counts = {"updates skipped": skipped, "runs diverged": diverged, "runs use no context": deaf}
+            wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            table_rows.append(_row([*cells, f"{np.mean(known):.2f}" if known else "–", wrong or "–"]))
+        cells = [f"*{METHODS[method]}: range (spread of a seed)*"]
+        for measure in MEASURES:
+            figures = np.array([values(result, name, measure.key) for name in line.values()])
+            figures = figures[~np.isnan(figures).any(1)]  # without settings that diverged
+            spread = np.sqrt(figures.var(1, ddof=1).mean()) if figures.shape[1] > 1 else np.nan
+            cells += [f"{np.ptp(figures.mean(1)):.3f} ({spread:.3f})", ""]
+        table_rows.append(_row([*cells, "", ""]))
+    return "\n".join(table_rows)
+
+
+def task_table(scores: dict[str, list[float]]) -> str:
+    """Return a Markdown table of test scores after fine-tuning: mean and standard deviation over its seeds."""
+    lines = [_row(["", "rt_sentiment, accuracy"]), _row(["---"] * 2)]
+    for name, found in scores.items():
+        label = "random weights" if name == "random" else METHODS[name.partition("-")[0]]
+        lines.append(_row([label, f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}"]))
+    return "\n".join(lines)
+
+
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -193,10 +235,16 @@ def _compared(result: Result, name: str, key: str) -> str:
     """Return a variant's difference: bold if the interval excludes zero, a dagger if it exceeds the threshold."""
     if name == REFERENCE:
         return ""
-    mean, half = found = difference(result, name, key)
+    found = difference(result, name, key)
+    return _signed(found) + " †" * (abs(found.mean) > threshold(result, key))
+
+
+def _signed(found: Difference) -> str:
+    mean, half = found
+    if np.isnan(mean):
+        return "–"
     shown = (f"{mean:+.3f}" + (f" ± {half:.3f}" if np.isfinite(half) else "")).replace("-", "−")
-    shown = f"**{shown}**" if found.clear else shown
-    return shown + " †" * (abs(mean) > threshold(result, key))
+    return f"**{shown}**" if found.clear else shown
 
 
 def put(text: str, name: str, content: str) -> str:

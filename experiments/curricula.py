@@ -14,6 +14,7 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
@@ -24,7 +25,7 @@ from typing import Any
 import plots
 import probes
 import torch
-from variants import AUXILIARY_UPDATES, BATCH, JUDGE, JUDGE_SEED, ROOT, SHARED, VARIANTS, VOCABULARY, Study
+from variants import AUXILIARY_UPDATES, BATCH, JUDGE, JUDGE_SEED, ROOT, SWEPT, VARIANTS, VOCABULARY, Study
 
 from fast_electra.files import write_json
 from fast_electra.hosts import operators
@@ -42,6 +43,9 @@ from fast_electra.training.machine import cpu_name
 
 RESULTS = ROOT / "experiments" / "results" / "curricula.json"
 REFERENCES = ("untrained", "auxiliary_1", "auxiliary_3")  # scored next to the variants
+
+
+Job = Callable[[Study, str, int], str]
 
 
 # --- in the worker processes ------------------------------------------------------------------------------------------
@@ -81,7 +85,8 @@ def pretrain_and_score(study: Study, name: str, seed: int) -> str:
         for update in range(loaded.run.checkpoint.every, study.updates, loaded.run.checkpoint.every):
             folder = study.run(name, seed) / "checkpoints" / checkpoint.name(update)
             state = read_checkpoint_file(folder / "mp_rank_00_model_states.pt")
-            model.load_state_dict(state["module"])  # the run is in fp32, so these are its exact weights
+            own = {n.removeprefix("main."): w for n, w in state["module"].items() if not n.startswith("auxiliary.")}
+            model.load_state_dict(own)  # the run is in fp32, so these are its exact weights
             kept["scores"][str(update)] = probes.score(model, inputs)
         write_json(file, kept)
     return f"{name} seed {seed}: {_shown(kept['scores'][str(study.updates)])}"
@@ -123,33 +128,44 @@ def main() -> None:
     """Train and score what the command line asks for, then write the results."""
     arguments = parse()
     study = Study(arguments.folder, arguments.updates)
-    operators.prepare_environment()
-    operators.ensure()
-    build_corpus(study.folder)
     seeds, names = list(range(arguments.seeds)), arguments.only or list(VARIANTS)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, context, initializer=begin) as workers:
-        depths = sorted({VARIANTS[name].depth for name in names} - {0})
-        wanted = [(f"auxiliary_{depth}", seed) for depth in depths for seed in seeds]
-        auxiliaries = [(JUDGE, JUDGE_SEED), *(job for job in wanted if job[0] not in SHARED or job[1] == seeds[0])]
-        for trained in [workers.submit(pretrain, study, *job) for job in auxiliaries]:
-            trained.result()
-        failed = 0
-        # Seed by seed: all variants of the first seed can be compared while the other seeds train.
-        for scored in [workers.submit(pretrain_and_score, study, name, seed) for seed in seeds for name in names]:
-            try:
-                print(scored.result(), flush=True)
-            except UserError as error:  # one run failed, e.g. it diverged; the others continue
-                failed += 1
-                sys.stderr.write(f"error: {error}\n")
-        if failed:
-            sys.exit(f"{failed} runs failed; the results are not written")
+    with begin_workers(study, arguments.workers) as workers:
+        train_all(study, names, seeds, workers)
         results = arguments.results or (None if arguments.only else RESULTS)
         if results:
             results.parent.mkdir(parents=True, exist_ok=True)
             write_json(results, collect(study, names, seeds, workers))
         if not arguments.only:
             plots.write_all(RESULTS, ROOT / "docs")
+
+
+def begin_workers(study: Study, count: int) -> ProcessPoolExecutor:
+    """Make the corpus of a study, and return the processes that train."""
+    operators.prepare_environment()
+    operators.ensure()
+    build_corpus(study.folder)
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=begin)
+
+
+def train_all(
+    study: Study, names: list[str], seeds: list[int], workers: ProcessPoolExecutor, job: Job = pretrain_and_score
+) -> None:
+    """Train and score variants with each seed, after the auxiliaries that they need. Exit if a run failed."""
+    depths = sorted({(VARIANTS | SWEPT)[name].depth for name in names} - {0})
+    wanted = [(f"auxiliary_{depth}", seed) for depth in depths for seed in seeds]
+    auxiliaries = [(JUDGE, JUDGE_SEED), *(job for job in wanted if job[0] not in study.shared or job[1] == seeds[0])]
+    for trained in [workers.submit(pretrain, study, *job) for job in auxiliaries]:
+        trained.result()
+    failed = 0
+    # Seed by seed: all variants of the first seed can be compared while the other seeds train.
+    for scored in [workers.submit(job, study, name, seed) for seed in seeds for name in names]:
+        try:
+            print(scored.result(), flush=True)
+        except UserError as error:  # one run failed, e.g. it diverged; the others continue
+            failed += 1
+            sys.stderr.write(f"error: {error}\n")
+    if failed:
+        sys.exit(f"{failed} runs failed; the results are not written")
 
 
 def parse() -> argparse.Namespace:
@@ -172,19 +188,25 @@ def build_corpus(folder: Path) -> None:
         build_shards(["sample"], folder / "tokenizer", folder / "shards", heldout=0.05)
 
 
-def collect(study: Study, names: list[str], seeds: list[int], workers: ProcessPoolExecutor) -> dict[str, Any]:
+def collect(
+    study: Study,
+    names: list[str],
+    seeds: list[int],
+    workers: ProcessPoolExecutor,
+    references: tuple[str, ...] = REFERENCES,
+) -> dict[str, Any]:
     """Return all figures, and everything that they depend on."""
     without_a_model, settings = workers.submit(known, study).result()
-    references = {
+    beside = {
         name: {str(seed): workers.submit(score_reference, study, name, seed).result() for seed in seeds}
-        for name in REFERENCES
+        for name in references
         if name == "untrained" or (study.run(name, seeds[0]) / "model").exists()
     }
 
     def read(name: str, seed: int, file: str) -> Any:
         return json.loads((study.run(name, seed) / file).read_text())
 
-    runs = [*names, *(name for name in references if name != "untrained")]
+    runs = [*names, *(name for name in beside if name != "untrained")]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -195,8 +217,15 @@ def collect(study: Study, names: list[str], seeds: list[int], workers: ProcessPo
         "probes": settings,
         "without_a_model": without_a_model,
         "scores": {n: {str(seed): read(n, seed, "scores.json")["scores"] for seed in seeds} for n in names},
-        "references": references,
-        "own_task": {n: {str(seed): read(n, seed, "model/model.json")["evaluation"] for seed in seeds} for n in runs},
+        "references": beside,
+        "own_task": {
+            n: {
+                str(seed): read(n, seed, "model/model.json")["evaluation"]
+                for seed in seeds
+                if (study.run(n, seed) / "model").exists()  # a run that diverged has none
+            }
+            for n in runs
+        },
     }
 
 

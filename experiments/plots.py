@@ -6,16 +6,30 @@ makes all of them again. In the text, two comments mark the place of each table.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from compare import GROUPS, LABELS, MEASURES, REFERENCE, Result, put, reference_table, table, values
+from compare import (
+    GROUPS,
+    LABELS,
+    MEASURES,
+    METHODS,
+    REFERENCE,
+    Result,
+    put,
+    reference_table,
+    sweep_table,
+    table,
+    task_table,
+    values,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from variants import SWEEPS, Sweep
 
 from fast_electra.curriculum import CurriculumSettings
 from fast_electra.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
@@ -27,7 +41,8 @@ def write_all(results: Path, docs: Path) -> None:
     """Draw every plot into docs/images and put every table into docs/results.md.
 
     Args:
-        results: what curricula.py has written; `longer.json` next to it holds the longer runs.
+        results: what curricula.py has written; next to it `longer.json` holds the longer runs, and `sweeps.json` what
+            sweeps.py has written.
         docs: the folder of results.md.
     """
     result = json.loads(results.read_text())
@@ -47,7 +62,26 @@ def write_all(results: Path, docs: Path) -> None:
         result = json.loads(longer.read_text())
         text = put(text, "longer", table(result, tuple(result["scores"])))
         draw_course(result, images / "longer.svg")
+    sweeps = results.with_name("sweeps.json")
+    if sweeps.exists():
+        text = write_sweeps(json.loads(sweeps.read_text()), images, text)
     (docs / "results.md").write_text(text, encoding="utf-8")
+
+
+def write_sweeps(result: Result, images: Path, text: str) -> str:
+    """Draw the plots of the sweeps that are complete, and return the text with these plots and their tables."""
+    for name in result["sweeps"]:
+        shown = {f"sweep_{name}": f"The measures by the {SWEEPS[name].axis}"}
+        draw_sweep(result, SWEEPS[name], images / f"sweep_{name}.svg")
+        if name == "depth":
+            shown["sweep_course"] = "The measures in the course of training"
+            draw_courses(result, images / "sweep_course.svg")
+        if name == "rate":
+            shown["sweep_losses"] = "The loss of detection in training, a line for each seed"
+            draw_losses(result, images / "sweep_losses.svg")
+        links = [f"![{label}](images/{file}.svg)\n" for file, label in shown.items()]
+        text = put(text, f"sweep_{name}", "\n".join([*links, sweep_table(result, SWEEPS[name].lines)]))
+    return put(text, "sweep_task", task_table(result["rt_sentiment"])) if result["rt_sentiment"] else text
 
 
 def draw_points(result: Result, names: tuple[str, ...], file: Path) -> None:
@@ -73,9 +107,9 @@ def draw_auxiliaries(result: Result, file: Path) -> None:
         above, below = figure.subplots(2, len(MEASURES))
         _course(above, result)
         for axes, measure in zip(below, MEASURES, strict=True):
-            for name, colour in COMPARED.items():
+            for name in COMPARED:
                 deep = np.array([values(result, n, measure.key) for n in (name, f"{name}_deep")])
-                _line(axes, np.array([1, 3]), deep, colour, LABELS[name])
+                _line(axes, np.array([1, 3]), deep, COLOURS[name], LABELS[name])
             axes.set_xlabel("layers of the auxiliary")
             axes.set_xticks([1, 3])
             axes.set_xlim(0.5, 3.5)
@@ -96,16 +130,61 @@ def draw_course(result: Result, file: Path) -> None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=5)
 
 
-COMPARED = {"fast": BLUE, "fixed": ORANGE}
+def draw_sweep(result: Result, sweep: Sweep, file: Path) -> None:
+    """Draw each measure against the setting: a line for each method."""
+    with _figure(file, (9.0, 2.9)) as figure:
+        panels = figure.subplots(1, len(MEASURES))
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            for method, line in sweep.lines.items():
+                seeds = np.array([values(result, name, measure.key) for name in line.values()])
+                _line(axes, np.array(list(line)), seeds, COLOURS[method], METHODS[method])
+            ticks = sorted({value for line in sweep.lines.values() for value in line})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+            axes.set_xlabel(sweep.axis)
+            axes.set_title(measure.axis, fontsize=9)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
 
-def _course(panels: np.ndarray, result: Result) -> None:
-    """Plot each measure of the runs in COMPARED against the updates done."""
+def draw_courses(result: Result, file: Path) -> None:
+    """Draw Figure 4 (left) with joint training."""
+    with _figure(file, (9.0, 2.9)) as figure:
+        panels = figure.subplots(1, len(MEASURES))
+        _course(panels, result, METHODS)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+
+
+def draw_losses(result: Result, file: Path) -> None:
+    """Draw Figure 2: the loss of detection in training, each seed a line; a cross where a run ends that diverged."""
+    with _figure(file, (9.0, 2.9)) as figure:
+        lines = SWEEPS["rate"].lines
+        for axes, (method, line) in zip(figure.subplots(1, len(lines), sharey=True), lines.items(), strict=True):
+            colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, len(line)))
+            for colour, (rate, name) in zip(colours, line.items(), strict=True):
+                for seed, run in result["runs"][name].items():
+                    x = (np.arange(len(run["losses"])) + 0.5) * result["bin"]
+                    label = f"{rate:g}" if seed == "0" else None
+                    axes.plot(x, run["losses"], color=colour, linewidth=1.0, label=label)
+                    if run["diverged"]:
+                        axes.plot(x[-1:], run["losses"][-1:], "x", color=colour)
+            axes.set_title(METHODS[method], fontsize=9)
+            axes.set_xlabel("update")
+            axes.legend(fontsize=7, title="peak rate", title_fontsize=7)
+        figure.axes[0].set_ylabel("loss of detection")
+
+
+COLOURS = {"fast": BLUE, "fixed": ORANGE, "joint": GREEN}
+COMPARED = ("fast", "fixed")
+
+
+def _course(panels: np.ndarray, result: Result, names: Iterable[str] = COMPARED) -> None:
+    """Plot each measure of some runs against the updates done."""
     updates = sorted(map(int, next(iter(result["scores"][REFERENCE].values()))))
     for axes, measure in zip(panels, MEASURES, strict=True):
-        for name, colour in COMPARED.items():
+        for name in names:
             course = np.array([values(result, name, measure.key, update) for update in updates])
-            _line(axes, np.array(updates), course, colour, LABELS[name])
+            _line(axes, np.array(updates), course, COLOURS[name], LABELS[name])
         axes.set_xlabel("update")
         axes.set_xticks(updates)
         axes.set_title(measure.axis, fontsize=9)

@@ -184,14 +184,14 @@ def seconds(folder: Path, name: str) -> float:
     return median(row["tokens"] / row["tokens_per_second"] for row in read_metrics(folder / name)[0])
 
 
-def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int) -> None:
-    """Fine-tune one beginning on one task with every seed."""
+def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model: str = "fast") -> None:
+    """Fine-tune one beginning on one task with every seed; `random` has the sizes of the run `model`."""
     task = open_task(file)
     run = folder / "tasks" / task.name / name
     if not (run / "results.json").exists():
         keys = {
             "run": run,
-            "pretrained": folder / ("fast" if name == "random" else name),
+            "pretrained": folder / (model if name == "random" else name),
             "initialization": "random" if name == "random" else "pretrained",
             "tokenizer": folder / "tokenizer",
             "sequence_length": 128,

@@ -170,6 +170,29 @@ def test_the_page_holds_what_the_results_say_and_every_plot_is_drawn(tmp_path: P
     assert {path.name for path in (tmp_path / "images").iterdir()} == images
 
 
+def test_sweeps_are_shown_though_a_run_diverged(tmp_path: Path) -> None:
+    names = list(
+        dict.fromkeys(n for sweep in variants.SWEEPS.values() for line in sweep.lines.values() for n in line.values())
+    )
+    keys = [measure.key for measure in compare.MEASURES]
+    scores = {name: {s: {u: dict.fromkeys(keys, 0.5 + int(s) / 100) for u in "59"} for s in "012"} for name in names}
+    scores["joint_rate_0.064"]["1"] = {"9": {}}
+    scores["fixed_rate_0.064"]["2"]["9"]["judge_auc"] = 0.4
+    run = {"losses": [0.5, None, 0.4], "skipped": 0, "diverged": False, "auxiliary_accuracy": 0.25}
+    runs = {name: dict.fromkeys("012", run) for name in names}
+    runs["joint_rate_0.064"]["1"] = {"losses": [0.5], "skipped": 10, "diverged": True, "auxiliary_accuracy": None}
+    result = {"updates": 9, "bin": 3, "scores": scores, "references": {}, "runs": runs, "sweeps": list(variants.SWEEPS)}
+    result["without_a_model"] = {"judge_auc": 0.45}
+    places = "".join(f"<!-- table: sweep_{name} -->\n<!-- end of table -->\n" for name in [*variants.SWEEPS, "task"])
+    text = plots.write_sweeps(result | {"rt_sentiment": {"fast-0": [0.5, 0.6]}}, tmp_path, places)
+    assert "| joint, 0.064 | – | – | – | – | – | – | 0.25 | 10 updates skipped, 1 runs diverged |" in text
+    assert "| 0.470 ± 0.061 | −0.040 ± 0.172 | 0.25 | 1 runs use no context |" in text
+    assert "| joint, 0.032 | 0.510 ± 0.010 | +0.000 ± 0.000 |" in text
+    assert "| *joint: range (spread of a seed)* | 0.000 (0.010) |" in text
+    assert "| Fast-ELECTRA | 0.550 ± 0.071 |" in text
+    assert set(re.findall(r"\((\S*?\.svg)\)", text)) == {f"images/{path.name}" for path in tmp_path.iterdir()}
+
+
 def test_tables_go_where_their_names_are() -> None:
     text = "a\n<!-- table: one -->\nold\n<!-- end of table -->\nb\n<!-- table: two -->\n<!-- end of table -->\nc\n"
     text = compare.put(compare.put(text, "one", "1 \\1"), "two", "2")
