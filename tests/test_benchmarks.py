@@ -25,6 +25,7 @@ def bench(script: str, folder: Path, dtype: str, *arguments: str) -> Any:
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_our_steps_train_in_plain_pytorch_and_in_the_engine(tmp_path: Path, tiny_corpus: Corpus, dtype: str) -> None:
     pytest.importorskip("transformers")
@@ -40,6 +41,7 @@ def test_our_steps_train_in_plain_pytorch_and_in_the_engine(tmp_path: Path, tiny
     assert losses[OURS[1]] == pytest.approx(losses[OURS[0]], rel={"fp32": 1e-4, "bf16": 1e-2}[dtype])
 
 
+@pytest.mark.slow
 def test_existing_models_are_timed_beside_plain_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     choice = ["--tiny", "--vocabulary", "2000", "--batch", "4", "--length", "64", "--dtype", "fp32"]
@@ -69,6 +71,7 @@ def test_the_engine_is_timed_beside_plain_pytorch(tmp_path: Path, tiny_corpus: C
     assert all(ms > 0 for parts in row["ms"].values() for ms in parts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: there is no commit to compare with")
 def test_a_step_is_timed_in_two_trees(tmp_path: Path, tiny_corpus: Corpus) -> None:
     folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
@@ -86,6 +89,7 @@ def test_first_contact_says_what_the_machine_has() -> None:
     assert done.stdout.rstrip().endswith("smoke passed")
 
 
+@pytest.mark.slow
 def test_every_setting_of_a_step_trains(tmp_path: Path) -> None:
     settings = ["checkpointing", "default", "plain", "stored", "full"]
     command = ["--recipe", "tiny", "--sequences", "4", "--no-parts", "--profile", "default", "--settings", *settings]
