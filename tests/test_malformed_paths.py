@@ -113,7 +113,11 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "plan.json",
         "plan.json has parts of 0 sequences",
     ),
-    "no tokenizer.model": (lambda lab: (lab / "tokenizer/tokenizer.model").unlink(), "tokenizer", "model is missing"),
+    "no tokenizer.model": (
+        lambda lab: (lab / "tokenizer/tokenizer.model").unlink(),
+        "tokenizer",
+        "neither tokenizer.model",
+    ),
     "no tokenizer.json": (lambda lab: (lab / "tokenizer/tokenizer.json").unlink(), "tokenizer", "json is missing"),
     "altered tokenizer": (lambda lab: os.truncate(lab / "tokenizer/tokenizer.model", 9), "tokenizer", "was altered"),
     "tokenizer.json of another program": (

@@ -245,6 +245,8 @@ def _tokenising(tokenizer: Tokenizer, folder: Path, workers: int) -> Iterator[_T
         for process in processes:
             process.kill()
         threads.shutdown()
+        for process in processes:
+            process.join()
 
 
 def _batches(items: Iterable[Document | Rejected]) -> Iterator[list[Document | Rejected]]:
