@@ -1,4 +1,4 @@
-"""A real encoder of Hugging Face goes on by RTD, against a masked language model by transformers' own Trainer.
+"""Train a real encoder of Hugging Face further by RTD. transformers' own Trainer makes the auxiliary.
 
     python experiments/existing_models.py --encoder DIR --task FOLDER [--folder runs/existing_models] [--seeds 3]
 

@@ -23,7 +23,7 @@ from fast_electra.replacement.auxiliary import Temperature
 from fast_electra.replacement.settings import AuxiliarySettings
 from fast_electra.run_settings import SECTION
 from fast_electra.settings import UserError
-from fast_electra.training.engines import Ranks, inference_engine, sum_over_ranks
+from fast_electra.training.engines import Ranks, inference_engine, sum_over_ranks, tell
 from fast_electra.training.graphs import ReplayedModel
 from fast_electra.training.loop import evaluation_batch
 
@@ -98,8 +98,7 @@ def load_auxiliary(
     notes = opened.notes
     if settings.huggingface is not None:
         notes = [*notes, check_sense(model, corpus, masking, ranks, f"{opened.place}", settings.accept_weak)]
-    if ranks.rank == 0:
-        print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
+    tell(notes, ranks)
     return model, facts
 
 

@@ -29,7 +29,7 @@ from fast_electra.replacement.auxiliary_free import auxiliary_free
 from fast_electra.replacement.distribution import Distribution
 from fast_electra.run_settings import ResolvedConfig
 from fast_electra.store.match import open_for_run
-from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, training_engine
+from fast_electra.training.engines import Engine, Ranks, sum_over_ranks, tell, training_engine
 from fast_electra.training.loop import Run
 
 
@@ -115,8 +115,7 @@ def new_main_model(config: Config, corpus: Corpus, ranks: Ranks) -> Discriminato
     encoder = model.encoder
     if isinstance(encoder, HuggingFaceEncoder) and isinstance(tokenizer, FrozenTokenizer) and not encoder.tokenizer:
         encoder.tokenizer = tokenizer.hugging_face_files()
-    if ranks.rank == 0:
-        print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
+    tell(notes, ranks)
     return model
 
 

@@ -1,7 +1,7 @@
 """A Hugging Face fast tokenizer, frozen: its whole pipeline in one file, which the `tokenizers` library alone reads.
 
-When transformers loads a tokenizer, it builds the pipeline of most kinds anew from the vocabulary. Two versions of it
-may build two pipelines from one directory. So the pipeline that made the tokens is kept beside them.
+transformers does not read most pipelines from the file: it builds new ones from the vocabulary. Two versions of it may
+build two pipelines from one directory. So the pipeline that made the tokens is kept beside them.
 """
 
 import hashlib

@@ -17,7 +17,7 @@ class Tokenizer(Protocol):
         vocabulary_size: all ids lie below it.
         hash: of all that decides the ids of a text. Shards, checkpoints and auxiliary models are checked against it.
         special_ids: ids that mean something else than text.
-        pad_id: fills the rows of a batch; it never stands in a sequence.
+        pad_id: fills the rows of a batch; it is never part of a sequence.
         cls_id: the one id before each text.
         sep_id: the one id behind each text.
         mask_id: stands at the masked positions.

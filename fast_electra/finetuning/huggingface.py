@@ -12,7 +12,15 @@ from fast_electra.files import file_hash
 from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.examples import Encode
 from fast_electra.finetuning.tasks import Task
-from fast_electra.huggingface.folder import SAFE, check_encoder, check_safe, new_model, quiet_transformers, set_dropout
+from fast_electra.huggingface.folder import (
+    SAFE,
+    check_encoder,
+    check_finite,
+    check_safe,
+    new_model,
+    quiet_transformers,
+    set_dropout,
+)
 from fast_electra.huggingface.padding import pad
 from fast_electra.huggingface.probe import too_long
 from fast_electra.huggingface.saved import check_saved, saved_folder
@@ -77,6 +85,7 @@ def open_classifier(
         raise UserError(f"{where} ({type(error).__name__}: {first_line(error)[:200]})") from None
     if info is not None:
         check_encoder(folder, model, info)
+        check_finite(folder, model)
     _check_tokenizer(folder, model, tokenizer)
     wrapped = PaddedClassifier(model, tokenizer)
     encode = _encoder(tokenizer)

@@ -154,7 +154,6 @@ def check_encoder(folder: Path, model: "PreTrainedModel", info: dict[str, Any]) 
         keys = [name if isinstance(name, str) else name[0] for name in names]
         if found := sorted(key for key in keys if key.startswith(inside) and "pooler." not in key):
             raise UserError(f"{folder} {what} its encoder ({len(found)}, e.g. {found[0]}): restore its files")
-    check_finite(folder, model)
 
 
 def check_padding(folder: Path, config: "PreTrainedConfig", pad_id: int) -> None:

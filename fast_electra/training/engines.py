@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -181,6 +181,12 @@ def raise_together(ranks: Ranks, error: str) -> None:
         deepspeed.comm.all_gather_object(errors, error)
     if any(errors):
         raise SharedError(next(filter(None, errors)))
+
+
+def tell(notes: Sequence[str], ranks: Ranks) -> None:
+    """Print what a user should know, a line each, on rank 0."""
+    if ranks.rank == 0:
+        print("".join(f"note: {note}\n" for note in notes), end="", flush=True)
 
 
 def wait_for_ranks() -> None:
