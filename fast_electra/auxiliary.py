@@ -58,8 +58,7 @@ def open_auxiliary(run: RunConfig, corpus: Corpus) -> OpenedAuxiliary:
         huggingface.check_safe(folder)
         note = check_same_tokenizer(folder, corpus)
         size, length = tokenizer.vocabulary_size, run.corpus.sequence_length
-        model, notes = open_masked_lm(folder, size, tokenizer.never_drawn, length)
-        huggingface.check_padding(folder, model.model.config, tokenizer.pad_id)
+        model, notes = open_masked_lm(folder, size, tokenizer.pad_id, tokenizer.never_drawn, length)
         notes += [] if note is None else [note]
         return OpenedAuxiliary(model, folder, huggingface.identity(folder), sizes_of(folder), None, notes)
     assert run.auxiliary.run is not None

@@ -72,7 +72,7 @@ def _try(main: Path, auxiliary: Path, tokenizer: Tokenizer, length: int, lines: 
     except UserError as error:
         problems.append(str(error))
     try:
-        notes = open_masked_lm(auxiliary, size, tokenizer.never_drawn, length)[1]
+        notes = open_masked_lm(auxiliary, size, tokenizer.pad_id, tokenizer.never_drawn, length)[1]
         lines += [f"note       {note}" for note in notes]
     except UserError as error:
         problems.append(str(error))

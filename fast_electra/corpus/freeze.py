@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fast_electra.corpus.frozen_tokenizer import Frozen, FrozenTokenizer, gap, one_line
+from fast_electra.corpus.frozen_tokenizer import Frozen, FrozenTokenizer, gap
 from fast_electra.huggingface.folder import SAFE, quiet_transformers
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, first_line
 
 CONFIG = "tokenizer_config.json"  # marks a Hugging Face directory
 _REMEDY = "name the directory of another tokenizer"
@@ -29,7 +29,7 @@ def freeze(folder: str | Path) -> FrozenTokenizer:
         loaded: Any = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **SAFE)
     except Exception as error:  # whatever a damaged file makes of transformers' code
         where = f"transformers {transformers.__version__} cannot load the tokenizer in {folder}"
-        raise UserError(f"{where} ({type(error).__name__}: {one_line(error)}): restore its files") from None
+        raise UserError(f"{where} ({type(error).__name__}: {first_line(error)[:200]}): restore its files") from None
     if not getattr(loaded, "is_fast", False):
         raise UserError(
             f"{folder} holds a slow tokenizer ({type(loaded).__name__}); only fast ones are read: {_REMEDY}"
@@ -64,7 +64,7 @@ def _refuse(folder: Path) -> None:
     try:
         own_code = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}): restore it") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)[:200]}): restore it") from None
     if own_code:
         raise UserError(f"{folder}: its tokenizer needs code of its own (auto_map), which is never run: {_REMEDY}")
     try:  # now, because transformers would count up to the last id

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fast_electra.corpus.pieces import SPACE, printed
 from fast_electra.files import read_settings, write_sealed
-from fast_electra.settings import Settings, UserError
+from fast_electra.settings import Settings, UserError, first_line
 
 FROZEN = "frozen_tokenizer.json"
 _REMEDY = "restore it, or build the shards again from the Hugging Face directory"
@@ -65,7 +65,7 @@ class FrozenTokenizer:
             self.cls_id, self.sep_id = self._frame(ids)
             probe = self._ids(_PROBE)
         except Exception as error:  # the library has no classes for what a damaged pipeline makes of it
-            raise UserError(f"{where} cannot be used: {one_line(error)}; {remedy}") from None
+            raise UserError(f"{where} cannot be used: {first_line(error)[:200]}; {remedy}") from None
         if frozen.probe not in (None, probe):
             raise UserError(f"{where} gives other ids than it gave when it was written: {remedy}")
         self.frozen = frozen.model_copy(update={"probe": probe})
@@ -193,11 +193,6 @@ def gap(ids: Collection[int]) -> str:
     """Return what is wrong if most ids up to the last one are those of no token, and "" if not."""
     most = max(ids, default=0)
     return f"its ids reach {most:,}, and it has only {len(ids):,} tokens" if most > 2 * len(ids) else ""
-
-
-def one_line(error: BaseException) -> str:
-    """Return the beginning of an error's message, without line ends."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _sha256(value: Any) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from fast_electra.corpus.corpus import Corpus
 from fast_electra.corpus.freeze import CONFIG
+from fast_electra.corpus.pieces import SPACE, data_of
 from fast_electra.corpus.tokenizer import Tokenizer, open_tokenizer
 from fast_electra.settings import UserError
 
@@ -62,7 +63,7 @@ def difference(
             return f"{name} is {one} in {one_name} and {other} in {other_name}"
     size = min(ours.vocabulary_size, its.vocabulary_size)
     for token in range(size):
-        if (piece := ours.piece(token)) != (its_piece := its.piece(token)):
+        if _bytes_of(piece := ours.piece(token)) != _bytes_of(its_piece := its.piece(token)):
             return f"token {token} is {piece!r} in {one_name} and {its_piece!r} in {other_name}"
     if ours.vocabulary_size > size:
         return f"{one_name} has {ours.vocabulary_size:,} tokens and {other_name} {size:,}"
@@ -75,3 +76,8 @@ def difference(
         if len(ids) != len(its_ids):
             return f"{ours.decode(ids[-3:])!r} has other tokens"
     return None
+
+
+def _bytes_of(piece: str) -> bytes:
+    """Return what a piece stands for: only one kind of tokenizer prints a control character as bytes."""
+    return data_of(piece) or piece.replace(SPACE, " ").encode()

@@ -56,4 +56,5 @@ def open_auxiliary(folder: Path, tokenizer: Tokenizer, length: int) -> HuggingFa
     check_safe(folder)
     if found := difference(tokenizer, open_tokenizer(folder), ODD_TEXTS, ("the discriminator's", "the auxiliary's")):
         raise UserError(f"{folder} has another tokenizer than the discriminator: {found}; name another auxiliary")
-    return open_masked_lm(folder, tokenizer.vocabulary_size, tokenizer.never_drawn, length)[0]
+    size, pad_id, never_drawn = tokenizer.vocabulary_size, tokenizer.pad_id, tokenizer.never_drawn
+    return open_masked_lm(folder, size, pad_id, never_drawn, length)[0]

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from fast_electra.batch import Layout
 from fast_electra.huggingface import deberta_v3
 from fast_electra.huggingface.families import FAMILIES, Vocabulary, generic
-from fast_electra.huggingface.folder import check_safe, load, open_config, own_tokenizer, quiet_transformers
+from fast_electra.huggingface.folder import (
+    check_padding,
+    check_safe,
+    load,
+    open_config,
+    own_tokenizer,
+    quiet_transformers,
+)
 from fast_electra.huggingface.padding import pad
 from fast_electra.huggingface.probe import KEY, differ, probe_tokens, too_long
 from fast_electra.settings import UserError, first_line
@@ -62,14 +69,15 @@ class HuggingFaceMaskedLM(nn.Module):
 
 
 def open_masked_lm(
-    folder: Path, size: int, never_drawn: Iterable[int], length: int
+    folder: Path, size: int, pad_id: int, never_drawn: Iterable[int], length: int
 ) -> tuple[HuggingFaceMaskedLM, list[str]]:
     """Open a masked language model in fp32 on the CPU, in eval mode, and look whether it can be an auxiliary.
 
     Args:
         folder: a directory of Hugging Face.
         size: V, the entries of the corpus's tokenizer.
-        never_drawn: tokens that are never drawn.
+        pad_id: its token of padding.
+        never_drawn: its tokens that are never drawn.
         length: L, positions of the longest sequence.
 
     Returns:
@@ -84,6 +92,7 @@ def open_masked_lm(
         raise UserError(f"{folder} holds an encoder with a decoder ({config.model_type}): name that of an encoder")
     if type(config) not in quiet_transformers(folder).MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{folder} holds no masked language model ({config.model_type}): name the directory of one")
+    check_padding(folder, config, pad_id)
     if config.model_type == "big_bird":
         config.attention_type = "original_full"  # the other one draws random blocks
     deberta_v3.prepare(folder, config)

@@ -8,8 +8,10 @@ import pytest
 from conftest import Corpus
 
 from fast_electra.corpus.pieces import SPACE
+from fast_electra.corpus.same_tokenizer import difference
 from fast_electra.corpus.sentencepiece_tokenizer import SPECIAL_PIECES, SentencePieceTokenizer
-from fast_electra.export.tokenizer import convert
+from fast_electra.corpus.tokenizer import open_tokenizer
+from fast_electra.export.tokenizer import convert, write_tokenizer
 from fast_electra.text.documents import Document
 from fast_electra.text.inputs import expand
 from fast_electra.text.readers import read_documents
@@ -95,6 +97,18 @@ def test_ids_are_ours_where_the_tokenizer_learnt_from_many_scripts(tmp_path: Pat
     (tmp_path / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
     train_tokenizer([tmp_path / "text.txt"], tmp_path / "tokenizer", vocabulary=3000)
     compare(tmp_path / "tokenizer", [*NASTY, *texts])
+
+
+def test_an_export_is_taken_for_the_tokenizer_of_its_own_corpus(tmp_path: Path) -> None:
+    """With pieces that hold control characters, too: a run may go on from an export of ours, on our shards."""
+    texts = [f"{text} \x96\x07 \x96\x07" for text in mixes(500)]
+    (tmp_path / "text.txt").write_text("\n\n".join(text.replace("\x00", "") for text in texts), encoding="utf-8")
+    train_tokenizer([tmp_path / "text.txt"], tmp_path / "tokenizer", vocabulary=2000)
+    ours = SentencePieceTokenizer.load(tmp_path / "tokenizer")
+    assert any("\x96" in ours.piece(token) for token in range(261, 2000))
+    (tmp_path / "export").mkdir()
+    write_tokenizer(ours, tmp_path / "export", 128)
+    assert difference(ours, open_tokenizer(tmp_path / "export"), texts) is None
 
 
 def test_ids_are_ours_where_the_tokenizer_has_no_piece_for_a_space(tmp_path: Path) -> None:

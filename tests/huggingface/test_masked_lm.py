@@ -15,7 +15,7 @@ from fast_electra.training.engines import inference_engine
 from fast_electra_kernels import gumbel
 
 transformers = pytest.importorskip("transformers")
-from huggingface.zoo import FAMILIES, config_of, masked_lm  # noqa: E402 (it needs transformers)
+from huggingface.zoo import FAMILIES, PAD, config_of, masked_lm  # noqa: E402 (it needs transformers)
 
 SIZE, NEVER_DRAWN = 200, (0, 1, 2, 3, 4, 150)
 ONE_LAYER = {"hidden_size": 32, "num_hidden_layers": 1}
@@ -50,7 +50,7 @@ def winners(logits_MV: torch.Tensor, masked: MaskedBatch, never: tuple[int, ...]
 @torch.no_grad()
 def test_draws_are_those_of_the_models_own_logits(tmp_path: Path, family: str) -> None:
     theirs, masked = masked_lm(tmp_path, family), batch()
-    opened, _ = open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+    opened, _ = open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
     before = {name: weight.clone() for name, weight in opened.state_dict().items()}
     model = inference_engine(opened, "fp32")
     for temperature in (1.0, 2.0):
@@ -68,7 +68,7 @@ def test_draws_are_those_of_the_models_own_logits(tmp_path: Path, family: str) -
 @pytest.mark.parametrize("family", ["deberta", "deberta-v2"])
 def test_deberta_of_both_forms_of_head(tmp_path: Path, family: str) -> None:
     theirs, masked = masked_lm(tmp_path, family, legacy=False), batch()
-    opened, _ = open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+    opened, _ = open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
     with torch.no_grad():
         drawn = Temperature(opened, 1).sample(masked, 1.5)
         assert torch.equal(drawn.tokens_M, winners(own_logits(theirs, masked) / 1.5, masked))
@@ -84,7 +84,7 @@ def test_debertav3s_generator_has_its_enhanced_mask_decoder(tmp_path: Path) -> N
     weights = load_file(tmp_path / "model.safetensors")
     weights["deberta.embeddings.position_embeddings.weight"] = positions_LD
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    opened, notes = open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+    opened, notes = open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
     body, head, wanted = theirs.deberta, theirs.lm_predictions.lm_head, []
     for tokens in masked.tokens_T.split(LENGTHS.tolist()):
         ids, ones = tokens[None], torch.ones_like(tokens)[None]
@@ -111,7 +111,7 @@ def test_debertav3s_generator_has_its_enhanced_mask_decoder(tmp_path: Path) -> N
 
 def test_an_augmentation_of_the_input_or_the_output_works(tmp_path: Path) -> None:
     masked_lm(tmp_path, "bert")
-    opened, _ = open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+    opened, _ = open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
     masked, log_frequency_V = batch(), torch.full((SIZE,), -5.0)
     for distribution in (TermFrequencyInterpolation(opened, 1, log_frequency_V), DropToken(opened, 1)):
         tokens_M = distribution.sample(masked, 0.5).tokens_M
@@ -122,7 +122,7 @@ def test_an_augmentation_of_the_input_or_the_output_works(tmp_path: Path) -> Non
 
 def test_rotary_angles_stay_in_fp32(tmp_path: Path) -> None:
     masked_lm(tmp_path, "modernbert")
-    opened, _ = open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+    opened, _ = open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
     before = {name: buffer.clone() for name, buffer in opened.named_buffers() if buffer.is_floating_point()}
     assert before
     inference_engine(opened, "bf16")
@@ -134,7 +134,7 @@ def test_rotary_angles_stay_in_fp32(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_in_bf16_the_draws_are_mostly_those_of_fp32(tmp_path: Path) -> None:
     theirs, masked = masked_lm(tmp_path, "bert"), batch()
-    opened, _ = open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+    opened, _ = open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
     drawn = Temperature(inference_engine(opened, "bf16"), 1).sample(masked, 1.0)
     same = (drawn.tokens_M == winners(own_logits(theirs, masked), masked)).float().mean()
     assert same > 0.8
@@ -151,17 +151,17 @@ def test_in_bf16_the_draws_are_mostly_those_of_fp32(tmp_path: Path) -> None:
 def test_models_that_cannot_be_an_auxiliary(tmp_path: Path, family: str, more: dict[str, Any], why: str) -> None:
     masked_lm(tmp_path, family, **more)
     with pytest.raises(UserError, match=why):
-        open_masked_lm(tmp_path, SIZE, NEVER_DRAWN, 64)
+        open_masked_lm(tmp_path, SIZE, PAD, NEVER_DRAWN, 64)
 
 
 def test_too_few_positions(tmp_path: Path) -> None:
     masked_lm(tmp_path, "roberta", max_position_embeddings=66)  # two of them before the first token
-    assert isinstance(open_masked_lm(tmp_path, SIZE, (), 64)[0], HuggingFaceMaskedLM)
+    assert isinstance(open_masked_lm(tmp_path, SIZE, PAD, (), 64)[0], HuggingFaceMaskedLM)
     with pytest.raises(UserError, match="66 positions, not enough for sequences of 66 tokens"):
-        open_masked_lm(tmp_path, SIZE, (), 66)
+        open_masked_lm(tmp_path, SIZE, PAD, (), 66)
 
 
 def test_a_config_alone_is_no_auxiliary(tmp_path: Path) -> None:
     config_of("bert").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds no weights"):
-        open_masked_lm(tmp_path, SIZE, (), 64)
+        open_masked_lm(tmp_path, SIZE, PAD, (), 64)
