@@ -9,7 +9,7 @@ from fast_electra.files import read_json
 from fast_electra.huggingface.folder import check_safe, holds_model
 from fast_electra.huggingface.masked_lm import HuggingFaceMaskedLM, open_masked_lm
 from fast_electra.huggingface.rtd_head import head_of
-from fast_electra.huggingface.saved import FACTS
+from fast_electra.huggingface.saved import saved_facts
 from fast_electra.huggingface.settings import HuggingFaceSettings
 from fast_electra.model.files import DESCRIPTION
 from fast_electra.model.heads import Discriminator
@@ -40,11 +40,17 @@ def open_discriminator(
         raise UserError(f"{folder} holds no tokenizer: name it, or the shards that hold it, with --tokenizer")
     opened = open_tokenizer(tokenizer or folder)
     if length is None:
-        facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
-        length = int(facts.get("sequence_length") or LENGTH)
+        most = LENGTH if tokenizer is not None else _most_tokens(folder)
+        length = saved_facts(folder, "restore it").get("sequence_length") or most
     settings = HuggingFaceSettings(huggingface=str(folder))
     model, _ = open_main_model(settings, opened.vocabulary_size, opened.pad_id, length, 0)
     return model, opened, length
+
+
+def _most_tokens(folder: Path) -> int:
+    """Return how many tokens the tokenizer of a directory allows, 512 at most."""
+    most = read_json(folder / CONFIG).get("model_max_length")
+    return min(most, LENGTH) if isinstance(most, int) and most > 2 else LENGTH
 
 
 def open_auxiliary(folder: Path, tokenizer: Tokenizer, length: int) -> HuggingFaceMaskedLM:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from fast_electra.files import atomic_folder, file_hash, grant, read_json, write_sealed
 from fast_electra.huggingface.folder import WEIGHTS
-from fast_electra.settings import UserError
+from fast_electra.settings import UserError, first_line
 
 FACTS = "fast_electra.json"
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model", "*.codes")
@@ -33,14 +33,31 @@ def saved_folder(place: Path, facts: dict[str, Any]) -> Iterator[Path]:
         raise UserError(f"{place} cannot be written ({error}): {remedy}") from None
 
 
+def saved_facts(folder: Path, remedy: str) -> dict[str, Any]:
+    """Return the facts beside a model; none if it was not written here.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        facts = read_json(folder / FACTS)
+        if isinstance(facts, dict):
+            return facts
+        raise ValueError("it holds no facts")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / FACTS} cannot be read ({first_line(error)}); {remedy}") from None
+
+
 def check_saved(folder: Path, remedy: str) -> None:
     """Raise a UserError if a folder that was written here is not whole."""
     try:
-        if read_json(folder / FACTS)["weights"] == file_hash(folder / WEIGHTS):
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{folder} holds no whole model; {remedy}")
+        whole = saved_facts(folder, remedy).get("weights") == file_hash(folder / WEIGHTS)
+    except OSError:
+        whole = False
+    if not whole:
+        raise UserError(f"{folder} holds no whole model; {remedy}")
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ from fast_electra.corpus.shards import MANIFEST, TOKENIZER, Manifest
 from fast_electra.corpus.tokenizer import open_tokenizer
 from fast_electra.files import check_files, read_json, read_settings, seal
 from fast_electra.huggingface.folder import holds_model, identity
+from fast_electra.huggingface.saved import check_saved, saved_facts
 from fast_electra.inspection.tokenizer import tokenizer_facts
 from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
 from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, model_in, run_above
@@ -91,7 +92,10 @@ class Inspection:
             classes = json.loads(path.read_bytes()).get("architectures")
         if not classes:
             raise UserError(f"{path} is missing, damaged, or names no class of transformers; export the model again")
-        return {"class": classes, **_weights(folder / WEIGHTS)}
+        facts, saved = {"class": classes, **_weights(folder / WEIGHTS)}, saved_facts(folder, _REMEDY)
+        if saved and self.verify:
+            check_saved(folder, _REMEDY)
+        return facts | {name: saved[name] for name in ("weights", "tokenizer", "evaluation") if name in saved}
 
     def checkpoint(self, folder: Path) -> Facts:
         """Describe one checkpoint."""

@@ -13,7 +13,7 @@ def to_text(path: Path, found: Inspected, verify: bool) -> str:
         names = [name, *[""] * len(lines := _lines(value))]  # only the first line of a fact has its name
         rows += zip(names, lines, strict=False)
     whole = "yes, by all hashes" if verify else "yes, by sizes and seals; --verify hashes all contents"
-    if found.kind == "export":
+    if found.kind == "export" and "weights" not in found.facts:
         whole = "as far as the size of its weights shows; an export has no hashes"
     rows += [("problem", line) for line in found.problems] or [("whole", whole)]
     width = max(len(name) for name, _ in rows)

@@ -36,6 +36,18 @@ def test_probabilities_are_those_of_transformers(folder: Path) -> None:
     assert detector.spelt(TEXT).split() == TEXT.split()
 
 
+def test_a_model_takes_as_many_tokens_as_its_tokenizer_allows(folder: Path, tmp_path: Path) -> None:
+    transformers.ElectraForPreTraining(config_of("electra", max_position_embeddings=16)).save_pretrained(tmp_path)
+    its = words()
+    its.model_max_length = 16
+    its.save_pretrained(tmp_path)
+    detector = load_discriminator(tmp_path)
+    assert detector.sequence_length == 16 and len(detector.detect(" ".join([TEXT] * 9))) == 54
+    (tmp_path / "fast_electra.json").write_text('{"sequence_length": 8')
+    with pytest.raises(UserError, match=r"fast_electra.json cannot be read \(.*\); restore it"):
+        load_discriminator(tmp_path)
+
+
 def test_an_auxiliary_corrupts(folder: Path) -> None:
     detector = load_discriminator(folder / "electra", sequence_length=64)
     corrupted = detector.corrupt(TEXT, load_auxiliary(folder / "bert", detector), 2.0)

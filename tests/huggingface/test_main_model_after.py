@@ -14,6 +14,8 @@ from fast_electra.export.export import export
 from fast_electra.finetuning.config import FineTuningSettings
 from fast_electra.finetuning.pretrained import open_pretrained
 from fast_electra.finetuning.tasks import TASKS
+from fast_electra.inspection.lines import to_text
+from fast_electra.inspection.look import inspect
 from fast_electra.objectives.objective import export_main_model
 from fast_electra.settings import UserError
 
@@ -60,10 +62,16 @@ def test_facts_are_written_and_damage_is_found(tmp_path: Path) -> None:
     facts = json.loads((place / "fast_electra.json").read_text())
     assert facts["evaluation"] == {"heldout_auc": 0.9} and facts["sequence_length"] == 32
     check(place, "again")
+    (place / "tokenizer_config.json").touch()  # by which a directory of Hugging Face is known
+    found = inspect(place, verify=True)
+    assert found.facts["evaluation"] == {"heldout_auc": 0.9} and "yes, by all hashes" in to_text(place, found, True)
     data = (place / "model.safetensors").read_bytes()
     (place / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(UserError, match="holds no whole model; again"):
         check(place, "again")
+    assert not inspect(place).problems  # sizes are as they were
+    with pytest.raises(UserError, match="holds no whole model; restore it"):
+        inspect(place, verify=True)
     with torch.no_grad():
         model.output.bias.fill_(torch.nan)
     with pytest.raises(UserError, match=r"not finite \(rtd_head.output.bias\)"):
