@@ -77,7 +77,7 @@ class AdamParams(Settings):
 
 
 class Optimizer(Settings):
-    """Optimizer. DeepSpeed uses its fused Adam for the first two types, and torch's AdaMax."""
+    """Optimizer. DeepSpeed uses its fused Adam for the first two types, and AdaMax with decoupled weight decay."""
 
     type: Literal["Adam", "AdamW", "Adamax"]
     params: AdamParams

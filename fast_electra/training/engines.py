@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import deepspeed
@@ -33,7 +34,7 @@ from fast_electra.training import nvidia_apex
 from fast_electra.training.checkpoint_files import CheckpointFiles
 from fast_electra.training.graphs import LIMIT, ReplayedModel
 from fast_electra.training.machine import numbered_devices, on_gpu, unlink_shared_buffers
-from fast_electra.training.optimizer import parameter_groups, spare_reduction
+from fast_electra.training.optimizer import DecoupledAdamax, parameter_groups, spare_reduction
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which has no type hints
 T = TypeVar("T")
@@ -212,13 +213,15 @@ def training_engine(
     From now on a rank that waits for another gives up after `limit`.
     """
     params = config["optimizer"].get("params", {})
-    adam = nvidia_apex.use(model, params) if apex else None
+    optimizer: Any = nvidia_apex.use(model, params) if apex else None  # else the one that the config names
+    if config["optimizer"]["type"] == "Adamax":
+        optimizer = partial(DecoupledAdamax, **params)
     parameters = parameter_groups(model, params.get("weight_decay", 0.0))
+    untested = optimizer is not None  # DeepSpeed then asks for a confirmation
     # By default the host would wait for the GPU in every micro-batch, for a throughput timer that nobody reads.
-    untested = apex or config["optimizer"]["type"] == "Adamax"  # DeepSpeed then asks for a confirmation
     config = config | {"timers": {"throughput": {"enabled": False}}, "zero_allow_untested_optimizer": untested}
     engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=parameters, optimizer=adam, config=config, dist_init_required=False
+        model=model, model_parameters=parameters, optimizer=optimizer, config=config, dist_init_required=False
     )
     if engine.lr_scheduler is not None:
         engine.lr_scheduler.step(1)  # DeepSpeed begins at 0 and repeats it: two updates of learning rate 0

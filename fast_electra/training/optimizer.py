@@ -1,4 +1,4 @@
-"""What the optimizer of a training engine gets: parameters in groups, and in one process its gradients at once."""
+"""AdaMax, and what any optimizer of a training engine gets: parameters in groups, in one process gradients at once."""
 
 from functools import cache
 from typing import Any
@@ -20,6 +20,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed = [p for (_, p), does in zip(trained, decays, strict=True) if does]
     others = [p for (_, p), does in zip(trained, decays, strict=True) if not does]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class DecoupledAdamax(torch.optim.Adamax):
+    """AdaMax whose weight decay does not pass through the gradient (Loshchilov and Hutter, 2019), as in MT-DNN (C.1).
+
+    PyTorch's adds the decay to the gradient. AdaMax divides a gradient by its own size. So a weight whose gradient is
+    0, such as the embedding of a token that does not occur, would go to 0 by a whole learning rate at each update.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Shrink each weight by lr * weight_decay of itself, then do as AdaMax does."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            if weights := [p for p in group["params"] if p.grad is not None]:
+                torch._foreach_mul_(weights, 1 - group["lr"] * decay)
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
 
 
 def spare_reduction(optimizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""In one process gradients skip DeepSpeed's reduction: the same weights to the bit."""
+"""In one process gradients skip DeepSpeed's reduction: the same weights to the bit. And AdaMax, by its definition."""
 
 from typing import Any
 
@@ -89,3 +89,37 @@ def keeps(ranks: Ranks) -> None:
 
 def test_what_a_user_asks_of_the_reduction_is_done(pools: dict[int, Pool]) -> None:
     pools[1].run(keeps)
+
+
+def adamax(ranks: Ranks) -> None:
+    """Five updates of an embedding whose last rows no token names, beside the definition in fp64.
+
+    By decoupled decay such a row shrinks by lr * decay of itself. If the decay went through the gradient, AdaMax would
+    move each of its weights by a whole lr.
+    """
+    lr, decay, beta1, beta2, eps = 0.01, 0.1, 0.9, 0.98, 1e-6
+    params = {"lr": lr, "betas": [beta1, beta2], "eps": eps, "weight_decay": decay}
+    tree = {"train_micro_batch_size_per_gpu": 3, "gradient_clipping": 1e6}
+    tree |= {"optimizer": {"type": "Adamax", "params": params}}
+    torch.manual_seed(0)
+    model = torch.nn.Embedding(7, 4)
+    start_VD = weight_VD = model.weight.detach().double()
+    own = engines.training_engine(model, deepspeed_config.resolve(tree, 10, Machine(ranks.world), "test"))
+    own.train()
+    mean_VD, size_VD = torch.zeros_like(weight_VD), torch.zeros_like(weight_VD)
+    for update in range(1, 6):
+        tokens = torch.tensor([0, 1, update % 4])
+        own.backward((own(tokens).double() * torch.arange(1.0, 13).view(3, 4)).sum())
+        own.step()
+        gradient_VD = torch.zeros_like(weight_VD).index_add(0, tokens, torch.arange(1.0, 13).double().view(3, 4))
+        mean_VD = beta1 * mean_VD + (1 - beta1) * gradient_VD
+        size_VD = torch.maximum(beta2 * size_VD, gradient_VD.abs() + eps)
+        weight_VD = weight_VD * (1 - lr * decay) - lr / (1 - beta1**update) * mean_VD / size_VD
+    found_VD = engines.full_weights(own)["weight"].double()
+    torch.testing.assert_close(found_VD, weight_VD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found_VD[4:], start_VD[4:] * (1 - lr * decay) ** 5, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_adamax_leaves_weights_without_a_gradient_but_for_their_decay(pools: dict[int, Pool], processes: int) -> None:
+    pools[processes].run(adamax)
