@@ -184,8 +184,11 @@ def seconds(folder: Path, name: str) -> float:
     return median(row["tokens"] / row["tokens_per_second"] for row in read_metrics(folder / name)[0])
 
 
-def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model: str = "fast") -> None:
-    """Fine-tune one beginning on one task with every seed; `random` has the sizes of the run `model`."""
+def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model: str = "fast", **changes: Any) -> None:
+    """Fine-tune one beginning on one task with every seed; `random` has the sizes of the run `model`.
+
+    `changes` are keys of the section `fast_electra`.
+    """
     task = open_task(file)
     run = folder / "tasks" / task.name / name
     if not (run / "results.json").exists():
@@ -196,6 +199,7 @@ def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model:
             "tokenizer": folder / "tokenizer",
             "sequence_length": 128,
             "epochs": EPOCHS[task.name],
+            **changes,
         }
         values = {f"fast_electra.{key}": value for key, value in keys.items()}
         values |= {"optimizer.params.lr": RATES.get(name, RATE), "bf16.enabled": "true", "fp16.enabled": "false"}
