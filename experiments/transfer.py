@@ -3,7 +3,8 @@
     python experiments/transfer.py --text FILE --tasks FOLDER [--folder runs/transfer] [--workers 2] [--seeds 5]
 
 FILE is the text to pre-train on (100 MB or more). In FOLDER, each task has a folder of its name. All is resumed when
-the command is started again. At the end it writes experiments/results/transfer.json, and plot and table to docs/.
+the command is started again. After each task it writes what is complete to experiments/results/transfer.json, and plot
+and table to docs/. `--only` names some of the beginnings, and `--task` some of the tasks.
 """
 
 import argparse
@@ -65,9 +66,8 @@ LABELS = {
     "majority": "commonest answer",
     "tfidf": "TF-IDF, linear",
 }
-# Epochs by task, and learning rates by beginning: chosen on dev sets.
-EPOCHS = {"rt_sentiment": 4, "qnli_squad": 3, "vader_intensity": 2, "vitaminc_nli": 0.5}
-RATES = {"random": 0.001}
+# Of fine-tuning, for every beginning; tried on dev sets.
+EPOCHS = {"rt_sentiment": 3, "vader_intensity": 3, "qnli_squad": 3, "vitaminc_nli": 1}
 RATE = 0.001
 
 
@@ -80,8 +80,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=BEGINNINGS, default=list(BEGINNINGS))
+    parser.add_argument("--task", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    files = {open_task(str(file)).name: file for file in TASKS}
     make_corpus(given.folder, given.text)
     with ThreadPoolExecutor(given.workers) as pool:
         first = pool.submit(pretrain, given.folder, "auxiliary")
@@ -92,10 +94,10 @@ def main() -> None:
             future.result()
         timed = [name for name in given.only if name.endswith("_time")]
         list(pool.map(lambda name: pretrain(given.folder, name), timed))
-        jobs = [(task, name) for task in map(str, TASKS) for name in given.only]
-        list(pool.map(lambda job: finetune(given.folder, given.tasks, *job, given.seeds), jobs))
-    if set(given.only) == set(BEGINNINGS):
-        write(given.folder, given.tasks, given.seeds)
+        for task in given.task:
+            jobs = [(given.folder, given.tasks, str(files[task]), name, given.seeds) for name in given.only]
+            list(pool.map(lambda job: finetune(*job), jobs))
+            write(given.folder, given.tasks, given.seeds)
 
 
 def wanted(only: list[str], name: str) -> bool:
@@ -136,13 +138,12 @@ def pretrain(folder: Path, name: str) -> None:
     """Pre-train one model, or the rest of its updates."""
     kind = name.removesuffix("_time")
     file, layers, rate = PRETRAINED[kind]
-    updates = AUXILIARY_UPDATES if name == "auxiliary" else equal_time(folder, kind) if kind != name else UPDATES
     keys = {
         "run": folder / name,
         "corpus.shards": folder / "shards",
         "corpus.tokenizer": folder / "tokenizer",
         "corpus.sequence_length": 128,
-        "updates": updates,
+        "updates": updates_of(folder, name),
         "evaluation.every": 1000,
         "evaluation.sequences": 256,
         "checkpoint.every": 500,
@@ -157,7 +158,7 @@ def pretrain(folder: Path, name: str) -> None:
         "train_batch_size": 64,
         "optimizer.params.lr": rate,
         "optimizer.params.torch_adam": "false",  # but DeepSpeed's, compiled for the processor
-        "scheduler.params.warmup_num_steps": updates // 10,
+        "scheduler.params.warmup_num_steps": updates_of(folder, name) // 10,
         "bf16.enabled": "true",
         "fp16.enabled": "false",
     }
@@ -165,6 +166,13 @@ def pretrain(folder: Path, name: str) -> None:
     values = {f"fast_electra.{key}": value for key, value in keys.items()} | deepspeed
     command("launch/pretrain.py", *config, *settings(values), log=folder / f"{name}.log")
     print(f"{time.strftime('%H:%M')} pre-trained {name}", flush=True)
+
+
+def updates_of(folder: Path, name: str) -> int:
+    """Return the number of updates of a pre-training."""
+    if name == "auxiliary":
+        return AUXILIARY_UPDATES
+    return equal_time(folder, name.removesuffix("_time")) if name.endswith("_time") else UPDATES
 
 
 def equal_time(folder: Path, kind: str) -> int:
@@ -202,7 +210,7 @@ def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model:
             **changes,
         }
         values = {f"fast_electra.{key}": value for key, value in keys.items()}
-        values |= {"optimizer.params.lr": RATES.get(name, RATE), "bf16.enabled": "true", "fp16.enabled": "false"}
+        values |= {"optimizer.params.lr": RATE, "bf16.enabled": "true", "fp16.enabled": "false"}
         what = ("--deepspeed_config", ROOT / "ds_configs/finetune.json", "--task", file, "--data", tasks / task.name)
         log = folder / f"{task.name}_{name}.log"
         command("launch/finetune.py", *what, "--seeds", seeds, *settings(values), log=log)
@@ -210,18 +218,18 @@ def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model:
 
 
 def write(folder: Path, tasks: Path, seeds: int) -> None:
-    """Collect the test scores of every seed, and write figures, plot and table."""
+    """Collect the test scores of every seed, and write figures, plot and table of what is complete."""
     found = {}
     for file in TASKS:
         task = open_task(str(file))
-        scores = {name: test_scores(folder, task, name, seeds) for name in BEGINNINGS}
+        whole = [name for name in BEGINNINGS if (folder / "tasks" / task.name / name / "results.json").exists()]
+        if not whole:
+            continue
+        scores = {name: test_scores(folder, task, name, seeds) for name in whole}
         bare = {name: row[task.metric] for name, row in floors(task, read_data(task, tasks / task.name)).items()}
         found[task.name] = {"metric": task.metric, "scores": scores, "floors": bare}
-    costs = {
-        name: {"updates": UPDATES, "seconds": seconds(folder, name) * UPDATES} for name in ("fast", "mlm", "joint")
-    }
-    costs |= {f"{kind}_time": {"updates": equal_time(folder, kind)} for kind in ("mlm", "joint")}
-    costs["auxiliary"] = {"updates": AUXILIARY_UPDATES, "seconds": seconds(folder, "auxiliary") * AUXILIARY_UPDATES}
+    pretrained = [name for name in (*PRETRAINED, *BEGINNINGS) if (folder / name / "metrics.jsonl").exists()]
+    costs = {name: {"updates": updates_of(folder, name), "seconds": seconds(folder, name)} for name in pretrained}
     about = {"machine": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "deepspeed")} | {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
     write_json(RESULTS, {"about": about, "tasks": found, "pretraining": costs, "epochs": EPOCHS})
@@ -240,17 +248,21 @@ def table(found: dict[str, Any]) -> str:
     """Return a Markdown table: mean and standard deviation over seeds, bold where it clears TF-IDF by two of them."""
     lines = [f"| | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
     for name in BEGINNINGS:
-        cells = []
-        for task in found.values():
-            scores = task["scores"][name]
-            spread = stdev(scores) if len(scores) > 1 else 0.0
-            cell = f"{mean(scores):.3f} ± {spread:.3f}"
-            cells.append(f"**{cell}**" if mean(scores) - 2 * spread > task["floors"]["tfidf"] else cell)
-        lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
+        cells = [_cell(task["scores"].get(name, []), task["floors"]["tfidf"]) for task in found.values()]
+        if set(cells) != {"–"}:
+            lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
     for name in ("tfidf", "majority"):
         cells = [f"{task['floors'][name]:.3f}" for task in found.values()]
         lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(scores: list[float], floor: float) -> str:
+    if not scores:
+        return "–"
+    spread = stdev(scores) if len(scores) > 1 else 0.0
+    cell = f"{mean(scores):.3f} ± {spread:.3f}"
+    return f"**{cell}**" if mean(scores) - 2 * spread > floor else cell
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
@@ -259,14 +271,18 @@ def draw(found: dict[str, Any], file: Path) -> None:
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 2.6), layout="constrained")
-        for axes, (name, task) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
-            for place, beginning in enumerate(BEGINNINGS):
-                scores, colour = task["scores"][beginning], BLUE if beginning == "fast" else ORANGE
+        shown = [name for name in BEGINNINGS if any(name in task["scores"] for task in found.values())]
+        row = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for axes, (name, task) in zip(row, found.items(), strict=True):
+            for place, beginning in enumerate(shown):
+                scores, colour = task["scores"].get(beginning), BLUE if beginning == "fast" else ORANGE
+                if scores is None:
+                    continue
                 axes.plot(scores, [place] * len(scores), "o", color=colour, markersize=3.5, alpha=0.7)
                 axes.plot([mean(scores)], [place], "|", color=colour, markersize=14, markeredgewidth=2)
             axes.axvline(task["floors"]["tfidf"], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.set_title(f"{name}\n{task['metric']}", fontsize=9)
-            axes.set_yticks(range(len(BEGINNINGS)), [LABELS[beginning] for beginning in BEGINNINGS])
+            axes.set_yticks(range(len(shown)), [LABELS[beginning] for beginning in shown])
         axes.invert_yaxis()
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
