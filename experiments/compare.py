@@ -211,12 +211,13 @@ def sweep_table(result: Result, lines: dict[str, dict[float, str]]) -> str:
     return "\n".join(table_rows)
 
 
-def task_table(scores: dict[str, list[float]]) -> str:
+def task_table(tasks: dict[str, dict[str, list[float]]]) -> str:
     """Return a Markdown table of test scores after fine-tuning: mean and standard deviation over its seeds."""
-    lines = [_row(["", "rt_sentiment, accuracy"]), _row(["---"] * 2)]
-    for name, found in scores.items():
+    lines = [_row(["", *tasks]), _row(["---"] * (1 + len(tasks)))]
+    for name in next(iter(tasks.values())):
         label = "random weights" if name == "random" else METHODS[name.partition("-")[0]]
-        lines.append(_row([label, f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}"]))
+        found = [scores[name] for scores in tasks.values()]
+        lines.append(_row([label, *(f"{np.mean(seeds):.3f} ± {np.std(seeds, ddof=1):.3f}" for seeds in found)]))
     return "\n".join(lines)
 
 

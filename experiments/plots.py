@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import transfer
 from compare import (
     GROUPS,
     LABELS,
@@ -41,8 +42,8 @@ def write_all(results: Path, docs: Path) -> None:
     """Draw every plot into docs/images and put every table into docs/results.md.
 
     Args:
-        results: what curricula.py has written; next to it `longer.json` holds the longer runs, and `sweeps.json` what
-            sweeps.py has written.
+        results: what curricula.py has written; next to it `longer.json` holds the longer runs, and `sweeps.json` and
+            `transfer.json` what sweeps.py and transfer.py have written.
         docs: the folder of results.md.
     """
     result = json.loads(results.read_text())
@@ -65,6 +66,9 @@ def write_all(results: Path, docs: Path) -> None:
     sweeps = results.with_name("sweeps.json")
     if sweeps.exists():
         text = write_sweeps(json.loads(sweeps.read_text()), images, text)
+    fine_tuned = results.with_name("transfer.json")
+    if fine_tuned.exists():
+        text = transfer.show(json.loads(fine_tuned.read_text())["tasks"], images, text)
     (docs / "results.md").write_text(text, encoding="utf-8")
 
 
@@ -81,7 +85,7 @@ def write_sweeps(result: Result, images: Path, text: str) -> str:
             draw_losses(result, images / "sweep_losses.svg")
         links = [f"![{label}](images/{file}.svg)\n" for file, label in shown.items()]
         text = put(text, f"sweep_{name}", "\n".join([*links, sweep_table(result, SWEEPS[name].lines)]))
-    return put(text, "sweep_task", task_table(result["rt_sentiment"])) if result["rt_sentiment"] else text
+    return put(text, "sweep_task", task_table(result["tasks"])) if result["tasks"] else text
 
 
 def draw_points(result: Result, names: tuple[str, ...], file: Path) -> None:

@@ -1,12 +1,12 @@
 """Figures 1, 2 and 4 of the paper in small: how much each setting matters, and which learning rates are too high.
 
-    python experiments/sweeps.py [--workers 1] [--seeds 3] [--updates 600] [--only depth ...] [--task-data FOLDER]
+    python experiments/sweeps.py [--workers 1] [--seeds 3] [--updates 600] [--only depth ...] [--tasks FOLDER]
 
 It sweeps the depth of the auxiliary, lambda of joint training, tau of Fast-ELECTRA, and the peak learning rate; see
 SWEEPS in variants.py. All runs are in runs/sweeps, the auxiliaries are trained once and shared. Started again, the
 command keeps the runs that are complete and resumes the others. After each sweep it writes
-experiments/results/sweeps.json, and the plots and tables of docs/results.md. FOLDER holds the data of the task
-rt_sentiment, on which some of the models are then fine-tuned.
+experiments/results/sweeps.json, and the plots and tables of docs/results.md. FOLDER has a folder for each of two tasks,
+rt_sentiment and vader_intensity, on which some of the models are then fine-tuned.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from fast_electra.settings import UserError
 from fast_electra.training.metrics import absurd_loss, read_metrics
 
 BIN = 20  # updates whose mean loss is one point of a plot
-TASK = ROOT / "experiments/tasks/rt_sentiment.json"
+TASKS = {"rt_sentiment": 4, "vader_intensity": 2}  # and their epochs
 FINE_TUNED = ("random", "fast-0", "fixed-0", "joint-0")
 FINE_TUNING_SEEDS = 5
 # With 384 tokens a text is long. So small a model learns the training set only without dropout.
-FINE_TUNING = {"sequence_length": 192, "epochs": 4, "dropout": 0}
+FINE_TUNING = {"sequence_length": 192, "dropout": 0}
 
 
 def train_or_diverge(study: Study, name: str, seed: int) -> str:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds; default: 3")
     parser.add_argument("--updates", type=int, default=600, help="number of updates of each main model; default: 600")
     parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), metavar="NAME", help="sweeps to do")
-    parser.add_argument("--task-data", type=Path, metavar="FOLDER", help="fine-tune on this data of rt_sentiment")
+    parser.add_argument("--tasks", type=Path, metavar="FOLDER", help="fine-tune on the tasks in this folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "sweeps", help="default: runs/sweeps")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the figures there, and nothing to docs/")
     given = parser.parse_args()
@@ -67,12 +67,12 @@ def main() -> None:
             result = collect(study, names, seeds, workers, references=("untrained",))
             result |= {"sweeps": done, "bin": BIN}
             result["runs"] = {n: {str(seed): course(study, n, seed) for seed in seeds} for n in names}
-            write(result | {"rt_sentiment": fine_tuned(study.folder)}, given.results)
-    if given.task_data:
-        what = (given.task_data.parent, str(TASK))
+            write(result | {"tasks": fine_tuned(study.folder)}, given.results)
+    for task, epochs in TASKS.items() if given.tasks else ():
+        what = (study.folder, given.tasks, str(_file(task)))
         for name in FINE_TUNED:
-            transfer.finetune(study.folder, *what, name, FINE_TUNING_SEEDS, "fast-0", **FINE_TUNING)
-        write(result | {"rt_sentiment": fine_tuned(study.folder)}, given.results)
+            transfer.finetune(*what, name, FINE_TUNING_SEEDS, "fast-0", epochs=epochs, **FINE_TUNING)
+        write(result | {"tasks": fine_tuned(study.folder)}, given.results)
 
 
 def variants_of(sweeps: list[str]) -> list[str]:
@@ -102,11 +102,18 @@ def course(study: Study, name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def fine_tuned(folder: Path) -> dict[str, list[float]]:
-    """Return the test scores of every seed of the models that were fine-tuned."""
-    task = open_task(str(TASK))
-    done = [name for name in FINE_TUNED if (folder / "tasks" / task.name / name / "results.json").exists()]
-    return {name: transfer.test_scores(folder, task, name, FINE_TUNING_SEEDS) for name in done}
+def fine_tuned(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Return, for each task whose models are all fine-tuned, the test scores of every seed of each model."""
+    found = {}
+    for task in (open_task(str(_file(name))) for name in TASKS):
+        if all((folder / "tasks" / task.name / name / "results.json").exists() for name in FINE_TUNED):
+            scores = {name: transfer.test_scores(folder, task, name, FINE_TUNING_SEEDS) for name in FINE_TUNED}
+            found[f"{task.name}, {task.metric}"] = scores
+    return found
+
+
+def _file(task: str) -> Path:
+    return ROOT / f"experiments/tasks/{task}.json"
 
 
 def write(result: dict[str, Any], file: Path | None) -> None:

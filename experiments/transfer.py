@@ -233,9 +233,14 @@ def write(folder: Path, tasks: Path, seeds: int) -> None:
     about = {"machine": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "deepspeed")} | {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
     write_json(RESULTS, {"about": about, "tasks": found, "pretraining": costs, "epochs": EPOCHS})
-    draw(found, ROOT / "docs/images/transfer.svg")
     docs = ROOT / "docs/results.md"
-    docs.write_text(put(docs.read_text(encoding="utf-8"), "transfer", table(found)), encoding="utf-8")
+    docs.write_text(show(found, docs.parent / "images", docs.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def show(found: dict[str, Any], images: Path, text: str) -> str:
+    """Draw the plot, and return the text with the table of each task's scores."""
+    draw(found, images / "transfer.svg")
+    return put(text, "transfer", table(found))
 
 
 def test_scores(folder: Path, task: Task, name: str, seeds: int) -> list[float]:

@@ -184,7 +184,7 @@ def test_sweeps_are_shown_though_a_run_diverged(tmp_path: Path) -> None:
     result = {"updates": 9, "bin": 3, "scores": scores, "references": {}, "runs": runs, "sweeps": list(variants.SWEEPS)}
     result["without_a_model"] = {"judge_auc": 0.45}
     places = "".join(f"<!-- table: sweep_{name} -->\n<!-- end of table -->\n" for name in [*variants.SWEEPS, "task"])
-    text = plots.write_sweeps(result | {"rt_sentiment": {"fast-0": [0.5, 0.6]}}, tmp_path, places)
+    text = plots.write_sweeps(result | {"tasks": {"rt_sentiment": {"fast-0": [0.5, 0.6]}}}, tmp_path, places)
     assert "| joint, 0.064 | – | – | – | – | – | – | 0.25 | 10 updates skipped, 1 runs diverged |" in text
     assert "| 0.470 ± 0.061 | −0.040 ± 0.172 | 0.25 | 1 runs use no context |" in text
     assert "| joint, 0.032 | 0.510 ± 0.010 | +0.000 ± 0.000 |" in text
