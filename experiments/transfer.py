@@ -274,7 +274,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
     """Draw each seed as a point, its mean as a bar, and TF-IDF's score as a dashed line."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"figure.facecolor": "white", "svg.hashsalt": file.name}):
         figure = Figure(figsize=(9.0, 2.6), layout="constrained")
         shown = [name for name in BEGINNINGS if any(name in task["scores"] for task in found.values())]
         row = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
