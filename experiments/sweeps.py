@@ -69,7 +69,7 @@ def main() -> None:
             result["runs"] = {n: {str(seed): course(study, n, seed) for seed in seeds} for n in names}
             write(result | {"tasks": fine_tuned(study.folder)}, given.results)
     for task, epochs in TASKS.items() if given.tasks else ():
-        what = (study.folder, given.tasks, str(_file(task)))
+        what = (study.folder, given.tasks, str(transfer.FILES[task]))
         for name in FINE_TUNED:
             transfer.finetune(*what, name, FINE_TUNING_SEEDS, "fast-0", epochs=epochs, **FINE_TUNING)
         write(result | {"tasks": fine_tuned(study.folder)}, given.results)
@@ -105,15 +105,11 @@ def course(study: Study, name: str, seed: int) -> dict[str, Any]:
 def fine_tuned(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Return, for each task whose models are all fine-tuned, the test scores of every seed of each model."""
     found = {}
-    for task in (open_task(str(_file(name))) for name in TASKS):
-        if all((folder / "tasks" / task.name / name / "results.json").exists() for name in FINE_TUNED):
+    for task in (open_task(str(transfer.FILES[name])) for name in TASKS):
+        if all(transfer.is_fine_tuned(folder, task, name) for name in FINE_TUNED):
             scores = {name: transfer.test_scores(folder, task, name, FINE_TUNING_SEEDS) for name in FINE_TUNED}
             found[f"{task.name}, {task.metric}"] = scores
     return found
-
-
-def _file(task: str) -> Path:
-    return ROOT / f"experiments/tasks/{task}.json"
 
 
 def write(result: dict[str, Any], file: Path | None) -> None:

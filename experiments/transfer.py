@@ -69,6 +69,7 @@ LABELS = {
 # Of fine-tuning, for every beginning; tried on dev sets.
 EPOCHS = {"rt_sentiment": 3, "vader_intensity": 3, "qnli_squad": 3, "vitaminc_nli": 1}
 RATE = 0.001
+FILES = {file.stem: file for file in TASKS}  # of each task, by its name
 
 
 def main() -> None:
@@ -83,7 +84,6 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    files = {open_task(str(file)).name: file for file in TASKS}
     make_corpus(given.folder, given.text)
     with ThreadPoolExecutor(given.workers) as pool:
         first = pool.submit(pretrain, given.folder, "auxiliary")
@@ -95,7 +95,7 @@ def main() -> None:
         timed = [name for name in given.only if name.endswith("_time")]
         list(pool.map(lambda name: pretrain(given.folder, name), timed))
         for task in given.task:
-            jobs = [(given.folder, given.tasks, str(files[task]), name, given.seeds) for name in given.only]
+            jobs = [(given.folder, given.tasks, str(FILES[task]), name, given.seeds) for name in given.only]
             list(pool.map(lambda job: finetune(*job), jobs))
             write(given.folder, given.tasks, given.seeds)
 
@@ -199,7 +199,7 @@ def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model:
     """
     task = open_task(file)
     run = folder / "tasks" / task.name / name
-    if not (run / "results.json").exists():
+    if not is_fine_tuned(folder, task, name):
         keys = {
             "run": run,
             "pretrained": folder / (model if name == "random" else name),
@@ -217,17 +217,20 @@ def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model:
     print(f"{time.strftime('%H:%M')} fine-tuned {name} on {task.name}", flush=True)
 
 
+def is_fine_tuned(folder: Path, task: Task, name: str) -> bool:
+    """Return whether a beginning is fine-tuned on a task, with every seed."""
+    return (folder / "tasks" / task.name / name / "results.json").exists()
+
+
 def write(folder: Path, tasks: Path, seeds: int) -> None:
     """Collect the test scores of every seed, and write figures, plot and table of what is complete."""
     found = {}
     for file in TASKS:
         task = open_task(str(file))
-        whole = [name for name in BEGINNINGS if (folder / "tasks" / task.name / name / "results.json").exists()]
-        if not whole:
-            continue
-        scores = {name: test_scores(folder, task, name, seeds) for name in whole}
-        bare = {name: row[task.metric] for name, row in floors(task, read_data(task, tasks / task.name)).items()}
-        found[task.name] = {"metric": task.metric, "scores": scores, "floors": bare}
+        done = [name for name in BEGINNINGS if is_fine_tuned(folder, task, name)]
+        if scores := {name: test_scores(folder, task, name, seeds) for name in done}:
+            bare = {name: row[task.metric] for name, row in floors(task, read_data(task, tasks / task.name)).items()}
+            found[task.name] = {"metric": task.metric, "scores": scores, "floors": bare}
     pretrained = [name for name in (*PRETRAINED, *BEGINNINGS) if (folder / name / "metrics.jsonl").exists()]
     costs = {name: {"updates": updates_of(folder, name), "seconds": seconds(folder, name)} for name in pretrained}
     about = {"machine": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}

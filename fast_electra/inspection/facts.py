@@ -16,24 +16,21 @@ from safetensors import SafetensorError, safe_open
 from fast_electra import config_file
 from fast_electra.batch import ceil_div
 from fast_electra.corpus.shards import MANIFEST, TOKENIZER, Manifest
-from fast_electra.corpus.tokenizer import open_tokenizer
-from fast_electra.files import check_files, read_json, read_settings, seal
-from fast_electra.huggingface.folder import holds_model, identity
+from fast_electra.files import check_files, read_json
 from fast_electra.huggingface.saved import check_saved, saved_facts
+from fast_electra.inspection.hashes import HASHES, REMEDY, corpus_hash, described_in, read
 from fast_electra.inspection.tokenizer import tokenizer_facts
-from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model, describe
-from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, model_in, run_above
-from fast_electra.settings import Settings, UserError
+from fast_electra.model.files import DESCRIPTION, WEIGHTS, check_model
+from fast_electra.run_folder import CONFIG, RunFacts, RunFolder, RunRecord, run_above
+from fast_electra.settings import UserError
 from fast_electra.store.format import PLAN, StoreManifest, StorePlan
 from fast_electra.training.metrics import read_metrics
 
 COMPLETE, LATEST, METRICS, STATUS = "complete.json", "latest", "metrics.jsonl", "status.json"
-_REMEDY = "restore it, or write it again"
 _SIZES = ("layers", "hidden_size", "ffn_size", "heads", "vocabulary_size")
 _HOLDS = {"rtd": "discriminator", "mlm": "masked language model: an auxiliary", "classifier": "fine-tuned classifier"}
 Facts = dict[str, Any]
 T = TypeVar("T")
-S = TypeVar("S", bound=Settings)
 
 
 class Inspection:
@@ -69,9 +66,9 @@ class Inspection:
 
     def model(self, folder: Path) -> Facts:
         """Describe a trained model, from its description and the header of its weights."""
-        weights, described = folder / WEIGHTS, _described(folder)
+        weights, described = folder / WEIGHTS, described_in(folder)
         if self.verify:
-            check_model(folder, _REMEDY)
+            check_model(folder, REMEDY)
         facts = {
             "holds": _HOLDS.get(described["kind"], described["kind"]),
             "encoder": {name: described["encoder"][name] for name in _SIZES},
@@ -92,19 +89,19 @@ class Inspection:
             classes = json.loads(path.read_bytes()).get("architectures")
         if not classes:
             raise UserError(f"{path} is missing, damaged, or names no class of transformers; export the model again")
-        facts, saved = {"class": classes, **_weights(folder / WEIGHTS)}, saved_facts(folder, _REMEDY)
+        facts, saved = {"class": classes, **_weights(folder / WEIGHTS)}, saved_facts(folder, REMEDY)
         if saved and self.verify:
-            check_saved(folder, _REMEDY)
+            check_saved(folder, REMEDY)
         return facts | {name: saved[name] for name in ("weights", "tokenizer", "evaluation") if name in saved}
 
     def checkpoint(self, folder: Path) -> Facts:
         """Describe one checkpoint."""
         with _quiet():
             from fast_electra.training.checkpoint import Complete, name
-        complete = _read(folder / COMPLETE, Complete)
+        complete = read(folder / COMPLETE, Complete)
         if name(complete.update) != folder.resolve().name:
             raise UserError(f"{folder / COMPLETE} describes update {complete.update}: the folder was renamed")
-        check_files(folder, complete.records, _REMEDY, self.verify)
+        check_files(folder, complete.records, REMEDY, self.verify)
         above = folder.resolve().parent
         return {
             "update": complete.update,
@@ -126,9 +123,9 @@ class Inspection:
 
     def shards(self, folder: Path) -> Facts:
         """Describe a folder of token shards."""
-        manifest = _read(folder / MANIFEST, Manifest)
+        manifest = read(folder / MANIFEST, Manifest)
         records = [file for shards in manifest.splits.values() for shard in shards for file in (shard.bin, shard.idx)]
-        check_files(folder, records, _REMEDY, self.verify)
+        check_files(folder, records, REMEDY, self.verify)
         splits: Facts = {
             name: {key: sum(getattr(shard, key) for shard in shards) for key in ("documents", "tokens")}
             | {"shards": len(shards)}
@@ -137,7 +134,7 @@ class Inspection:
         frozen, beside = folder / TOKENIZER, folder.resolve().parent / "tokenizer"
         place = frozen if frozen.is_dir() else beside
         return {
-            "hash": seal(read_json(folder / MANIFEST)),
+            "hash": corpus_hash(folder),
             **splits,
             "bytes": sum(record.size for record in records),
             "text": {"bytes": manifest.bytes, "documents": manifest.documents, "tokens": manifest.tokens},
@@ -148,16 +145,16 @@ class Inspection:
 
     def store(self, folder: Path) -> Facts:
         """Describe an offline store, complete or not."""
-        plan = _read(folder / PLAN, StorePlan)
+        plan = read(folder / PLAN, StorePlan)
         if plan.part < 1:
-            raise UserError(f"{folder / PLAN} has parts of {plan.part} sequences; {_REMEDY}")
+            raise UserError(f"{folder / PLAN} has parts of {plan.part} sequences; {REMEDY}")
         parts = sum(ceil_div(record.sequences, plan.part) for record in plan.sets)
         facts: Facts = {"written": f"{len(list(folder.glob('*.safetensors')))} of {parts} parts"}
         if (folder / MANIFEST).exists():
-            manifest = _read(folder / MANIFEST, StoreManifest)
+            manifest = read(folder / MANIFEST, StoreManifest)
             if manifest.plan != plan:
-                raise UserError(f"{folder / MANIFEST} has another plan than {folder / PLAN}; {_REMEDY}")
-            check_files(folder, manifest.parts, _REMEDY, self.verify)
+                raise UserError(f"{folder / MANIFEST} has another plan than {folder / PLAN}; {REMEDY}")
+            check_files(folder, manifest.parts, REMEDY, self.verify)
             facts |= {"positions": manifest.positions, "pieces": manifest.pieces, "bytes": manifest.bytes}
         else:
             facts["written"] += ": not complete; start its command again, which resumes"
@@ -194,7 +191,7 @@ class Inspection:
         models = {part: folder / part for part in parts if (folder / part / DESCRIPTION).is_file()}
         foreign = (folder / "model" / CONFIG).is_file()  # a fine-tuned model of Hugging Face
         if "model" not in models and not foreign and status and status["state"] == "completed":
-            self.problems.append(f"{folder / 'model'} is missing, and the run was completed; {_REMEDY}")
+            self.problems.append(f"{folder / 'model'} is missing, and the run was completed; {REMEDY}")
         found = {part: self.part(self.model, path) or {} for part, path in models.items()}
         facts |= {part: {key: of.get(key) for key in ("hash", "parameters", "bytes")} for part, of in found.items()}
         facts |= self.made_from(run)
@@ -242,43 +239,14 @@ class Inspection:
         return facts | self.made_from(RunFolder(folder, record, RunFacts(fast_electra=record)))
 
 
-def _read(path: Path, kind: type[S]) -> S:
-    return read_settings(path, kind, f"{path} is missing; {_REMEDY}", _REMEDY)
-
-
-def _described(folder: Path) -> Facts:
-    if (described := describe(folder, _REMEDY)) is None:
-        raise UserError(f"{folder} holds no trained model; {_REMEDY}")
-    return described
-
-
 def _weights(path: Path) -> Facts:
     """Count the parameters of a safetensors file in its header."""
     try:
         with safe_open(path, framework="numpy") as file:  # which compares the header with the size
             parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_REMEDY}") from None
+        raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from None
     return {"parameters": parameters, "bytes": path.stat().st_size}
-
-
-def _corpus_hash(folder: Path) -> str:
-    _read(folder / MANIFEST, Manifest)
-    return seal(read_json(folder / MANIFEST))
-
-
-def _model_hash(folder: Path) -> str:
-    if folder.is_file() or holds_model(folder):  # of Hugging Face
-        return identity(folder)
-    return str(_described(model_in(folder))["hash"])
-
-
-HASHES: dict[str, Callable[[Path], str]] = {
-    "tokenizer": lambda folder: open_tokenizer(folder).hash,
-    "corpus": _corpus_hash,
-    "auxiliary": _model_hash,
-    "model": _model_hash,
-}
 
 
 @contextlib.contextmanager
@@ -299,4 +267,4 @@ def _status(folder: Path) -> Facts:
         status = read_json(path) if path.is_file() else {"state": "unknown"}
         return {key: status.get(key) for key in ("state", "update", "message")}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_REMEDY}") from None
+        raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from None
