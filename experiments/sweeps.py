@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import plots
-import transfer
 from curricula import RESULTS, begin_workers, collect, pretrain_and_score, train_all
+from fine_tuned import FILES, fine_tune, is_fine_tuned, test_scores
 from variants import JUDGE, ROOT, SWEEPS, SWEPT, VARIANTS, Study
 
 from fast_electra.files import read_json, write_json
@@ -30,6 +30,7 @@ FINE_TUNED = ("random", "fast-0", "fixed-0", "joint-0")
 FINE_TUNING_SEEDS = 5
 # With 384 tokens a text is long. So small a model learns the training set only without dropout.
 FINE_TUNING = {"sequence_length": 192, "dropout": 0}
+FINE_TUNING_RATE = {"optimizer.params.lr": 0.001, "bf16.enabled": "true", "fp16.enabled": "false"}
 
 
 def train_or_diverge(study: Study, name: str, seed: int) -> str:
@@ -69,9 +70,15 @@ def main() -> None:
             result["runs"] = {n: {str(seed): course(study, n, seed) for seed in seeds} for n in names}
             write(result | {"tasks": fine_tuned(study.folder)}, given.results)
     for task, epochs in TASKS.items() if given.tasks else ():
-        what = (study.folder, given.tasks, str(transfer.FILES[task]))
         for name in FINE_TUNED:
-            transfer.finetune(*what, name, FINE_TUNING_SEEDS, "fast-0", epochs=epochs, **FINE_TUNING)
+            keys = FINE_TUNING | {
+                "pretrained": study.folder / ("fast-0" if name == "random" else name),
+                "initialization": "random" if name == "random" else "pretrained",
+                "tokenizer": study.folder / "tokenizer",
+                "epochs": epochs,
+            }
+            run = study.folder / "tasks" / task / name
+            fine_tune(run, task, given.tasks, FINE_TUNING_SEEDS, keys, FINE_TUNING_RATE)
         write(result | {"tasks": fine_tuned(study.folder)}, given.results)
 
 
@@ -105,10 +112,11 @@ def course(study: Study, name: str, seed: int) -> dict[str, Any]:
 def fine_tuned(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Return, for each task whose models are all fine-tuned, the test scores of every seed of each model."""
     found = {}
-    for task in (open_task(str(transfer.FILES[name])) for name in TASKS):
-        if all(transfer.is_fine_tuned(folder, task, name) for name in FINE_TUNED):
-            scores = {name: transfer.test_scores(folder, task, name, FINE_TUNING_SEEDS) for name in FINE_TUNED}
-            found[f"{task.name}, {task.metric}"] = scores
+    for task in TASKS:
+        runs = {name: folder / "tasks" / task / name for name in FINE_TUNED}
+        if all(is_fine_tuned(run, FINE_TUNING_SEEDS) for run in runs.values()):
+            scores = {name: test_scores(run, FINE_TUNING_SEEDS) for name, run in runs.items()}
+            found[f"{task}, {open_task(str(FILES[task])).metric}"] = scores
     return found
 
 

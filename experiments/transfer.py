@@ -9,33 +9,25 @@ and table to docs/. `--only` names some of the beginnings, and `--task` some of 
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 from compare import put
+from fine_tuned import ROOT, about, command, fine_tune, is_fine_tuned, settings, test_scores
 from floors import TASKS, floors
 from matplotlib.figure import Figure
 
-from fast_electra.files import read_json, write_json
+from fast_electra.files import write_json
 from fast_electra.finetuning.tables import read_data
-from fast_electra.finetuning.tasks import Task, open_task
+from fast_electra.finetuning.tasks import open_task
 from fast_electra.plotting import BLUE, GREY, ORANGE, STYLE
-from fast_electra.training.machine import cpu_name
 from fast_electra.training.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results/transfer.json"
-VOCABULARY, UPDATES, AUXILIARY_UPDATES = 8192, 4000, 3000
+VOCABULARY, UPDATES, AUXILIARY_UPDATES, LONG_UPDATES = 8192, 4000, 3000, 10_000
 MODEL = {
     "embedding_size": "null",
     "hidden_size": 256,
@@ -51,6 +43,8 @@ PRETRAINED = {
     "fast": ("small", 4, 0.003),
     "mlm": ("small_auxiliary", 4, 0.002),
     "joint": ("small_joint", 4, 0.001),
+    "mlm_long": ("small_auxiliary", 4, 0.002),
+    "fast_mlm": ("continue", 4, 0.001),
 }
 # The paper's 0.1 keeps the task easy for 12,500 of its updates, and would for 400 of ours: too few to leave the plateau
 # on which a model knows tokens by their frequency alone (docs/results.md).
@@ -69,7 +63,6 @@ LABELS = {
 # Of fine-tuning, for every beginning; tried on dev sets.
 EPOCHS = {"rt_sentiment": 3, "vader_intensity": 3, "qnli_squad": 3, "vitaminc_nli": 1}
 RATE = 0.001
-FILES = {file.stem: file for file in TASKS}  # of each task, by its name
 
 
 def main() -> None:
@@ -95,7 +88,7 @@ def main() -> None:
         timed = [name for name in given.only if name.endswith("_time")]
         list(pool.map(lambda name: pretrain(given.folder, name), timed))
         for task in given.task:
-            jobs = [(given.folder, given.tasks, str(FILES[task]), name, given.seeds) for name in given.only]
+            jobs = [(given.folder, given.tasks, task, name, given.seeds) for name in given.only]
             list(pool.map(lambda job: finetune(*job), jobs))
             write(given.folder, given.tasks, given.seeds)
 
@@ -118,22 +111,6 @@ def make_corpus(folder: Path, text: Path) -> None:
         )
 
 
-def command(*words: object, log: Path | None = None) -> None:
-    """Run Python with these arguments in one thread; what it prints goes to a file."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    line = [sys.executable, *map(str, words)]
-    with open(log or os.devnull, "a") as output:  # noqa: PTH123 (the null device is no path of ours)
-        done = subprocess.run(line, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(line)} ended with {done.returncode}; see {log}")
-
-
-def settings(values: dict[str, Any]) -> Iterator[str]:
-    """Yield the arguments that set keys of a config."""
-    for key, value in values.items():
-        yield from ("--set", f"{key}={value}")
-
-
 def pretrain(folder: Path, name: str) -> None:
     """Pre-train one model, or the rest of its updates."""
     kind = name.removesuffix("_time")
@@ -148,14 +125,22 @@ def pretrain(folder: Path, name: str) -> None:
         "evaluation.sequences": 256,
         "checkpoint.every": 500,
         "checkpoint.keep": 1,
-        **{f"model.{key}": value for key, value in (MODEL | {"vocabulary_size": VOCABULARY, "layers": layers}).items()},
     }
+    if kind == "fast_mlm":
+        keys |= {"auxiliary.run": folder / "auxiliary", "auxiliary.huggingface": "null"}
+        keys["model.huggingface"] = exported(folder / "mlm")
+    else:
+        sizes = MODEL | {"vocabulary_size": VOCABULARY, "layers": layers}
+        keys |= {f"model.{key}": value for key, value in sizes.items()}
     if kind == "fast":
         keys |= {"auxiliary.run": folder / "auxiliary", "curriculum.rate": TAU, "model.initial_std": 0.06}
     if kind == "joint":
         keys["joint.auxiliary_layers"] = PRETRAINED["auxiliary"][1]
+    if kind == "mlm_long":
+        keys["corruption.mask_fraction"] = 0.3
     deepspeed = {
         "train_batch_size": 64,
+        "train_micro_batch_size_per_gpu": 64,
         "optimizer.params.lr": rate,
         "optimizer.params.torch_adam": "false",  # but DeepSpeed's, compiled for the processor
         "scheduler.params.warmup_num_steps": updates_of(folder, name) // 10,
@@ -168,10 +153,20 @@ def pretrain(folder: Path, name: str) -> None:
     print(f"{time.strftime('%H:%M')} pre-trained {name}", flush=True)
 
 
+def exported(run: Path) -> Path:
+    """Export a model to a directory beside its run, unless it is there."""
+    place = run.with_name(f"{run.name}_exported")
+    if not place.exists():
+        command("-m", "fast_electra.cli", "export", run, place)
+    return place
+
+
 def updates_of(folder: Path, name: str) -> int:
     """Return the number of updates of a pre-training."""
     if name == "auxiliary":
         return AUXILIARY_UPDATES
+    if name == "mlm_long":
+        return LONG_UPDATES
     return equal_time(folder, name.removesuffix("_time")) if name.endswith("_time") else UPDATES
 
 
@@ -192,34 +187,17 @@ def seconds(folder: Path, name: str) -> float:
     return median(row["tokens"] / row["tokens_per_second"] for row in read_metrics(folder / name)[0])
 
 
-def finetune(folder: Path, tasks: Path, file: str, name: str, seeds: int, model: str = "fast", **changes: Any) -> None:
-    """Fine-tune one beginning on one task with every seed; `random` has the sizes of the run `model`.
-
-    `changes` are keys of the section `fast_electra`.
-    """
-    task = open_task(file)
-    run = folder / "tasks" / task.name / name
-    if not is_fine_tuned(folder, task, name):
-        keys = {
-            "run": run,
-            "pretrained": folder / (model if name == "random" else name),
-            "initialization": "random" if name == "random" else "pretrained",
-            "tokenizer": folder / "tokenizer",
-            "sequence_length": 128,
-            "epochs": EPOCHS[task.name],
-            **changes,
-        }
-        values = {f"fast_electra.{key}": value for key, value in keys.items()}
-        values |= {"optimizer.params.lr": RATE, "bf16.enabled": "true", "fp16.enabled": "false"}
-        what = ("--deepspeed_config", ROOT / "ds_configs/finetune.json", "--task", file, "--data", tasks / task.name)
-        log = folder / f"{task.name}_{name}.log"
-        command("launch/finetune.py", *what, "--seeds", seeds, *settings(values), log=log)
-    print(f"{time.strftime('%H:%M')} fine-tuned {name} on {task.name}", flush=True)
-
-
-def is_fine_tuned(folder: Path, task: Task, name: str) -> bool:
-    """Return whether a beginning is fine-tuned on a task, with every seed."""
-    return (folder / "tasks" / task.name / name / "results.json").exists()
+def finetune(folder: Path, tasks: Path, task: str, name: str, seeds: int) -> None:
+    """Fine-tune one beginning on one task with every seed."""
+    keys = {
+        "pretrained": folder / ("fast" if name == "random" else name),
+        "initialization": "random" if name == "random" else "pretrained",
+        "tokenizer": folder / "tokenizer",
+        "sequence_length": 128,
+        "epochs": EPOCHS[task],
+    }
+    deepspeed = {"optimizer.params.lr": RATE, "bf16.enabled": "true", "fp16.enabled": "false"}
+    fine_tune(folder / "tasks" / task / name, task, tasks, seeds, keys, deepspeed)
 
 
 def write(folder: Path, tasks: Path, seeds: int) -> None:
@@ -227,15 +205,13 @@ def write(folder: Path, tasks: Path, seeds: int) -> None:
     found = {}
     for file in TASKS:
         task = open_task(str(file))
-        done = [name for name in BEGINNINGS if is_fine_tuned(folder, task, name)]
-        if scores := {name: test_scores(folder, task, name, seeds) for name in done}:
+        runs = {name: folder / "tasks" / task.name / name for name in BEGINNINGS}
+        if scores := {name: test_scores(run, seeds) for name, run in runs.items() if is_fine_tuned(run, seeds)}:
             bare = {name: row[task.metric] for name, row in floors(task, read_data(task, tasks / task.name)).items()}
             found[task.name] = {"metric": task.metric, "scores": scores, "floors": bare}
     pretrained = [name for name in (*PRETRAINED, *BEGINNINGS) if (folder / name / "metrics.jsonl").exists()]
     costs = {name: {"updates": updates_of(folder, name), "seconds": seconds(folder, name)} for name in pretrained}
-    about = {"machine": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
-    about |= {name: version(name) for name in ("torch", "deepspeed")} | {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    write_json(RESULTS, {"about": about, "tasks": found, "pretraining": costs, "epochs": EPOCHS})
+    write_json(RESULTS, {"about": about("torch", "deepspeed"), "tasks": found, "pretraining": costs, "epochs": EPOCHS})
     docs = ROOT / "docs/results.md"
     docs.write_text(show(found, docs.parent / "images", docs.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -244,12 +220,6 @@ def show(found: dict[str, Any], images: Path, text: str) -> str:
     """Draw the plot, and return the text with the table of each task's scores."""
     draw(found, images / "transfer.svg")
     return put(text, "transfer", table(found))
-
-
-def test_scores(folder: Path, task: Task, name: str, seeds: int) -> list[float]:
-    """Return the first metric on the test set, for each seed."""
-    places = [folder / "tasks" / task.name / name / (f"seed-{seed}" if seeds > 1 else "") for seed in range(seeds)]
-    return [read_json(place / "scores.json")["test"]["test_score"] for place in places]
 
 
 def table(found: dict[str, Any]) -> str:
