@@ -27,7 +27,7 @@ from fast_electra.plotting import BLUE, GREY, ORANGE, STYLE
 from fast_electra.training.metrics import read_metrics
 
 RESULTS = ROOT / "experiments/results/transfer.json"
-VOCABULARY, UPDATES, AUXILIARY_UPDATES, LONG_UPDATES = 8192, 4000, 3000, 10_000
+VOCABULARY, UPDATES, AUXILIARY_UPDATES = 16_384, 10_000, 3000
 MODEL = {
     "embedding_size": "null",
     "hidden_size": 256,
@@ -43,7 +43,6 @@ PRETRAINED = {
     "fast": ("small", 4, 0.003),
     "mlm": ("small_auxiliary", 4, 0.002),
     "joint": ("small_joint", 4, 0.001),
-    "mlm_long": ("small_auxiliary", 4, 0.002),
     "fast_mlm": ("continue", 4, 0.001),
 }
 # The paper's 0.1 keeps the task easy for 12,500 of its updates, and would for 400 of ours: too few to leave the plateau
@@ -136,8 +135,8 @@ def pretrain(folder: Path, name: str) -> None:
         keys |= {"auxiliary.run": folder / "auxiliary", "curriculum.rate": TAU, "model.initial_std": 0.06}
     if kind == "joint":
         keys["joint.auxiliary_layers"] = PRETRAINED["auxiliary"][1]
-    if kind == "mlm_long":
-        keys["corruption.mask_fraction"] = 0.3
+    if kind == "mlm":
+        keys["corruption.mask_fraction"] = 0.2
     deepspeed = {
         "train_batch_size": 64,
         "train_micro_batch_size_per_gpu": 64,
@@ -165,8 +164,6 @@ def updates_of(folder: Path, name: str) -> int:
     """Return the number of updates of a pre-training."""
     if name == "auxiliary":
         return AUXILIARY_UPDATES
-    if name == "mlm_long":
-        return LONG_UPDATES
     return equal_time(folder, name.removesuffix("_time")) if name.endswith("_time") else UPDATES
 
 

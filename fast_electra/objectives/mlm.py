@@ -1,13 +1,13 @@
 """L_MLM: the masked language modelling that pre-trains the auxiliary model (section 2)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fast_electra import randomness
 from fast_electra.batch import MaskedBatch, TokenBatch
 from fast_electra.corruption import Masking, mask
 from fast_electra.model.heads import MaskedLanguageModel
+from fast_electra.objectives.cross_entropy import CrossEntropy
 from fast_electra.objectives.objective import Export, Forward, Row, Sums, export
 
 
@@ -55,8 +55,7 @@ class MLM:
 def masked_loss(logits_MV: Tensor, masked: MaskedBatch) -> tuple[Tensor, Sums]:
     """Return the sum of -log p(x_i) over masked positions, and sums: `mlm_loss`, `masked` positions, `correct` ones."""
     original_M = masked.original_M
-    loss_sum = F.cross_entropy(logits_MV.float(), original_M, reduction="sum")
-    with torch.no_grad():
-        correct = (logits_MV.argmax(dim=1) == original_M).sum()
-        count = torch.full_like(correct, len(original_M))
+    loss_M, best_M = CrossEntropy.apply(logits_MV, original_M)
+    loss_sum, correct = loss_M.sum(), (best_M == original_M).sum()
+    count = torch.full_like(correct, len(original_M))
     return loss_sum, {"mlm_loss": loss_sum.detach().double(), "masked": count.double(), "correct": correct.double()}
