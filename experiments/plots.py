@@ -68,7 +68,7 @@ def write_all(results: Path, docs: Path) -> None:
         text = write_sweeps(json.loads(sweeps.read_text()), images, text)
     fine_tuned = results.with_name("transfer.json")
     if fine_tuned.exists():
-        text = transfer.show(json.loads(fine_tuned.read_text())["tasks"], images, text)
+        text = transfer.show(json.loads(fine_tuned.read_text()), images, text)
     (docs / "results.md").write_text(text, encoding="utf-8")
 
 
