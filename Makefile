@@ -90,7 +90,7 @@ kernels: setup
 	python benchmarks/compile_kernels.py
 
 bench: setup
-	@for script in benchmarks/sampler.py benchmarks/step_vs_huggingface.py benchmarks/existing_models.py benchmarks/engine.py; do echo "+ python $$script"; python $$script; done
+	@for script in benchmarks/sampler.py benchmarks/cross_entropy.py benchmarks/step_vs_huggingface.py benchmarks/existing_models.py benchmarks/engine.py; do echo "+ python $$script"; python $$script; done
 
 clean:
 	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@
 # DATA      folder with small/ and base/, each with a tokenizer/ and its shards/ (default: made of the corpus that ships)
 set -uo pipefail
 all='operators:150 smoke:60 data:180 tests:150+kernels:150+resume:150+launcher:90+learn:200 sampler:60 sampler_1024:60
-  step:200 table7_whole:120 table7_large:120 table7:120 huggingface:120 existing:90 attention:60 tiles:150'
+  step:200 table7_whole:120 table7_large:120 table7:120 huggingface:120 existing:90 attention:60 cross_entropy:60 tiles:150'
 
 operators() { python3 -m fast_electra.hosts.operators; }
 smoke() { python3 benchmarks/gpu_smoke.py; }
@@ -19,6 +19,7 @@ tiles() {
     python3 benchmarks/attention.py --tune --json "$LOG/attention_tiles.json"
 }
 sampler_1024() { python3 benchmarks/sampler.py --hidden 1024 --rounds 10 --json "$LOG/sampler_1024.json"; }
+cross_entropy() { python3 benchmarks/cross_entropy.py --positions 4928 --vocabulary 128000 --json "$LOG/cross_entropy.json"; }
 attention() { python3 benchmarks/attention.py --json "$LOG/attention.json"; }
 step() { python3 benchmarks/step.py --vocabulary 128000 --profile default many --json "$LOG/step.json" ${STEP:-}; }
 huggingface() {  # a step as users get it, at two sizes

@@ -64,6 +64,13 @@ def test_the_sampler_is_timed(tmp_path: Path) -> None:
     assert all(figures["seconds"]["median"] > 0 for figures in result["contenders"].values())
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_cross_entropy_is_timed(tmp_path: Path, dtype: str) -> None:
+    (row,) = bench("cross_entropy.py", tmp_path, dtype, "--positions", "64", "--vocabulary", "50000")["settings"]
+    assert row["peak_mb"]["in blocks"] < row["peak_mb"]["PyTorch"] / 2
+    assert all(ms > 0 for rounds in row["ms"].values() for ms in rounds)
+
+
 def test_the_engine_is_timed_beside_plain_pytorch(tmp_path: Path, tiny_corpus: Corpus) -> None:
     folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
     (row,) = bench("engine.py", tmp_path, "fp32", "--recipe", "tiny", *folders)["settings"]
