@@ -64,9 +64,9 @@ def test_the_sampler_is_timed(tmp_path: Path) -> None:
     assert all(figures["seconds"]["median"] > 0 for figures in result["contenders"].values())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_the_cross_entropy_is_timed(tmp_path: Path, dtype: str) -> None:
-    (row,) = bench("cross_entropy.py", tmp_path, dtype, "--positions", "64", "--vocabulary", "50000")["settings"]
+@pytest.mark.slow
+def test_the_cross_entropy_is_timed(tmp_path: Path) -> None:
+    (row,) = bench("cross_entropy.py", tmp_path, "bf16", "--positions", "64", "--vocabulary", "50000")["settings"]
     assert row["peak_mb"]["in blocks"] < row["peak_mb"]["PyTorch"] / 2
     assert all(ms > 0 for rounds in row["ms"].values() for ms in rounds)
 

@@ -17,7 +17,7 @@ from ranks import Pool
 from fast_electra.files import read_json
 
 transformers = pytest.importorskip("transformers")
-WORDS, WORDS_A_ROW, ROWS, BATCH, EPOCHS = 600, 5, 2400, 16, 4
+WORDS, WORDS_A_ROW, ROWS, BATCH, EPOCHS = 400, 5, 1600, 16, 4
 
 
 def bert(folder: Path) -> Path:
