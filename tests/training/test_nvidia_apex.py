@@ -89,6 +89,7 @@ def test_a_run_says_whether_it_uses_apex(folder: Path) -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_norms_keep_their_names_and_results(dtype: torch.dtype, autocast: bool) -> None:
     """In the precision of the model, and under autocast (to bf16, whose rounding is then allowed)."""
+    torch.manual_seed(0)
     settings = sizes(layers=2, dropout=0.0, attention_dropout=0.0)
     plain = Discriminator.new(settings).to(dtype)
     plain.load_state_dict({name: t + 0.1 * torch.randn_like(t) for name, t in plain.state_dict().items()})
@@ -105,6 +106,8 @@ def test_norms_keep_their_names_and_results(dtype: torch.dtype, autocast: bool) 
     for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
         assert other.grad is not None and other.grad.dtype == dtype
         tolerance = 0.05 * float(one.grad.abs().max()) if autocast else 0.0
+        if autocast and one.numel() == 1:  # the last bias: 24 numbers, each rounded to bf16, which nearly cancel
+            tolerance += 0.03
         assert float((one.grad - other.grad).abs().max()) <= tolerance
 
 
