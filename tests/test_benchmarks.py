@@ -71,6 +71,7 @@ def test_the_cross_entropy_is_timed(tmp_path: Path) -> None:
     assert all(ms > 0 for rounds in row["ms"].values() for ms in rounds)
 
 
+@pytest.mark.slow
 def test_the_engine_is_timed_beside_plain_pytorch(tmp_path: Path, tiny_corpus: Corpus) -> None:
     folders = ["--shards", str(tiny_corpus.shards), "--tokenizer", str(tiny_corpus.tokenizer)]
     (row,) = bench("engine.py", tmp_path, "fp32", "--recipe", "tiny", *folders)["settings"]
