@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fine_tuned import ROOT, about, command, fine_tune, is_fine_tuned, settings, test_scores
+from fine_tuned import ROOT, about, command, fine_tune, settings, test_scores
 
 from fast_electra.files import write_json
 from fast_electra.training.metrics import read_metrics
@@ -140,9 +140,9 @@ def write(folder: Path, seeds: int) -> None:
     found: dict[str, Any] = {task: {} for task in TASKS}
     for task, row in found.items():
         for name in BEGINNINGS:
-            if is_fine_tuned(run := folder / "tasks" / task / name, seeds):
-                scores = test_scores(run, seeds)
-                row[name] = {"scores": scores, "mean": mean(scores), "deviation": stdev(scores) if seeds > 1 else None}
+            if scores := test_scores(folder / "tasks" / task / name, seeds):
+                deviation = stdev(scores) if len(scores) > 1 else None
+                row[name] = {"scores": scores, "mean": mean(scores), "deviation": deviation}
     machine = about("torch", "deepspeed", "transformers")
     result = {"about": machine, "mlm_loss": loss, "rtd": last, "tasks": found}
     write_json(RESULTS, result)

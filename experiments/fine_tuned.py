@@ -46,8 +46,9 @@ def is_fine_tuned(run: Path, seeds: int) -> bool:
 
 
 def test_scores(run: Path, seeds: int) -> list[float]:
-    """Return the task's metric on the test set, for each seed."""
-    return [read_json(place / "scores.json")["test"]["test_score"] for place in places(run, seeds)]
+    """Return the task's metric on the test set, for each seed that is complete."""
+    files = [place / "scores.json" for place in places(run, seeds)]
+    return [read_json(file)["test"]["test_score"] for file in files if file.exists()]
 
 
 def places(run: Path, seeds: int) -> list[Path]:
