@@ -36,8 +36,8 @@ class Beginning:
     updates: int | None  # None: as many as take the time of `fast` and of what it needs
     layers: int = 4
     keys: dict[str, Any] = field(default_factory=dict)  # of the section `fast_electra`
-    auxiliary: str | None = None  # the beginning that corrupts its text
-    start: str | None = None  # the beginning from whose weights it goes on
+    auxiliary: str | None = None  # name of the beginning that corrupts its text
+    start: str | None = None  # name of the beginning that gives its first weights
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ RECIPES = {
             "joint_time": replace(_JOINT, label="joint training, equal time", updates=None),
         },
     ),
-    # More text, whole words, and Fast-ELECTRA goes on from a masked language model, a copy of which is its auxiliary.
+    # It reads more text, in longer tokens. Fast-ELECTRA begins with the weights of the MLM, which is its auxiliary too.
     "longer": Recipe(
         16_384,
         "mlm",
@@ -98,7 +98,7 @@ def make_all(recipe: Recipe, folder: Path, text: Path, names: list[str], workers
             done[other].result()
         pretrain(recipe, folder, name)
 
-    with ThreadPoolExecutor(workers) as pool:  # which takes them in order, so that none waits for one that waits
+    with ThreadPoolExecutor(workers) as pool:  # it takes jobs in order, so what a job waits for has begun before it
         for name in recipe.beginnings:
             if name in wanted:
                 done[name] = pool.submit(after_its_needs, name)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = {"cpu": 2**20, "cuda": 2**26}  # logits that are fp32 at a time: 4 MiB fit a processor's cache; 256 MiB
+BLOCK = {"cpu": 2**20, "cuda": 2**26}  # logits in fp32 at a time: 4 MiB, because a processor's cache is small; 256 MiB
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -34,7 +34,7 @@ class CrossEntropy(torch.autograd.Function):
         logits_MV, target_M, total_M = ctx.saved_tensors
         gradient_MV = torch.empty_like(logits_MV)
         for rows in blocks(logits_MV):
-            share_MV = logits_MV[rows].float().sub_(total_M[rows, None]).exp_()
+            share_MV = (logits_MV[rows].float() - total_M[rows, None]).exp_()  # not in place: the logits may be fp32
             share_MV.scatter_add_(1, target_M[rows, None], torch.full_like(share_MV[:, :1], -1.0))
             gradient_MV[rows] = share_MV.mul_(gradients[0][rows, None])
         return gradient_MV, None

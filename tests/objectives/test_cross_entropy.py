@@ -23,6 +23,7 @@ def test_equals_pytorch(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch
     (loss_M * weight_M).sum().backward()
     (expected_M * weight_M).sum().backward()
     assert ours_MV.grad is not None and theirs_MV.grad is not None and ours_MV.grad.dtype == dtype
+    assert torch.equal(ours_MV, theirs_MV)  # the logits themselves are as they were
     step = max(2 * torch.finfo(dtype).eps, 1e-5)  # a logit of 60 is rounded to 4e-6 in fp32
     assert torch.allclose(ours_MV.grad.float(), theirs_MV.grad.float(), rtol=step, atol=1e-6)
 
