@@ -10,11 +10,11 @@ from fast_electra.cost.flops import Lengths, Terms
 from fast_electra.model.attention import HEAD_SIZES
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.rectangles import AREA
+from fast_electra.objectives.cross_entropy import block_rows
 from fast_electra_kernels import workspace_bytes
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 FP32 = 4
-LOSS_BYTES = 12  # a logit in the loss's backward pass: log-probability and two gradients, in fp32
 
 AT_WORK = "activations, the layer at work"  # with activation checkpointing: recomputed in the backward pass
 
@@ -153,6 +153,15 @@ def sampler(vocabulary: int, batch: MicroBatch, from_logits: bool = False) -> Te
     """Return the term of drawing. The [M, V] matrix never exists, except in joint training, which has it anyway."""
     impl = "triton" if batch.on_gpu and not from_logits else "blocked"
     return {"sampler's workspace": workspace_bytes(batch.masked, vocabulary, impl, batch.on_gpu)}
+
+
+def loss(vocabulary: int, batch: MicroBatch) -> Terms:
+    """Return the terms of the backward pass of a masked language model's loss. It is fp32 in a block of rows alone."""
+    block = min(batch.masked, block_rows(vocabulary, batch.on_gpu)) * vocabulary
+    return {
+        "logits and their gradient": 2 * batch.masked * vocabulary * BYTES[batch.dtype],
+        "the loss's block": block * FP32 * (1 if batch.dtype == "fp32" else 2),  # and a copy of 16-bit logits
+    }
 
 
 def inference(settings: EncoderSettings, batch: MicroBatch) -> Terms:

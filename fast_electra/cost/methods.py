@@ -141,21 +141,18 @@ def _moments(job: Job, method: str) -> dict[str, Terms]:
     main = memory.activations(job.model, batch, "rtd") | memory.layer_gradients(job.model, batch)
     if method in ("joint", "mlm"):  # the logits of a masked language model are the largest tensors of all
         settings = _joint_auxiliary(job) if method == "joint" else job.model
-        logits = batch.masked * settings.vocabulary_size
+        logits = batch.masked * settings.vocabulary_size * size
         activations = memory.activations(settings, batch, "mlm")
         kept = sum(activations.values()) - activations.get(memory.AT_WORK, 0)  # until its own backward pass
         model = {"activations of the masked language model": kept}
-        gradients = {
-            "logits in the loss's backward pass": logits * memory.LOSS_BYTES,
-            "gradient of the vocabulary head": embedding_parameters(settings) * size,
-        }
-        moments["loss backward"] = waiting | model | gradients
+        head = {"gradient of the vocabulary head": embedding_parameters(settings) * size}
+        moments["loss backward"] = waiting | model | memory.loss(settings.vocabulary_size, batch)
+        moments["head backward"] = waiting | model | {"gradient of the logits": logits} | head
         moments["MLM backward"] = waiting | activations | memory.layer_gradients(settings, batch)
         if method == "joint":
-            drawn = {"logits and log-probabilities": logits * (size + memory.FP32)}
             sampler = memory.sampler(settings.vocabulary_size, batch, from_logits=True)
-            moments["drawing"] = held | model | drawn | sampler
-            main |= model | {"log-probabilities, fp32": logits * memory.FP32}
+            moments["drawing"] = held | model | {"logits": logits} | sampler
+            main |= model | {"logits": logits}
     if method != "mlm":
         moments["main backward"] = waiting | main
     # The backward pass ends with a flat copy of a bucket's gradients, the step begins with one of this device's share,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = {"cpu": 2**20, "cuda": 2**26}  # logits in fp32 at a time: 4 MiB, because a processor's cache is small; 256 MiB
+BLOCK_CPU, BLOCK_GPU = 1 << 20, 1 << 24  # logits in fp32 at a time: 4 MiB fit into a processor's cache; 64 MiB
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -34,13 +34,23 @@ class CrossEntropy(torch.autograd.Function):
         logits_MV, target_M, total_M = ctx.saved_tensors
         gradient_MV = torch.empty_like(logits_MV)
         for rows in blocks(logits_MV):
-            share_MV = (logits_MV[rows].float() - total_M[rows, None]).exp_()  # not in place: the logits may be fp32
-            share_MV.scatter_add_(1, target_M[rows, None], torch.full_like(share_MV[:, :1], -1.0))
-            gradient_MV[rows] = share_MV.mul_(gradients[0][rows, None])
+            gradient_MV[rows] = _gradient(logits_MV[rows], target_M[rows], total_M[rows], gradients[0][rows])
         return gradient_MV, None
+
+
+def _gradient(logits_RV: Tensor, target_R: Tensor, total_R: Tensor, gradient_R: Tensor) -> Tensor:
+    """Return that of a block, in fp32. In a function of its own, it is freed before the next one is made."""
+    share_RV = (logits_RV - total_R[:, None]).exp_()  # fp32, as one of the two is
+    share_RV.scatter_add_(1, target_R[:, None], torch.full_like(share_RV[:, :1], -1.0))
+    return share_RV.mul_(gradient_R[:, None])
 
 
 def blocks(logits_MV: Tensor) -> Iterator[slice]:
     """Yield slices of rows."""
-    size = max(1, BLOCK.get(logits_MV.device.type, BLOCK["cpu"]) // logits_MV.shape[1])
+    size = block_rows(logits_MV.shape[1], logits_MV.is_cuda)
     return (slice(first, first + size) for first in range(0, len(logits_MV), size))
+
+
+def block_rows(vocabulary: int, on_gpu: bool) -> int:
+    """Return the number of rows of a block."""
+    return max(1, (BLOCK_GPU if on_gpu else BLOCK_CPU) // vocabulary)

@@ -1,4 +1,4 @@
-"""The bytes of activations and of drawing, against what torch really holds. tests/jobs/test_measure.py has the rest."""
+"""Bytes of activations, drawing and loss, against what torch really holds. tests/jobs/test_measure.py has the rest."""
 
 import pytest
 import torch
@@ -7,9 +7,11 @@ from fast_electra import randomness
 from fast_electra.batch import Layout
 from fast_electra.cost.flops import Lengths
 from fast_electra.cost.measure import tensor_memory
-from fast_electra.cost.memory import AT_WORK, MicroBatch, activations, sampler
+from fast_electra.cost.memory import AT_WORK, MicroBatch, activations, loss, sampler
 from fast_electra.model.encoder import EncoderSettings
 from fast_electra.model.heads import Discriminator, MaskedLanguageModel
+from fast_electra.objectives.cross_entropy import CrossEntropy
+from fast_electra.training.engines import DTYPES
 from fast_electra_kernels import sample_with_statistics
 
 SIZES = {
@@ -80,6 +82,19 @@ def test_drawing_holds_what_is_assumed(rows: int, vocabulary: int) -> None:
     )
     batch = MicroBatch(rows, Lengths(1, 1, 1, 1), "fp32", on_gpu=False)
     assert memory.peak == pytest.approx(sum(sampler(vocabulary, batch).values()), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(100, 4000), (2000, 5000)])  # less than a block, and ten blocks
+def test_the_loss_of_a_masked_language_model_holds_what_is_assumed(dtype: str, rows: int, vocabulary: int) -> None:
+    target_M = torch.zeros(rows, dtype=torch.int64)
+    memory = tensor_memory(
+        torch.device("cpu"),
+        lambda: torch.zeros(rows, vocabulary, dtype=DTYPES[dtype], requires_grad=True),
+        lambda logits_MV: CrossEntropy.apply(logits_MV, target_M)[0].sum().backward(),
+    )
+    batch = MicroBatch(rows, Lengths(1, 1, 1, 1), dtype, on_gpu=False)
+    assert memory.peak == pytest.approx(sum(loss(vocabulary, batch).values()), rel=0.05)
 
 
 def test_the_sampler_never_holds_all_logits() -> None:
