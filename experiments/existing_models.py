@@ -25,7 +25,7 @@ AUXILIARY = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 
 AUXILIARY |= {"max_position_embeddings": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MLM_UPDATES, MLM_RATE = 800, 2e-3
 UPDATES, RATE = 300, 2e-4
-TASKS = {"rt_sentiment": (2, 64), "vader_intensity": (1, 64), "qnli_squad": (2, 128)}  # epochs, sequence length
+TASKS = {"rt_sentiment": (2, 64), "vader_intensity": (1, 64), "qnli_squad": (1, 128)}  # epochs, sequence length
 TASK_RATE = 3e-4  # of Table 4
 BEGINNINGS = ("random", "encoder", "rtd")  # new weights, before RTD, after RTD
 
@@ -124,7 +124,6 @@ def finetune(folder: Path, encoder: Path, tasks: Path, task: str, name: str, see
     epochs, length = TASKS[task]
     keys = {
         "pretrained": folder / "rtd" if name == "rtd" else encoder,
-        "initialization": "random" if name == "random" else "pretrained",
         "sequence_length": length,
         "epochs": epochs,
     }

@@ -24,7 +24,7 @@ def fine_tune(run: Path, task: str, tasks: Path, seeds: int, keys: dict[str, Any
     """Fine-tune a model on a task with every seed, or with those that are left.
 
     Args:
-        run: folder of the runs; its log lies beside it.
+        run: folder of the runs; its log lies beside it. If its name is `random`, the model gets new weights.
         task: name of the task, and of the folder of its data.
         tasks: where that folder is.
         seeds: number of seeds.
@@ -33,7 +33,8 @@ def fine_tune(run: Path, task: str, tasks: Path, seeds: int, keys: dict[str, Any
     """
     if not is_fine_tuned(run, seeds):
         run.parent.mkdir(parents=True, exist_ok=True)
-        values = {f"fast_electra.{key}": value for key, value in (keys | {"run": run}).items()} | deepspeed
+        own = {"run": run, "initialization": "random" if run.name == "random" else "pretrained"}
+        values = {f"fast_electra.{key}": value for key, value in (keys | own).items()} | deepspeed
         what = ("--task", FILES[task], "--data", tasks / task, "--seeds", seeds)
         config = ("--deepspeed_config", ROOT / "ds_configs/finetune.json")
         command("launch/finetune.py", *config, *what, *settings(values), log=run.with_suffix(".log"))

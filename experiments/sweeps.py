@@ -73,7 +73,6 @@ def main() -> None:
         for name in FINE_TUNED:
             keys = FINE_TUNING | {
                 "pretrained": study.folder / ("fast-0" if name == "random" else name),
-                "initialization": "random" if name == "random" else "pretrained",
                 "tokenizer": study.folder / "tokenizer",
                 "epochs": epochs,
             }

@@ -67,7 +67,6 @@ def finetune(recipe: Recipe, folder: Path, tasks: Path, task: str, name: str, se
     """Fine-tune one beginning on one task with every seed."""
     keys = {
         "pretrained": folder / (recipe.random if name == "random" else name),
-        "initialization": "random" if name == "random" else "pretrained",
         "tokenizer": folder / "tokenizer",
         "sequence_length": 128,
         "epochs": EPOCHS[task],
