@@ -140,7 +140,7 @@ def draw(names: dict[str, str], found: dict[str, Any], file: Path) -> None:
             axes.axvline(task["floors"]["tfidf"], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.set_title(f"{name}\n{task['metric']}", fontsize=9)
             axes.set_yticks(range(len(shown)), [names[beginning] for beginning in shown])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)  # the first on top
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
 
