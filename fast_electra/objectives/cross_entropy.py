@@ -39,8 +39,8 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _gradient(logits_RV: Tensor, target_R: Tensor, total_R: Tensor, gradient_R: Tensor) -> Tensor:
-    """Return that of a block, in fp32. In a function of its own, it is freed before the next one is made."""
-    share_RV = (logits_RV - total_R[:, None]).exp_()  # fp32, as one of the two is
+    """Return the gradient of a block's logits, in fp32. It is a function, so that its memory is free for the next."""
+    share_RV = (logits_RV - total_R[:, None]).exp_()  # fp32, because the second is: the logits may have 16 bits
     share_RV.scatter_add_(1, target_R[:, None], torch.full_like(share_RV[:, :1], -1.0))
     return share_RV.mul_(gradient_R[:, None])
 
